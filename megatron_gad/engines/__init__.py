@@ -1,0 +1,1 @@
+"""Text generation from the student's current weights, behind one protocol."""

@@ -1,0 +1,58 @@
+"""The engine protocol: what the run needs from anything that samples text."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from megatron_gad.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn.
+
+    num_samples: rollouts per prompt.
+    temperature: 0 means greedy.
+    top_p, top_k: 1.0 and 0 switch them off.
+    max_new_tokens: cap on response tokens, the end token included.
+    stop_ids: token ids that end a response; the one sampled is kept as the last id.
+    seed: with a prompt's index and the sample's number it fixes every draw of a response, so the
+        result does not depend on which engine or batch served it.
+    """
+
+    num_samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 128
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+
+class Engine(Protocol):
+    """Samples responses. Weights are swapped before every use, so waking is always loading."""
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take all weights under their Hugging Face names; leaves the engine awake, caches empty."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Group]:
+        """Sample ``sampling.num_samples`` responses for each prompt, in the order given."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the device memory back; the next call is ``load_weights``."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything that the engine started."""
+        ...
+
+
+def request_seed(seed: int, prompt_index: int, sample: int) -> int:
+    """Return the seed of one response, a 63-bit integer mixed from its three coordinates."""
+    text = f"{seed}/{prompt_index}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

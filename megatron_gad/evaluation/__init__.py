@@ -1,0 +1,1 @@
+"""Measuring a student against its teacher's text."""

@@ -1,0 +1,1 @@
+"""Collecting a teacher's responses as text."""
