@@ -1,19 +1,135 @@
 """Process groups of one run, and what a rank needs to know about its place in them."""
 
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_gad.training.environment import environment_world_size, local_rank
+from megatron_gad.training.options import ParallelConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
-    """The layout, under Megatron's names. Data parallelism is what is left of the world size.
+class Parallel:
+    """This rank's place.
 
-    sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
-    use_distributed_optimizer: shard optimizer states over data ranks; needs CUDA.
-    distributed_timeout_minutes: a collective that waits longer ends the run.
+    A *model-parallel group* is the TP x PP ranks that hold one copy of the models and work on one
+    share of the data; its first rank (``is_engine_rank``) owns the group's rollout engine.
     """
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    sequence_parallel: bool = False
-    use_distributed_optimizer: bool = False
-    distributed_timeout_minutes: int = 30
+    rank: int
+    world_size: int
+    data_rank: int
+    data_size: int
+    is_engine_rank: bool
+    is_last_stage: bool
+    device: torch.device
+    model_group: dist.ProcessGroup
+    model_group_ranks: tuple[int, ...]
+    data_group: dist.ProcessGroup
+    pipeline_group: dist.ProcessGroup
+    last_stage_rank: int
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this rank writes the run's files."""
+        return self.rank == 0
+
+    def share(self, items: list[T]) -> list[T]:
+        """Return this data rank's contiguous share of a list whose length it divides."""
+        assert len(items) % self.data_size == 0, (len(items), self.data_size)
+        size = len(items) // self.data_size
+        return items[self.data_rank * size : (self.data_rank + 1) * size]
+
+    def from_engine_rank(self, value: T | None) -> T:
+        """Send any picklable value from the engine rank to its whole model-parallel group."""
+        return _broadcast(value, self.model_group_ranks[0], self.model_group)
+
+    def from_last_stage(self, value: T | None) -> T:
+        """Send any picklable value from the last pipeline stage to all stages."""
+        return _broadcast(value, self.last_stage_rank, self.pipeline_group)
+
+    def gather_over_data(self, value: T) -> list[T]:
+        """Return the values of all data ranks, in their order, on every rank."""
+        gathered: list = [None] * self.data_size
+        dist.all_gather_object(gathered, value, group=self.data_group)
+        return gathered
+
+    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over data ranks."""
+        if self.data_size > 1:
+            dist.all_reduce(values, group=self.data_group)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier()
+
+
+def _broadcast(value: T | None, source: int, group: dist.ProcessGroup) -> T:
+    box: list = [value]
+    if dist.get_world_size(group) > 1:
+        dist.broadcast_object_list(box, src=source, group=group)
+    return box[0]
+
+
+def initialize(config: ParallelConfig, seed: int) -> Parallel:
+    """Start torch.distributed and Megatron's groups; without torchrun this is a world of one.
+
+    Raises ValueError where the layout does not divide the world.
+    """
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank())
+    timeout = timedelta(minutes=config.distributed_timeout_minutes)
+    if not dist.is_initialized():
+        _start_torch_distributed("nccl" if on_gpu else "gloo", timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=config.distributed_timeout_minutes,
+    )
+    model_parallel_cuda_manual_seed(seed)
+    return _describe(torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
+
+
+def _start_torch_distributed(backend: str, timeout: timedelta) -> None:
+    if environment_world_size() > 1:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store = dist.HashStore()
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def _describe(device: torch.device | str) -> Parallel:
+    model_group = parallel_state.get_model_parallel_group()
+    pipeline_group = parallel_state.get_pipeline_model_parallel_group()
+    model_group_ranks = tuple(dist.get_process_group_ranks(model_group))
+    return Parallel(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        is_engine_rank=dist.get_rank() == model_group_ranks[0],
+        is_last_stage=parallel_state.is_pipeline_last_stage(),
+        device=torch.device(device),
+        model_group=model_group,
+        model_group_ranks=model_group_ranks,
+        data_group=parallel_state.get_data_parallel_group(),
+        pipeline_group=pipeline_group,
+        last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
+    )
+
+
+def shut_down() -> None:
+    """Destroy all process groups."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,18 @@
+"""What the launcher tells a process through its environment, readable before any group exists."""
+
+import os
+
+
+def environment_rank() -> int:
+    """Return this process's rank as the launcher gave it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def environment_world_size() -> int:
+    """Return the number of processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Return this process's number on its node; it picks the device."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,101 @@
+"""What the user may choose about layout, arithmetic, the two models and checkpoints."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """The layout, under Megatron's names. Data parallelism is what is left of the world size.
+
+    sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
+    use_distributed_optimizer: shard optimizer states over data ranks; needs CUDA.
+    distributed_timeout_minutes: a collective that waits longer ends the run.
+    """
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    sequence_parallel: bool = False
+    use_distributed_optimizer: bool = False
+    distributed_timeout_minutes: int = 30
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How forward and backward are computed; nothing here changes the result beyond rounding.
+
+    micro_batch_size: rows of one forward; the discriminator takes as many whole groups as fit in
+        it, at least one.
+    bf16: weights and activations in bfloat16, main weights and gradients in float32.
+    recompute_granularity: full or selective activation recompute; None keeps activations.
+    transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
+    fp8_format: FP8 training with Transformer Engine.
+    logprob_chunk_size: tokens whose float32 logits are held at once.
+    """
+
+    micro_batch_size: int = 4
+    bf16: bool = False
+    recompute_granularity: Literal["full", "selective"] | None = None
+    transformer_impl: Literal["local", "transformer_engine"] = "local"
+    fp8_format: Literal["e4m3", "hybrid"] | None = None
+    logprob_chunk_size: int = 1024
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW without decay on norms and biases.
+
+    lr: learning rate where the stage gives none.
+    lr_decay_style, lr_warmup_steps: the schedule, counted from the start of each stage.
+    min_lr: end of the cosine.
+    clip_grad: bound of the global gradient norm; 0: none.
+    """
+
+    lr: float = 1e-6
+    min_lr: float = 0.0
+    lr_decay_style: Literal["constant", "cosine"] = "constant"
+    lr_warmup_steps: int = 0
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    clip_grad: float = 0.2
+
+
+@dataclass(frozen=True)
+class StudentConfig(OptimizerConfig):
+    """The model that learns.
+
+    path: Hugging Face folder with config, safetensors weights and tokenizer.
+    """
+
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(OptimizerConfig):
+    """The model that scores.
+
+    path: Hugging Face folder; empty starts from the student's weights when the stage begins.
+    score: read the last token's value, or sum the values of all response tokens.
+    head_std: standard deviation of the scalar head's first weights.
+    """
+
+    path: str = ""
+    score: Literal["last_token", "sum"] = "last_token"
+    head_std: float = 0.02
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a run lives and what it keeps.
+
+    save: the run directory; everything the run writes is in it.
+    load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
+    save_interval: steps between checkpoints; 0: only at the end of each stage.
+    keep_last: older checkpoints than this many are deleted; 0 keeps all.
+    """
+
+    save: str = "runs/run"
+    load: str = ""
+    save_interval: int = 50
+    keep_last: int = 2
