@@ -1,0 +1,240 @@
+"""Builds the Megatron modules of one rank for the shape found in a Hugging Face folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.functional import silu
+from transformers import PretrainedConfig
+
+from megatron_gad.models.families import family_of, head_dim, inverse_frequencies
+from megatron_gad.models.layers import local_block_spec
+from megatron_gad.models.scorer import ScorerModel
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is laid out over ranks and computed; its shape comes from the Hugging Face folder.
+
+    The fields have Megatron's names and meanings. fp8_format ("hybrid", "e4m3") and fp8_recipe
+    need transformer_impl "transformer_engine".
+    """
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+    bf16: bool = False
+    recompute_granularity: Literal["full", "selective"] | None = None
+    transformer_impl: Literal["local", "transformer_engine"] = "local"
+    fp8_format: str | None = None
+    fp8_recipe: str | None = None
+
+
+def build_language_model(
+    hf_config: PretrainedConfig, options: ModelOptions
+) -> list[torch.nn.Module]:
+    """Build this rank's chunks of a language model; the weights are not initialised.
+
+    Called on every rank after megatron.core's process groups exist. A chunk is called as
+    ``chunk(tokens, position_ids, attention_mask)`` with tokens and position_ids [B, T] int64 and
+    attention_mask None (causal), rows padded on the right. The last stage returns logits
+    [B, T, padded_vocab / TP], the others their hidden states.
+
+    Args:
+        hf_config: shape, from load_hf_config.
+        options: layout and precision.
+
+    Returns:
+        One GPTModel, or one per virtual pipeline stage. ``chunk.real_vocab_size`` is the number of
+        vocabulary columns that exist; the ones behind it are padding for tensor parallelism.
+
+    Raises:
+        ValueError: the shape cannot be laid out like that.
+    """
+
+    def build(arguments: dict[str, Any]) -> GPTModel:
+        tied = hf_config.tie_word_embeddings
+        return GPTModel(share_embeddings_and_output_weights=tied, **arguments)
+
+    return _build_chunks(hf_config, options, build)
+
+
+def build_scorer(
+    hf_config: PretrainedConfig, options: ModelOptions, head_std: float = 0.02, seed: int = 0
+) -> list[torch.nn.Module]:
+    """Build this rank's chunks of the same network with a scalar head.
+
+    Called as the language model; the last stage returns a score per token, [B, T] float32, the same
+    on every tensor parallel rank.
+
+    Args:
+        hf_config: shape, from load_hf_config.
+        options: layout and precision.
+        head_std: standard deviation of the head's first weights.
+        seed: of the head's first weights; the same seed gives the same head at every layout.
+
+    Raises:
+        ValueError: the shape cannot be laid out like that.
+    """
+
+    def build(arguments: dict[str, Any]) -> GPTModel:
+        generator = torch.Generator().manual_seed(seed)
+        return ScorerModel(head_std=head_std, generator=generator, **arguments)
+
+    return _build_chunks(hf_config, options, build)
+
+
+def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> TransformerConfig:
+    """Translate shape and options into Megatron's configuration.
+
+    Raises:
+        ValueError: the shape cannot be laid out like that.
+    """
+    check_layout(hf_config, options)
+    family = family_of(hf_config)
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    interleaved = options.virtual_pipeline_model_parallel_size is not None
+    recompute = {"recompute_granularity": options.recompute_granularity}
+    if options.recompute_granularity == "full":
+        recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        num_layers=hf_config.num_hidden_layers,
+        hidden_size=hf_config.hidden_size,
+        ffn_hidden_size=hf_config.intermediate_size,
+        num_attention_heads=hf_config.num_attention_heads,
+        num_query_groups=hf_config.num_key_value_heads,
+        kv_channels=head_dim(hf_config),
+        layernorm_epsilon=hf_config.rms_norm_eps,
+        normalization="RMSNorm",
+        activation_func=silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=family.has_qkv_bias,
+        qk_layernorm=family.has_qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        perform_initialization=False,
+        transformer_impl=options.transformer_impl,
+        fp8=options.fp8_format,
+        **({"fp8_recipe": options.fp8_recipe} if options.fp8_recipe else {}),
+        tensor_model_parallel_size=options.tensor_model_parallel_size,
+        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=options.virtual_pipeline_model_parallel_size,
+        context_parallel_size=options.context_parallel_size,
+        sequence_parallel=options.sequence_parallel,
+        bf16=options.bf16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        calculate_per_token_loss=True,
+        variable_seq_lengths=True,
+        # Megatron allows variable lengths with this dispatcher only, in dense models too.
+        moe_token_dispatcher_type="alltoall",
+        # Without these two an interleaved schedule on two stages computes wrong gradients, silently.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        **recompute,
+    )
+
+
+def padded_vocab_size(hf_config: PretrainedConfig, options: ModelOptions) -> int:
+    """Return the vocabulary size rounded up so that every tensor parallel rank holds as much."""
+    size = options.tensor_model_parallel_size
+    return -(-hf_config.vocab_size // size) * size
+
+
+def check_layout(hf_config: PretrainedConfig, options: ModelOptions) -> None:
+    """Check that the shape can be divided over the ranks as asked.
+
+    Raises:
+        ValueError: names the option, the number it has to divide, and what else is missing.
+    """
+    tensor_size = options.tensor_model_parallel_size
+    for key in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
+        if getattr(hf_config, key) % tensor_size:
+            raise ValueError(
+                f"tensor_model_parallel_size = {tensor_size} does not divide {key} = "
+                f"{getattr(hf_config, key)} of the model; use a divisor of it"
+            )
+    pipeline_size = options.pipeline_model_parallel_size
+    num_stages = pipeline_size * (options.virtual_pipeline_model_parallel_size or 1)
+    if hf_config.num_hidden_layers % num_stages:
+        raise ValueError(
+            f"{num_stages} pipeline stages (pipeline_model_parallel_size * "
+            "virtual_pipeline_model_parallel_size) do not divide num_hidden_layers = "
+            f"{hf_config.num_hidden_layers} of the model; use a divisor of it"
+        )
+    if options.virtual_pipeline_model_parallel_size is not None and pipeline_size == 1:
+        raise ValueError(
+            "virtual_pipeline_model_parallel_size = "
+            f"{options.virtual_pipeline_model_parallel_size} needs pipeline_model_parallel_size of "
+            "2 or more; leave it out"
+        )
+    if options.sequence_parallel and tensor_size == 1:
+        raise ValueError(
+            "sequence_parallel = True needs tensor_model_parallel_size of 2 or more; leave it out"
+        )
+    if options.fp8_format is not None and options.transformer_impl != "transformer_engine":
+        raise ValueError(
+            f"fp8_format = {options.fp8_format!r} needs transformer_impl = 'transformer_engine', "
+            f"not {options.transformer_impl!r}"
+        )
+    if options.transformer_impl == "transformer_engine" and not find_spec("transformer_engine"):
+        raise ValueError(
+            "transformer_impl = 'transformer_engine' but Transformer Engine is not installed; "
+            "install it or use transformer_impl = 'local'"
+        )
+
+
+def _build_chunks(
+    hf_config: PretrainedConfig,
+    options: ModelOptions,
+    build: Callable[[dict[str, Any]], GPTModel],
+) -> list[torch.nn.Module]:
+    """Build one chunk per virtual stage, with the arguments that both kinds of model share."""
+    config = transformer_config(hf_config, options)
+    virtual_size = options.virtual_pipeline_model_parallel_size
+    chunks: list[torch.nn.Module] = []
+    for index in range(virtual_size or 1):
+        vp_stage = None if virtual_size is None else index
+        is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        chunk = build(
+            {
+                "config": config,
+                "transformer_layer_spec": _block_spec(config, vp_stage),
+                "vocab_size": padded_vocab_size(hf_config, options),
+                "max_sequence_length": hf_config.max_position_embeddings,
+                "position_embedding_type": "rope",
+                "pre_process": parallel_state.is_pipeline_first_stage(
+                    ignore_virtual=False, vp_stage=vp_stage
+                ),
+                "post_process": is_last,
+                "vp_stage": vp_stage,
+            }
+        )
+        chunk.rotary_pos_emb.inv_freq = inverse_frequencies(hf_config)
+        chunk.real_vocab_size = hf_config.vocab_size
+        chunks.append(chunk)
+    return chunks
+
+
+def _block_spec(
+    config: TransformerConfig, vp_stage: int | None
+) -> ModuleSpec | TransformerBlockSubmodules:
+    """Name the classes a stage is made of: Transformer Engine's, or the local ones."""
+    if config.transformer_impl == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    return local_block_spec(config, get_num_layers_to_build(config, vp_stage))

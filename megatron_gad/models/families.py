@@ -1,0 +1,102 @@
+"""The supported model families: what differs among them, and the check that a folder is one of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+# Rotary embeddings whose frequencies depend neither on the length of the text nor rescale the angles' cosine.
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one model_type has that another has not; sizes are in its config.json."""
+
+    title: str
+    class_prefix: str
+    has_qkv_bias: bool
+    has_qk_norm: bool
+    rotary_embedding: Callable[[PretrainedConfig], torch.nn.Module]
+
+
+FAMILIES = {
+    "llama": Family("Llama 3.x", "Llama", False, False, LlamaRotaryEmbedding),
+    "qwen2": Family("Qwen2 and Qwen2.5", "Qwen2", True, False, Qwen2RotaryEmbedding),
+    "qwen3": Family("Qwen3 (dense)", "Qwen3", False, True, Qwen3RotaryEmbedding),
+}
+
+
+def load_hf_config(folder: str | Path) -> PretrainedConfig:
+    """Read the config.json of a Hugging Face folder and check that the model can be built.
+
+    Args:
+        folder: a local folder with config.json, or a model name known to the Hub.
+
+    Raises:
+        ValueError: the family or one of its options is not supported; names the value and what is.
+    """
+    config = AutoConfig.from_pretrained(str(folder))
+    _check_supported(config)
+    return config
+
+
+def family_of(hf_config: PretrainedConfig) -> Family:
+    """Return the row of the table for a configuration.
+
+    Raises:
+        ValueError: no such family; lists the supported ones.
+    """
+    family = FAMILIES.get(hf_config.model_type)
+    if family is None:
+        supported = ", ".join(f"{name!r} ({row.title})" for name, row in FAMILIES.items())
+        raise ValueError(f"model_type = {hf_config.model_type!r} is not supported; use {supported}")
+    return family
+
+
+def head_dim(hf_config: PretrainedConfig) -> int:
+    """Return the width of one attention head, which need not be hidden_size / num_attention_heads."""
+    given = getattr(hf_config, "head_dim", None)
+    return given or hf_config.hidden_size // hf_config.num_attention_heads
+
+
+def inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor:
+    """Return the angle per position of every rotated pair, as transformers itself computes it.
+
+    Returns:
+        [head_dim / 2] float32, on the CPU, scaling for long contexts included.
+    """
+    return family_of(hf_config).rotary_embedding(hf_config).inv_freq.detach().clone().float()
+
+
+def rope_type(hf_config: PretrainedConfig) -> str:
+    """Return the kind of rotary scaling; its key in config.json moved between transformers 4 and 5."""
+    parameters = getattr(hf_config, "rope_parameters", None) or getattr(hf_config, "rope_scaling", None)
+    return (parameters or {}).get("rope_type", "default")
+
+
+def _check_supported(hf_config: PretrainedConfig) -> None:
+    """Raise ValueError for the first option of the configuration that cannot be built."""
+    family_of(hf_config)
+    layer_types = set(getattr(hf_config, "layer_types", None) or ["full_attention"])
+    found_and_allowed = {
+        "hidden_act": (hf_config.hidden_act, ("silu",)),
+        "rope_type": (rope_type(hf_config), ROPE_TYPES),
+        "attention_bias": (bool(getattr(hf_config, "attention_bias", False)), (False,)),
+        "mlp_bias": (bool(getattr(hf_config, "mlp_bias", False)), (False,)),
+        "attention_dropout": (float(hf_config.attention_dropout or 0.0), (0.0,)),
+        "layer_types": (", ".join(sorted(layer_types)), ("full_attention",)),
+        "quantization_config": (getattr(hf_config, "quantization_config", None), (None,)),
+    }
+    for key, (value, allowed) in found_and_allowed.items():
+        if value not in allowed:
+            choices = " or ".join(repr(choice) for choice in allowed)
+            raise ValueError(
+                f"{key} = {value!r} in the config of this {hf_config.model_type!r} model is not "
+                f"supported; only {choices} is: choose another model"
+            )

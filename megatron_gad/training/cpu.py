@@ -1,0 +1,182 @@
+"""The seam that lets megatron.core run on a machine without CUDA.
+
+Megatron-Core names the CUDA device literally in about a hundred places. Where no CUDA device exists,
+an import hook rewrites those fixed idioms while the sources of ``megatron.core`` are loaded; torch and
+the files on disk stay as they are. Where CUDA exists nothing of this is active.
+"""
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import NamedTuple
+
+import torch
+
+PACKAGE = "megatron.core"
+# Megatron's own FSDP is not used here, is imported with the rest, and is left as it is.
+UNTOUCHED = "megatron.core.distributed.fsdp."
+
+
+class Rule(NamedTuple):
+    """One rewrite: every match of the regular expression becomes the replacement."""
+
+    name: str
+    pattern: str
+    replacement: str
+
+
+# Tried in this order on every module of megatron.core: the earlier rules take the longer forms.
+IDIOMS = (
+    Rule("barrier_device", r"device_ids=\[torch\.cuda\.current_device\(\)\]", "device_ids=None"),
+    Rule("set_device", r"torch\.cuda\.set_device\(rank % torch\.cuda\.device_count\(\)\)", "None"),
+    Rule("current_device", r"torch\.cuda\.current_device\(\)", 'torch.device("cpu")'),
+    Rule("tensor_type", r"(['\"])torch\.cuda\.(Float|Half|BFloat16)Tensor\b", r"\1torch.\2Tensor"),
+    Rule("device_argument", r"\bdevice=(['\"])cuda\1", 'device="cpu"'),
+    Rule("init_data", r"\binit_data\((['\"])cuda\1\)", 'init_data("cpu")'),
+    Rule("pin_memory", r"\bpin_memory=True\b", "pin_memory=False"),
+    Rule("to_cuda_argument", r"\.cuda\(torch\.device\(\"cpu\"\)\)", ".cpu()"),
+    Rule("to_cuda", r"(?<!torch)\.cuda\(", '.to("cpu", '),
+    Rule("synchronize", r"torch\.cuda\.synchronize\(\)", "None"),
+)
+
+# Where the random state lives: the stock tracker, over the CPU generator instead of the CUDA one.
+CPU_GENERATOR = (
+    Rule("get_state", r"torch\.cuda\.random\.get_rng_state\(device=device\)", "torch.get_rng_state()"),
+    Rule(
+        "set_state",
+        r"(?m)^    if hasattr\(_C, '_cuda_setRNGState'\)",
+        r"    return torch.set_rng_state(new_state)\n\g<0>",
+    ),
+    Rule("add_state", r"torch\.cuda\.get_rng_state\(\)", "torch.get_rng_state()"),
+    Rule("seed", r"torch\.cuda\.manual_seed\((?=data_parallel_seed|seed)", "torch.manual_seed("),
+    # Inside a fork the CPU generator is the one in use: that it moves is no mistake.
+    Rule("fork_warning", r"if not torch\.all\(cpu_rng_state == torch\.get_rng_state\(\)\)\.item\(\):", "if False:"),
+)
+
+# Extra rules of single modules. torch.compile would need a compiler at import.
+EDITS = {
+    "megatron.core.jit": (Rule("jit_fuser", r"jit_fuser = torch\.(compile|jit\.script)\b", "jit_fuser = lambda function: function"),),
+    "megatron.core.tensor_parallel.random": CPU_GENERATOR,
+}
+
+# The modules the project runs through, with the idioms that have to be found in them. An idiom that is
+# gone means that this version of megatron.core is written differently and needs new rules.
+REQUIRED = {
+    "megatron.core.dist_checkpointing.exchange_utils": ("device_argument", "init_data", "to_cuda"),
+    "megatron.core.dist_checkpointing.strategies.filesystem_async": ("synchronize",),
+    "megatron.core.dist_checkpointing.strategies.fully_parallel": ("synchronize",),
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver": ("current_device", "device_argument"),
+    "megatron.core.distributed.param_and_grad_buffer": ("current_device",),
+    "megatron.core.models.common.embeddings.rope_utils": ("pin_memory", "to_cuda"),
+    "megatron.core.models.common.embeddings.rotary_pos_embedding": ("current_device",),
+    "megatron.core.models.common.language_module.language_module": ("to_cuda",),
+    "megatron.core.optimizer.clip_grads": ("tensor_type", "device_argument"),
+    "megatron.core.optimizer.distrib_optimizer": ("tensor_type", "current_device"),
+    "megatron.core.optimizer.optimizer": ("tensor_type", "device_argument"),
+    "megatron.core.pipeline_parallel.p2p_communication": ("current_device", "synchronize"),
+    "megatron.core.pipeline_parallel.schedules": ("device_argument",),
+    "megatron.core.tensor_parallel.layers": ("current_device",),
+    "megatron.core.tensor_parallel.mappings": ("current_device",),
+    "megatron.core.tensor_parallel.utils": ("current_device",),
+}
+
+
+def install_if_needed() -> None:
+    """Put the import hook in place where there is no CUDA device; may be called any number of times.
+
+    Raises:
+        RuntimeError: megatron.core was imported before, so it cannot be rewritten any more.
+    """
+    if torch.cuda.is_available() or any(isinstance(f, CpuFinder) for f in sys.meta_path):
+        return
+    if PACKAGE in sys.modules:
+        raise RuntimeError(
+            f"{PACKAGE} was imported before megatron_gad and this machine has no CUDA device; "
+            "import megatron_gad.training (or megatron_gad.models) first"
+        )
+    sys.meta_path.insert(0, CpuFinder())
+
+
+class CpuFinder(MetaPathFinder):
+    """Finds the modules of megatron.core as usual and loads them through CpuLoader."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the module's spec with the rewriting loader; None for everything outside."""
+        if not f"{fullname}.".startswith(f"{PACKAGE}.") or f"{fullname}.".startswith(UNTOUCHED):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = CpuLoader(fullname, spec.loader.path)
+        return spec
+
+
+class CpuLoader(importlib.machinery.SourceFileLoader):
+    """Compiles a module from its rewritten source; the bytecode is kept in the user's cache."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the rewritten module, from the cache where it is there."""
+        path = self.get_filename(fullname)
+        source = self.get_data(path)
+        cached = _cache_file(fullname, path, source)
+        if cached is not None and cached.exists():
+            return marshal.loads(cached.read_bytes())
+        code = compile(rewrite(fullname, source.decode("utf-8"), path), path, "exec", dont_inherit=True)
+        if cached is not None:
+            _write_atomically(cached, marshal.dumps(code))
+        return code
+
+
+def rewrite(fullname: str, source: str, path: str = "") -> str:
+    """Apply the rules of a module to its source.
+
+    Args:
+        fullname: the module's dotted name.
+        source: its text.
+        path: the file it was read from, named in the error.
+
+    Raises:
+        RuntimeError: a rule that has to match this module does not; names the file and the rule.
+    """
+    required = {*REQUIRED.get(fullname, ()), *(rule.name for rule in EDITS.get(fullname, ()))}
+    for rule in (*EDITS.get(fullname, ()), *IDIOMS):
+        source, num_matches = re.subn(rule.pattern, rule.replacement, source)
+        if num_matches == 0 and rule.name in required:
+            raise RuntimeError(
+                f"rule {rule.name!r} of megatron_gad.training.cpu no longer matches {path or fullname}: "
+                "this version of megatron-core cannot run without CUDA; install megatron-core==0.16.1"
+            )
+    return source
+
+
+def _cache_file(fullname: str, path: str, source: bytes) -> Path | None:
+    """Name the bytecode file of one source under these rules; None where there is no home folder."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for part in (importlib.util.MAGIC_NUMBER, path.encode(), source):
+        digest.update(part)
+    try:
+        folder = Path("~/.cache/megatron_gad").expanduser()
+    except RuntimeError:
+        return None
+    return folder / f"{fullname}-{digest.hexdigest()[:32]}.bytecode"
+
+
+def _write_atomically(target: Path, content: bytes) -> None:
+    """Write beside the target and rename; a cache that cannot be written is left out."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
+            beside.write(content)
+        os.replace(beside.name, target)
+    except OSError:
+        return
