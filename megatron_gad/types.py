@@ -112,6 +112,7 @@ class PairBatch:
     trained: [R] bool, True for rollouts that enter the loss; every rollout is scored. The
         teacher's rows are True.
     group_size: G.
+    score_gradients: [R] float32, dLoss/dScore known beforehand; then rows may be split anywhere.
     """
 
     tokens: Tensor
@@ -119,6 +120,11 @@ class PairBatch:
     response_mask: Tensor
     trained: Tensor
     group_size: int
+    score_gradients: Tensor | None = None
+
+    def with_score_gradients(self, score_gradients: Tensor) -> "PairBatch":
+        """Return a batch whose loss is linear in the scores with these weights, [R] float32."""
+        return replace(self, score_gradients=score_gradients)
 
 
 @dataclass(frozen=True)

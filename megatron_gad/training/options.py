@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+ScoreKind = Literal["last_token", "sum"]
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -25,7 +27,7 @@ class ComputeConfig:
     """How forward and backward are computed; nothing here changes the result beyond rounding.
 
     micro_batch_size: rows of one forward; the discriminator takes as many whole groups as fit in
-        it, at least one.
+        it, at least one (see discriminator.split_groups).
     bf16: weights and activations in bfloat16, main weights and gradients in float32.
     recompute_granularity: full or selective activation recompute; None keeps activations.
     transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
@@ -78,11 +80,14 @@ class DiscriminatorConfig(OptimizerConfig):
     path: Hugging Face folder; empty starts from the student's weights when the stage begins.
     score: read the last token's value, or sum the values of all response tokens.
     head_std: standard deviation of the scalar head's first weights.
+    split_groups: where a whole group does not fit in memory: score first, then train row by row
+        on the closed-form gradients. Equal gradients for one more forward.
     """
 
     path: str = ""
-    score: Literal["last_token", "sum"] = "last_token"
+    score: ScoreKind = "last_token"
     head_std: float = 0.02
+    split_groups: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""AdamW over a Megatron model, and its learning-rate schedule."""
+
+import torch
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_gad.training.options import OptimizerConfig
+
+# Megatron reports no gradient norm when clipping is off; a bound that never binds keeps it.
+NO_CLIPPING = 1e30
+
+
+def build_optimizer(
+    chunks: list[torch.nn.Module], config: OptimizerConfig, bf16: bool, distributed: bool
+) -> MegatronOptimizer:
+    """Return AdamW over the model's chunks; norms and biases get no weight decay."""
+    options = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=min(config.min_lr, config.lr),
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        clip_grad=config.clip_grad or NO_CLIPPING,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=distributed,
+    )
+    return get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
+
+
+class Schedule:
+    """Warm-up, then constant or cosine, counted from the beginning of a stage.
+
+    The weight decay of every parameter group is set here too, at each step.
+    """
+
+    def __init__(
+        self, optimizer: MegatronOptimizer, config: OptimizerConfig, lr: float, total_steps: int
+    ) -> None:
+        self._optimizer = optimizer
+        self._config = config
+        self._lr = lr
+        self._total_steps = total_steps
+        self._scheduler = self._at(0)
+
+    def step(self) -> float:
+        """Set the rate for the coming optimizer step and return it."""
+        self._scheduler.step(1)
+        return self._optimizer.param_groups[0]["lr"]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of this stage so far."""
+        return self._scheduler.num_steps
+
+    def resume(self, num_steps: int) -> None:
+        """Continue after this many steps."""
+        self._scheduler = self._at(num_steps)
+
+    def _at(self, num_steps: int) -> OptimizerParamScheduler:
+        config = self._config
+        min_lr = min(config.min_lr, self._lr)
+        for group in self._optimizer.param_groups:
+            group["max_lr"], group["min_lr"] = self._lr, min_lr
+        scheduler = OptimizerParamScheduler(
+            self._optimizer,
+            init_lr=0.0,
+            max_lr=self._lr,
+            min_lr=min_lr,
+            lr_warmup_steps=config.lr_warmup_steps,
+            lr_decay_steps=max(self._total_steps, config.lr_warmup_steps + 1),
+            lr_decay_style=config.lr_decay_style,
+            start_wd=config.weight_decay,
+            end_wd=config.weight_decay,
+            wd_incr_steps=0,
+            wd_incr_style="constant",
+        )
+        scheduler.step(num_steps)
+        return scheduler

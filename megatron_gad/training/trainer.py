@@ -1,0 +1,263 @@
+"""The one trainer: a Megatron model, its optimizer, and the forward-backward schedule.
+
+It knows no algorithm. A loss gets what the model computed for a microbatch and returns a sum and a
+count; the trainer divides by the count summed over microbatches and data ranks, so that splitting,
+padding and the number of data ranks cannot change the gradient.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
+from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
+from megatron_gad.training.heads import LanguageHead, ScoreHead
+from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
+from megatron_gad.training.optimizer import Schedule, build_optimizer
+from megatron_gad.training.options import (
+    ComputeConfig,
+    DiscriminatorConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    StudentConfig,
+)
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.types import Batch, Loss, PairBatch
+
+AnyBatch = Batch | PairBatch
+LossFunction = Callable[..., Loss]
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What both models of a run share."""
+
+    layout: ParallelConfig
+    compute: ComputeConfig
+    seed: int
+
+    def model_options(self) -> ModelOptions:
+        """Return the options of the model builder."""
+        return ModelOptions(
+            tensor_model_parallel_size=self.layout.tensor_model_parallel_size,
+            pipeline_model_parallel_size=self.layout.pipeline_model_parallel_size,
+            sequence_parallel=self.layout.sequence_parallel,
+            bf16=self.compute.bf16,
+            recompute_granularity=self.compute.recompute_granularity,
+            transformer_impl=self.compute.transformer_impl,
+            fp8_format=self.compute.fp8_format,
+        )
+
+
+@dataclass(frozen=True)
+class TrainOutput:
+    """What one optimizer step leaves behind, the same on every rank of a model-parallel group.
+
+    metrics: means over all microbatches and data ranks; grad_norm before clipping; lr.
+    rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
+    """
+
+    metrics: dict[str, float]
+    rows: Tensor
+
+
+class Trainer:
+    """One model under TP, PP, SP and DP with its optimizer; made by one of two class methods."""
+
+    def __init__(
+        self,
+        chunks: list[torch.nn.Module],
+        hf_config: PretrainedConfig,
+        head: LanguageHead | ScoreHead,
+        parallel: Parallel,
+        optimizer_config: OptimizerConfig,
+        settings: TrainerSettings,
+    ) -> None:
+        self.hf_config = hf_config
+        self.parallel = parallel
+        self.modules = chunks
+        self._head = head
+        self._optimizer_config = optimizer_config
+        self._settings = settings
+        self._chunks = [self._wrap(chunk) for chunk in chunks]
+        self.optimizer = self._new_optimizer()
+        self.begin_stage(optimizer_config.lr, total_steps=1)
+
+    @classmethod
+    def language_model(
+        cls,
+        hf_config: PretrainedConfig,
+        config: StudentConfig,
+        parallel: Parallel,
+        settings: TrainerSettings,
+    ) -> "Trainer":
+        """Build a language model of this shape; its weights are undefined until loaded."""
+        chunks = build_language_model(hf_config, settings.model_options())
+        head = LanguageHead(hf_config.vocab_size, settings.compute.logprob_chunk_size)
+        return cls(chunks, hf_config, head, parallel, config, settings)
+
+    @classmethod
+    def scorer(
+        cls,
+        hf_config: PretrainedConfig,
+        config: DiscriminatorConfig,
+        parallel: Parallel,
+        settings: TrainerSettings,
+    ) -> "Trainer":
+        """Build the same network with a scalar head drawn from the run's seed."""
+        options = settings.model_options()
+        chunks = build_scorer(hf_config, options, config.head_std, settings.seed)
+        return cls(chunks, hf_config, ScoreHead(config.score), parallel, config, settings)
+
+    def begin_stage(self, lr: float, total_steps: int, reset_optimizer: bool = False) -> None:
+        """Start a learning-rate schedule; optionally forget the optimizer's moments."""
+        if reset_optimizer:
+            self.optimizer = self._new_optimizer()
+        self.schedule = Schedule(self.optimizer, self._optimizer_config, lr, total_steps)
+
+    def train(self, batch: AnyBatch, loss: LossFunction, temperature: float = 1.0) -> TrainOutput:
+        """Take one optimizer step.
+
+        batch: this data rank's rows.
+        loss: (LanguageOutput or ScorerOutput, microbatch) -> Loss.
+        temperature: divides the logits of a language model.
+        """
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        metrics, rows = self._run(batch, loss, temperature, forward_only=False)
+        lr = self.schedule.step()
+        _, grad_norm, _ = self.optimizer.step()
+        return TrainOutput({**metrics, "grad_norm": float(grad_norm), "lr": lr}, rows)
+
+    @torch.no_grad()
+    def evaluate(self, batch: AnyBatch, loss: LossFunction) -> dict[str, float]:
+        """Return a loss's metrics over all data ranks without learning from it."""
+        return self._run(batch, loss, 1.0, forward_only=True)[0]
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Return [B, T] float32 log-probabilities of response tokens, 0 elsewhere."""
+        return self._run(batch, None, temperature, forward_only=True)[1]
+
+    @torch.no_grad()
+    def scores(self, batch: PairBatch) -> Tensor:
+        """Return [R] float32 scores without learning from them."""
+        return self._run(batch, None, 1.0, forward_only=True)[1]
+
+    def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
+        """Take weights under their Hugging Face names from a folder or an iterator."""
+        load_hf_weights(self.modules, self.hf_config, source)
+        self.optimizer.reload_model_params()
+
+    def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield full tensors under their Hugging Face names; all ranks of the model iterate."""
+        return export_hf_weights(self.modules, self.hf_config)
+
+    def snapshot(self) -> list[Tensor]:
+        """Return a host copy of this rank's parameters, in a fixed order."""
+        return [parameter.detach().to("cpu", copy=True) for parameter in self._parameters()]
+
+    @torch.no_grad()
+    def swap(self, snapshot: list[Tensor]) -> None:
+        """Exchange the parameters with a snapshot's, bit for bit; not the optimizer's copies."""
+        for parameter, host in zip(self._parameters(), snapshot, strict=True):
+            current = parameter.detach().to("cpu", copy=True)
+            parameter.copy_(host)
+            host.copy_(current)
+
+    @torch.no_grad()
+    def restore(self, snapshot: list[Tensor]) -> None:
+        """Go on from a snapshot's parameters."""
+        for parameter, host in zip(self._parameters(), snapshot, strict=True):
+            parameter.copy_(host)
+        self.optimizer.reload_model_params()
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for chunk in self.modules for parameter in chunk.parameters()]
+
+    def _new_optimizer(self) -> MegatronOptimizer:
+        settings = self._settings
+        return build_optimizer(
+            self._chunks,
+            self._optimizer_config,
+            bf16=settings.compute.bf16,
+            distributed=settings.layout.use_distributed_optimizer,
+        )
+
+    def _wrap(self, chunk: torch.nn.Module) -> DistributedDataParallel:
+        settings = self._settings
+        chunk.to(self.parallel.device)
+        module = Float16Module(chunk.config, chunk) if settings.compute.bf16 else chunk
+        ddp_config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=settings.layout.use_distributed_optimizer,
+        )
+        wrapped = DistributedDataParallel(chunk.config, ddp_config, module)
+        chunk.config.finalize_model_grads_func = finalize_model_grads
+        chunk.config.no_sync_func = wrapped.no_sync
+        return wrapped
+
+    def _run(
+        self, batch: AnyBatch, loss: LossFunction | None, temperature: float, forward_only: bool
+    ) -> tuple[dict[str, float], Tensor]:
+        """Pass all microbatches through the pipeline; return mean metrics and joined rows.
+
+        Without a loss nothing but the rows is computed.
+        """
+        sizes = self._settings
+        multiple = sizes.layout.tensor_model_parallel_size if sizes.layout.sequence_parallel else 1
+        pieces = split_batch(batch, sizes.compute.micro_batch_size, multiple, loss is not None)
+        computed = get_forward_backward_func()(
+            forward_step_func=partial(self._forward, loss, temperature),
+            data_iterator=iter(pieces),
+            model=self._chunks,
+            num_microbatches=len(pieces),
+            seq_length=batch.tokens.shape[1],
+            micro_batch_size=sizes.compute.micro_batch_size,
+            forward_only=forward_only,
+        )
+        result = None
+        if self.parallel.is_last_stage:
+            metrics = sum_metrics([metrics for metrics, _ in computed], self.parallel)
+            result = metrics, join_rows([rows for _, rows in computed], batch.tokens.shape[1])
+        return self.parallel.from_last_stage(result)
+
+    def _forward(
+        self,
+        loss: LossFunction | None,
+        temperature: float,
+        pieces: Iterator[AnyBatch],
+        model: torch.nn.Module,
+    ) -> tuple[Tensor, Callable]:
+        """Megatron's forward step: the model's output, and what the last stage does with it."""
+        piece = to_device(next(pieces), self.parallel.device)
+        width = piece.tokens.shape[1]
+        positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
+        output = model(piece.tokens, positions, None)
+        return output, partial(self._finish, piece, loss, temperature)
+
+    def _finish(
+        self, piece: AnyBatch, loss: LossFunction | None, temperature: float, output: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
+        """Read the head, take the loss; keep its metric sums and the rows."""
+        read = self._head.read(output, piece, temperature)
+        rows = self._head.rows(read)
+        if loss is None:
+            return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
+        result = loss(read, piece)
+        # The schedule changes the returned total in place.
+        return result.total.clone(), result.count.to(torch.int), (result.metrics, rows)
