@@ -1,24 +1,102 @@
-"""Prompts to groups through an engine."""
+"""Prompts to groups through an engine, and the one path on which rollouts become text again."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.engines.base import Engine, SamplingConfig
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.types import Group, Prompt, Rollout
 
 
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How responses are sampled in training.
+class Sampler:
+    """Samples for one model-parallel group: its first rank owns the engine, all get the groups."""
 
-    engine: which engine samples.
-    temperature: also divides the student's logits in the policy loss, so that it is on-policy.
-    top_p, top_k: 1.0 and 0 switch them off.
-    max_batch_size: rows that the embedded engine decodes at once.
-    logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a sampled
-        token; None: 1e-3 in fp32, no bound in bf16; 0: never.
+    def __init__(self, engine: Engine | None, codec: ChatCodec, parallel: Parallel) -> None:
+        assert (engine is not None) == parallel.is_engine_rank
+        self._engine = engine
+        self._codec = codec
+        self._parallel = parallel
+        self.weights_version = -1
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, None on ranks that own none."""
+        return self._engine
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> int:
+        """Swap weights in; every rank of the group takes part. Returns the bytes that moved."""
+        counter = _CountingWeights(weights)
+        if self._engine is not None:
+            self._engine.load_weights(counter, version)
+        else:
+            for _ in counter:
+                pass
+        self.weights_version = version
+        return counter.num_bytes
+
+    def sample(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Group]:
+        """Return a group for every prompt; the rollouts carry text and what D reads of it."""
+        groups = None
+        if self._engine is not None:
+            sampled = self._engine.generate(prompts, replace(sampling, stop_ids=self._stop_ids))
+            groups = [self._with_text(group) for group in sampled]
+        return self._parallel.from_engine_rank(groups)
+
+    def sleep(self) -> None:
+        """Give the engine's device memory back; the next swap wakes it."""
+        if self._engine is not None:
+            self._engine.sleep()
+        self.weights_version = -1
+
+    def close(self) -> None:
+        """Stop the engine."""
+        if self._engine is not None:
+            self._engine.close()
+
+    @property
+    def _stop_ids(self) -> tuple[int, ...]:
+        return self._codec.stop_ids
+
+    def _with_text(self, group: Group) -> Group:
+        return replace(group, rollouts=tuple(self._read(rollout) for rollout in group.rollouts))
+
+    def _read(self, rollout: Rollout) -> Rollout:
+        """Decode, and tokenise again exactly as the teacher's text is."""
+        text = self._codec.decode_response(rollout.ids)
+        text_ids, _ = self._codec.encode_response(text, hit_cap=rollout.finish_reason == "length")
+        return replace(rollout, text=text, text_ids=text_ids)
+
+
+def describe_rollouts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]:
+    """Return (sum, count) of what is worth watching in sampled text.
+
+    response/length_mean and teacher/length_mean are in tokens, the end token included;
+    response/retokenized_share counts rollouts that D reads as other ids than were sampled.
     """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    count = len(rollouts)
+    reasons = Counter(rollout.finish_reason for rollout in rollouts)
+    changed = sum(rollout.ids != rollout.text_ids for rollout in rollouts)
+    return {
+        "response/length_mean": (sum(len(rollout.ids) for rollout in rollouts), count),
+        "response/truncated_share": (reasons["length"], count),
+        "response/retokenized_share": (changed, count),
+        "teacher/length_mean": (sum(len(g.prompt.teacher_ids) for g in groups), len(groups)),
+    }
 
-    engine: Literal["embedded", "sglang"] = "embedded"
-    temperature: float = 0.8
-    top_p: float = 1.0
-    top_k: int = 0
-    max_batch_size: int = 256
-    logprob_gap_bound: float | None = None
+
+class _CountingWeights:
+    """Passes named tensors on and counts their bytes."""
+
+    def __init__(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self._weights = weights
+        self.num_bytes = 0
+
+    def __iter__(self):
+        for name, tensor in self._weights:
+            self.num_bytes += tensor.numel() * tensor.element_size()
+            yield name, tensor

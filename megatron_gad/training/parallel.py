@@ -57,9 +57,20 @@ class Parallel:
 
     def gather_over_data(self, value: T) -> list[T]:
         """Return the values of all data ranks, in their order, on every rank."""
+        if self.data_size == 1:
+            return [value]
         gathered: list = [None] * self.data_size
         dist.all_gather_object(gathered, value, group=self.data_group)
         return gathered
+
+    def mean_over_data(self, sums: dict[str, tuple[float, float]]) -> dict[str, float]:
+        """Return sum / count of every entry over data ranks, 0 where the count is 0."""
+        gathered = self.gather_over_data(sums)
+        totals = {
+            name: (sum(part[name][0] for part in gathered), sum(part[name][1] for part in gathered))
+            for name in sums
+        }
+        return {name: total / count if count else 0.0 for name, (total, count) in totals.items()}
 
     def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over data ranks."""

@@ -63,10 +63,11 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
-class TrainOutput:
-    """What one optimizer step leaves behind, the same on every rank of a model-parallel group.
+class StepOutput:
+    """What one pass over a batch leaves behind, the same on all ranks of a model-parallel group.
 
-    metrics: means over all microbatches and data ranks; grad_norm before clipping; lr.
+    metrics: means over all microbatches and data ranks; after a training step also grad_norm,
+        before clipping, and lr.
     rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
     """
 
@@ -128,7 +129,7 @@ class Trainer:
             self.optimizer = self._new_optimizer()
         self.schedule = Schedule(self.optimizer, self._optimizer_config, lr, total_steps)
 
-    def train(self, batch: AnyBatch, loss: LossFunction, temperature: float = 1.0) -> TrainOutput:
+    def train(self, batch: AnyBatch, loss: LossFunction, temperature: float = 1.0) -> StepOutput:
         """Take one optimizer step.
 
         batch: this data rank's rows.
@@ -141,12 +142,12 @@ class Trainer:
         metrics, rows = self._run(batch, loss, temperature, forward_only=False)
         lr = self.schedule.step()
         _, grad_norm, _ = self.optimizer.step()
-        return TrainOutput({**metrics, "grad_norm": float(grad_norm), "lr": lr}, rows)
+        return StepOutput({**metrics, "grad_norm": float(grad_norm), "lr": lr}, rows)
 
     @torch.no_grad()
-    def evaluate(self, batch: AnyBatch, loss: LossFunction) -> dict[str, float]:
-        """Return a loss's metrics over all data ranks without learning from it."""
-        return self._run(batch, loss, 1.0, forward_only=True)[0]
+    def evaluate(self, batch: AnyBatch, loss: LossFunction) -> StepOutput:
+        """Compute a loss's metrics over all data ranks without learning from it."""
+        return StepOutput(*self._run(batch, loss, 1.0, forward_only=True))
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:

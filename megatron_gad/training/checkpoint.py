@@ -1,0 +1,136 @@
+"""Save and restore a run: models and optimizers in Megatron's sharded format, the rest as JSON.
+
+A checkpoint is written into a folder with another name and renamed when it is whole, so that a
+reader never meets half of one.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from torch import Tensor
+
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.trainer import Trainer
+
+LATEST = "latest_checkpointed_iteration.txt"
+STATE = "run_state.json"
+
+
+@dataclass(frozen=True)
+class Residents:
+    """What a checkpoint holds besides the run state.
+
+    models: name -> trainer, saved with its optimizer.
+    snapshots: name -> (trainer, parameters), saved without one.
+    """
+
+    models: dict[str, Trainer]
+    snapshots: dict[str, tuple[Trainer, list[Tensor]]] = field(default_factory=dict)
+
+
+def iteration_folder(run_folder: Path, iteration: int) -> Path:
+    """Return where the checkpoint of an iteration lives."""
+    return run_folder / f"iter_{iteration:07d}"
+
+
+def latest_iteration(run_folder: Path) -> int | None:
+    """Return the iteration of the newest whole checkpoint, None where there is none.
+
+    Raises ValueError where the marker names a checkpoint that is not there.
+    """
+    marker = run_folder / LATEST
+    if not marker.exists():
+        return None
+    text = marker.read_text().strip()
+    if not text.isdigit() or not (iteration_folder(run_folder, int(text)) / STATE).exists():
+        raise ValueError(
+            f"{marker} says {text!r}, but there is no whole checkpoint of that iteration beside "
+            f"it; write the number of an iter_* folder that holds {STATE} into it"
+        )
+    return int(text)
+
+
+def save_checkpoint(
+    run_folder: Path,
+    iteration: int,
+    residents: Residents,
+    state: dict[str, Any],
+    parallel: Parallel,
+    keep_last: int,
+) -> None:
+    """Write a checkpoint, publish it, delete those older than the newest ``keep_last`` (0: none).
+
+    Every rank calls it.
+    """
+    target = iteration_folder(run_folder, iteration)
+    draft = target.with_name(target.name + ".draft")
+    folders = [draft / name for name in (*residents.models, *residents.snapshots)]
+    if parallel.is_writer:
+        shutil.rmtree(draft, ignore_errors=True)
+        for folder in folders:
+            folder.mkdir(parents=True)
+    parallel.barrier()
+    for name, trainer in residents.models.items():
+        dist_checkpointing.save(_sharded_state(trainer), str(draft / name))
+    for name, (trainer, snapshot) in residents.snapshots.items():
+        trainer.swap(snapshot)
+        dist_checkpointing.save(_sharded_weights(trainer), str(draft / name))
+        trainer.swap(snapshot)
+    parallel.barrier()
+    if parallel.is_writer:
+        (draft / STATE).write_text(json.dumps(state, indent=1))
+        _publish(run_folder, draft, target, iteration)
+        _prune(run_folder, keep_last)
+    parallel.barrier()
+
+
+def read_state(run_folder: Path, iteration: int) -> dict[str, Any]:
+    """Return the run state of a checkpoint."""
+    return json.loads((iteration_folder(run_folder, iteration) / STATE).read_text())
+
+
+def load_model(folder: Path, trainer: Trainer) -> None:
+    """Restore a trainer's parameters and optimizer; any layout may load what any layout saved."""
+    loaded = dist_checkpointing.load(_sharded_state(trainer, is_loading=True), str(folder))
+    _load_weights(trainer, loaded["model"])
+    trainer.optimizer.load_state_dict(loaded["optimizer"])
+
+
+def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
+    """Return parameters saved as a snapshot; the trainer's own are left as they were."""
+    own = trainer.snapshot()
+    _load_weights(trainer, dist_checkpointing.load(_sharded_weights(trainer), str(folder))["model"])
+    trainer.swap(own)
+    return own
+
+
+def _sharded_weights(trainer: Trainer) -> dict[str, Any]:
+    return {"model": trainer.modules[0].sharded_state_dict()}
+
+
+def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
+    state = _sharded_weights(trainer)
+    optimizer = trainer.optimizer.sharded_state_dict(state["model"], is_loading=is_loading)
+    return {**state, "optimizer": optimizer}
+
+
+def _load_weights(trainer: Trainer, weights: dict[str, Any]) -> None:
+    trainer.modules[0].load_state_dict(weights)
+
+
+def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    marker = run_folder / (LATEST + ".draft")
+    marker.write_text(str(iteration))
+    marker.rename(run_folder / LATEST)
+
+
+def _prune(run_folder: Path, keep_last: int) -> None:
+    whole = sorted(p for p in run_folder.glob("iter_*") if (p / STATE).exists())
+    for folder in whole[:-keep_last] if keep_last else []:
+        shutil.rmtree(folder)

@@ -1,0 +1,22 @@
+"""The reference: the student at some earlier point, as a host copy swapped into its buffers."""
+
+from torch import Tensor
+
+from megatron_gad.training.trainer import Trainer
+from megatron_gad.types import Batch
+
+
+class Reference:
+    """Frozen parameters that borrow the student's modules for a forward pass."""
+
+    def __init__(self, student: Trainer, snapshot: list[Tensor]) -> None:
+        self._student = student
+        self.snapshot = snapshot
+
+    def logprobs(self, batch: Batch, temperature: float) -> Tensor:
+        """Return the reference's [B, T] float32 log-probabilities of response tokens."""
+        self._student.swap(self.snapshot)
+        try:
+            return self._student.logprobs(batch, temperature)
+        finally:
+            self._student.swap(self.snapshot)
