@@ -1,0 +1,209 @@
+"""Text to token ids and back: the only caller of the chat template, the one end-token rule."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import AutoTokenizer
+
+MARKER = "RESPONSE-MARKER"  # stands for an assistant turn; occurs in no template
+REPLACEMENT = "\ufffd"  # what decoding makes of an incomplete character
+# Templates that put today's date into the system turn would give other prompt ids tomorrow, and so
+# break a resumed run. This is the day that the Llama 3 templates fall back to by themselves.
+TEMPLATE_DATE = "26 Jul 2024"
+HEAD_CHARACTERS = 32  # characters per token of a limit that are tokenised before the rest
+
+
+class ChatCodec:
+    """Turns conversations into prompt ids and responses into response ids.
+
+    The teacher's text and the student's go through the same function, ``encode_response``, so that
+    nothing but the text tells them apart. White space is kept byte for byte on both sides.
+
+    max_prompt_tokens, max_response_tokens: caps in tokens; the second counts the end token.
+    end_id: the token that the template puts after an assistant turn.
+    stop_ids: every id that ends a response, ``end_id`` first.
+    pad_id: the tokenizer's padding id, or ``end_id``; masks never depend on it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_prompt_tokens: int,
+        max_response_tokens: int,
+        further_stop_ids: Sequence[int] = (),
+    ) -> None:
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_response_tokens = max_response_tokens
+        self._tokenizer = tokenizer
+        # One int object per id: a data set of tuples then takes 8 bytes a token instead of 36.
+        self._shared_ids = list(range(len(tokenizer)))
+        self.end_id = self._find_end_id()
+        stops = (self.end_id, tokenizer.eos_token_id, *further_stop_ids)
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(s for s in stops if s is not None))
+        pad_id = tokenizer.pad_token_id
+        self.pad_id: int = self.end_id if pad_id is None else pad_id
+
+    @classmethod
+    def from_folder(
+        cls, hf_folder: str | Path, max_prompt_tokens: int, max_response_tokens: int
+    ) -> "ChatCodec":
+        """Read tokenizer, chat template and generation_config.json of a Hugging Face folder.
+
+        Raises ValueError when there is no such folder, tokenizer, chat template or end token.
+        """
+        if not Path(hf_folder).is_dir():
+            raise ValueError(
+                f"{hf_folder} is not a folder; give a local Hugging Face folder (download one with "
+                "`hf download NAME --local-dir FOLDER`)"
+            )
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+                str(hf_folder)
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{hf_folder} holds no tokenizer that transformers can read ({error}); copy "
+                "tokenizer.json and tokenizer_config.json of the model into it"
+            ) from error
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"the tokenizer in {hf_folder} has no chat template; use an instruct model, or put "
+                "a chat_template.jinja into the folder"
+            )
+        stop_ids = _generation_config_stop_ids(Path(hf_folder))
+        return cls(tokenizer, max_prompt_tokens, max_response_tokens, stop_ids)
+
+    def render_prompt(self, messages: Sequence[tuple[str, str]]) -> str:
+        """Return the conversation as the template writes it, ending with the assistant header.
+
+        Control tokens that the messages spell out are control tokens in the result, as they are
+        where the model is served. Raises ValueError when the template refuses the conversation.
+        """
+        return self._render(messages, add_generation_prompt=True)
+
+    def encode_prompt(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        """Return the prompt's ids, ending with the assistant header, however long they are.
+
+        messages: (role, content) pairs. Raises ValueError when the template refuses them.
+        """
+        return self._shared(self._tokenise([self.render_prompt(messages)], split_special=False)[0])
+
+    def encode_rendered(self, rendered: Sequence[str]) -> list[tuple[int, ...] | None]:
+        """Return the ids of rendered prompts; None where they exceed ``max_prompt_tokens``."""
+        limit = self.max_prompt_tokens
+        rows = self._leading_ids(rendered, limit, split_special=False)
+        return [self._shared(ids) if len(ids) <= limit else None for ids in rows]
+
+    def encode_response(self, text: str, hit_cap: bool = False) -> tuple[tuple[int, ...], bool]:
+        """Return a response's ids and whether it is truncated, that is, lacks its end token.
+
+        The one path of teacher texts and of rollouts. Control tokens spelled out in the text stay
+        text. Ids are cut at ``max_response_tokens``; the end token follows where it still fits.
+
+        hit_cap: the engine stopped at the cap, so no end token was sampled and none is added.
+        """
+        return self.encode_responses([text], hit_cap)[0]
+
+    def encode_responses(
+        self, texts: Sequence[str], hit_cap: bool = False
+    ) -> list[tuple[tuple[int, ...], bool]]:
+        """Return ``encode_response`` of every text, in one call of the tokenizer."""
+        cap = self.max_response_tokens
+        encoded: list[tuple[tuple[int, ...], bool]] = []
+        for ids in self._leading_ids(texts, cap, split_special=True):
+            truncated = hit_cap or len(ids) >= cap
+            whole = self._whole_characters(ids[:cap]) if truncated else [*ids, self.end_id]
+            encoded.append((self._shared(whole), truncated))
+        return encoded
+
+    def decode_response(self, ids: Sequence[int]) -> str:
+        """Return the text of sampled ids, without the one end token and other special tokens."""
+        content = ids[:-1] if len(ids) > 0 and ids[-1] in self.stop_ids else ids
+        return self._tokenizer.decode(
+            list(content), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _render(self, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
+        conversation = [{"role": role, "content": content} for role, content in messages]
+        try:
+            return self._tokenizer.apply_chat_template(
+                conversation,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                date_string=TEMPLATE_DATE,
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+    def _find_end_id(self) -> int:
+        """Return the first added token that the template writes after an assistant turn."""
+        turns = (("user", "question"), ("assistant", MARKER))
+        _, _, tail = self._render(turns, add_generation_prompt=False).rpartition(MARKER)
+        added = self._tokenizer.added_tokens_decoder
+        for token_id in self._tokenise([tail], split_special=False)[0]:
+            if token_id in added and not added[token_id].content.isspace():
+                return token_id
+        if self._tokenizer.eos_token_id is None:
+            raise ValueError(
+                "neither the chat template nor the tokenizer names an end token; set eos_token in "
+                "tokenizer_config.json"
+            )
+        return self._tokenizer.eos_token_id
+
+    def _tokenise(self, texts: Sequence[str], split_special: bool) -> list[list[int]]:
+        if not texts:
+            return []  # the tokenizer cannot take an empty batch
+        encoding = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=split_special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return encoding["input_ids"]
+
+    def _leading_ids(
+        self, texts: Sequence[str], limit: int, split_special: bool
+    ) -> list[list[int]]:
+        """Return the ids of every text; of a text far over ``limit`` tokens only the beginning.
+
+        The beginning counts only when it holds twice the limit, so that the place where it was
+        cut cannot reach the ids that are used.
+        """
+        heads = [text[: HEAD_CHARACTERS * limit] for text in texts]
+        rows = self._tokenise(heads, split_special)
+        for number, (text, head) in enumerate(zip(texts, heads, strict=True)):
+            if len(head) < len(text) and len(rows[number]) < 2 * limit:
+                rows[number] = self._tokenise([text], split_special)[0]
+        return rows
+
+    def _whole_characters(self, ids: list[int]) -> list[int]:
+        """Return ids without the part of a character that a cut left at their end.
+
+        Else the teacher's cut text would end in raw bytes, and a rollout's in the replacement
+        character that decoding puts there: a mark of the side it came from.
+        """
+        for _ in range(3):  # a character has at most four bytes
+            if not self._tokenizer.decode(ids[-8:]).endswith(REPLACEMENT):
+                break
+            ids = ids[:-1]
+        return ids
+
+    def _shared(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(map(self._shared_ids.__getitem__, ids))
+
+
+def _generation_config_stop_ids(folder: Path) -> tuple[int, ...]:
+    """Return eos_token_id of generation_config.json: one, several, or none without the file."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return ()
+    settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    stop = settings.get("eos_token_id")
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, int) else tuple(stop)

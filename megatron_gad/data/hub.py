@@ -1,0 +1,33 @@
+"""Rows of a data set of the Hugging Face Hub."""
+# pyright: basic
+# (the types of datasets are incomplete)
+
+from collections.abc import Iterator, Sequence
+
+import datasets
+from datasets.exceptions import DatasetsError
+
+from megatron_gad.data.rows import Row, missing_column, raise_missing_column
+
+DEFAULT_SPLIT = "train"
+
+
+def read_hub_rows(name: str, columns: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of a data set, from the local cache once it is there.
+
+    name: ``owner/name`` for the split "train", or ``owner/name:split``.
+    Raises ValueError when it cannot be loaded or lacks one of the columns.
+    """
+    repository, _, split = name.partition(":")
+    try:
+        rows = datasets.load_dataset(repository, split=split or DEFAULT_SPLIT)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(
+            f"hub:{name} cannot be loaded ({error}); check the name, its split and the network, or "
+            "download the data set and give its folder"
+        ) from error
+    if not isinstance(rows, datasets.Dataset):
+        raise ValueError(f"hub:{name} is a {type(rows).__name__}; name one split, hub:NAME:SPLIT")
+    raise_missing_column(f"hub:{name}", missing_column(rows.column_names, columns))
+    for number, values in enumerate(rows.select_columns(list(columns)), 1):
+        yield Row(f"hub:{name} row {number}", dict(values))
