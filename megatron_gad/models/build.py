@@ -25,7 +25,7 @@ from megatron_gad.models.scorer import ScorerModel
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is laid out over ranks and computed; its shape comes from the Hugging Face folder.
+    """How a model is laid out over ranks and computed; its shape comes from the model folder.
 
     The fields have Megatron's names and meanings. fp8_format ("hybrid", "e4m3") and fp8_recipe
     need transformer_impl "transformer_engine".
@@ -143,7 +143,7 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         variable_seq_lengths=True,
         # Megatron allows variable lengths with this dispatcher only, in dense models too.
         moe_token_dispatcher_type="alltoall",
-        # Without these two an interleaved schedule on two stages computes wrong gradients, silently.
+        # Without these an interleaved schedule on two stages silently computes wrong gradients.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         **recompute,

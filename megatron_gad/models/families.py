@@ -1,4 +1,4 @@
-"""The supported model families: what differs among them, and the check that a folder is one of them."""
+"""The supported model families: what differs among them, and whether a folder is one of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-# Rotary embeddings whose frequencies depend neither on the length of the text nor rescale the angles' cosine.
+# The scalings that only change the frequencies: the same at every length, cosines not rescaled.
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -60,7 +60,7 @@ def family_of(hf_config: PretrainedConfig) -> Family:
 
 
 def head_dim(hf_config: PretrainedConfig) -> int:
-    """Return the width of one attention head, which need not be hidden_size / num_attention_heads."""
+    """Return the width of an attention head; it need not be hidden_size / num_attention_heads."""
     given = getattr(hf_config, "head_dim", None)
     return given or hf_config.hidden_size // hf_config.num_attention_heads
 
@@ -75,9 +75,10 @@ def inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor:
 
 
 def rope_type(hf_config: PretrainedConfig) -> str:
-    """Return the kind of rotary scaling; its key in config.json moved between transformers 4 and 5."""
-    parameters = getattr(hf_config, "rope_parameters", None) or getattr(hf_config, "rope_scaling", None)
-    return (parameters or {}).get("rope_type", "default")
+    """Return the kind of rotary scaling; transformers 5 renamed the field that holds it."""
+    parameters = getattr(hf_config, "rope_parameters", None)
+    parameters = parameters or getattr(hf_config, "rope_scaling", None) or {}
+    return parameters.get("rope_type", "default")
 
 
 def _check_supported(hf_config: PretrainedConfig) -> None:

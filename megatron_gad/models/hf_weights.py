@@ -92,7 +92,7 @@ def export_hf_weights(
 
 @dataclass(frozen=True)
 class Place:
-    """What a stage without a tensor has to know to receive it; stage: the pipeline rank that has it."""
+    """What a stage has to know to receive a tensor; stage: the pipeline rank that has it."""
 
     stage: int
     part_shape: tuple[int, ...]
@@ -102,7 +102,7 @@ class Place:
 
 
 def _places(slots: dict[str, Slot]) -> dict[str, Place]:
-    """Tell every stage which tensors the others have; of two stages with the same, the first one."""
+    """Tell every stage which tensors the others have; where two have one, the first counts."""
     stage = parallel_state.get_pipeline_model_parallel_rank()
     mine = {
         name: Place(stage, slot.part_shape, slot.cut_axis, slot.num_rows, slot.part.dtype)

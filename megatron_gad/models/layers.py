@@ -44,7 +44,7 @@ class RMSNorm(torch.nn.Module):
 
 
 class CoreAttention(MegatronModule):
-    """Causal attention over torch's scaled_dot_product_attention, between QKV and output projection."""
+    """Causal attention over torch's scaled_dot_product_attention."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ def local_block_spec(config: TransformerConfig, num_layers: int) -> TransformerB
                 ),
             ),
             mlp_bda=get_bias_dropout_add,
-            # Checkpoints carry the names of the fused modules, so that either kind reads the other's.
+            # Checkpoints carry the fused modules' names, so that either kind reads the other's.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                 "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",

@@ -54,7 +54,7 @@ class ScoreHead(MegatronModule):
 
 
 class ScorerModel(GPTModel):
-    """GPTModel whose last stage ends in a ScoreHead; no vocabulary-sized output layer is ever built."""
+    """GPTModel whose last stage ends in a ScoreHead; no output layer over a vocabulary is built."""
 
     def __init__(
         self,

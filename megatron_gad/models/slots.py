@@ -1,11 +1,11 @@
 """Where every Hugging Face tensor lives in the Megatron parameters of this rank.
 
-A Hugging Face tensor is cut over the tensor parallel ranks along at most one axis, and a rank's part
-of it is a view of one Megatron parameter: query, key and value are interleaved per query group in
-linear_qkv, gate lies over up in linear_fc1. One table of such slots serves both directions.
+A Hugging Face tensor is cut over the tensor parallel ranks along at most one axis, and a rank's
+part of it is a view of one Megatron parameter: query, key and value are interleaved per query group
+in linear_qkv, gate lies over up in linear_fc1. One table of such slots serves both directions.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +98,8 @@ def _layer_slots(layer: torch.nn.Module, hf_config: PretrainedConfig) -> Iterato
     """Yield the slots of one transformer layer, of the local or Transformer Engine's modules."""
     prefix = f"model.layers.{layer.layer_number - 1}."
     attention, mlp = layer.self_attention, layer.mlp
-    yield _whole(prefix + "input_layernorm.weight", _norm(layer.input_layernorm, attention.linear_qkv))
+    norm = _norm(layer.input_layernorm, attention.linear_qkv)
+    yield _whole(prefix + "input_layernorm.weight", norm)
     for kind in ("weight", "bias") if family_of(hf_config).has_qkv_bias else ("weight",):
         parameter = getattr(attention.linear_qkv, kind)
         for which, part in zip("qkv", _query_key_value(parameter, hf_config), strict=True):

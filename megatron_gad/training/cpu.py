@@ -1,8 +1,8 @@
 """The seam that lets megatron.core run on a machine without CUDA.
 
-Megatron-Core names the CUDA device literally in about a hundred places. Where no CUDA device exists,
-an import hook rewrites those fixed idioms while the sources of ``megatron.core`` are loaded; torch and
-the files on disk stay as they are. Where CUDA exists nothing of this is active.
+Megatron-Core names the CUDA device literally in about a hundred places. Where no CUDA device
+exists, an import hook rewrites those fixed idioms while the sources of megatron.core are loaded;
+torch and the files on disk stay as they are. Where CUDA exists nothing of this is active.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -48,9 +49,13 @@ IDIOMS = (
     Rule("synchronize", r"torch\.cuda\.synchronize\(\)", "None"),
 )
 
-# Where the random state lives: the stock tracker, over the CPU generator instead of the CUDA one.
+# The stock tracker of random states, over the CPU generator instead of the CUDA one.
 CPU_GENERATOR = (
-    Rule("get_state", r"torch\.cuda\.random\.get_rng_state\(device=device\)", "torch.get_rng_state()"),
+    Rule(
+        "get_state",
+        r"torch\.cuda\.random\.get_rng_state\(device=device\)",
+        "torch.get_rng_state()",
+    ),
     Rule(
         "set_state",
         r"(?m)^    if hasattr\(_C, '_cuda_setRNGState'\)",
@@ -59,22 +64,38 @@ CPU_GENERATOR = (
     Rule("add_state", r"torch\.cuda\.get_rng_state\(\)", "torch.get_rng_state()"),
     Rule("seed", r"torch\.cuda\.manual_seed\((?=data_parallel_seed|seed)", "torch.manual_seed("),
     # Inside a fork the CPU generator is the one in use: that it moves is no mistake.
-    Rule("fork_warning", r"if not torch\.all\(cpu_rng_state == torch\.get_rng_state\(\)\)\.item\(\):", "if False:"),
+    Rule(
+        "fork_warning",
+        r"if not torch\.all\(cpu_rng_state == torch\.get_rng_state\(\)\)\.item\(\):",
+        "if False:",
+    ),
 )
 
-# Extra rules of single modules. torch.compile would need a compiler at import.
+# torch.compile would import and start a compiler.
+NO_FUSER = (
+    Rule(
+        "jit_fuser",
+        r"jit_fuser = torch\.(compile|jit\.script)\b",
+        "jit_fuser = lambda function: function",
+    ),
+)
+
+# Extra rules of single modules; all of them have to match.
 EDITS = {
-    "megatron.core.jit": (Rule("jit_fuser", r"jit_fuser = torch\.(compile|jit\.script)\b", "jit_fuser = lambda function: function"),),
+    "megatron.core.jit": NO_FUSER,
     "megatron.core.tensor_parallel.random": CPU_GENERATOR,
 }
 
-# The modules the project runs through, with the idioms that have to be found in them. An idiom that is
-# gone means that this version of megatron.core is written differently and needs new rules.
+# The modules the project runs through, with the idioms that have to be found in them. An idiom that
+# is gone means that this version of megatron.core is written differently and needs new rules.
 REQUIRED = {
     "megatron.core.dist_checkpointing.exchange_utils": ("device_argument", "init_data", "to_cuda"),
     "megatron.core.dist_checkpointing.strategies.filesystem_async": ("synchronize",),
     "megatron.core.dist_checkpointing.strategies.fully_parallel": ("synchronize",),
-    "megatron.core.dist_checkpointing.strategies.state_dict_saver": ("current_device", "device_argument"),
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver": (
+        "current_device",
+        "device_argument",
+    ),
     "megatron.core.distributed.param_and_grad_buffer": ("current_device",),
     "megatron.core.models.common.embeddings.rope_utils": ("pin_memory", "to_cuda"),
     "megatron.core.models.common.embeddings.rotary_pos_embedding": ("current_device",),
@@ -91,7 +112,7 @@ REQUIRED = {
 
 
 def install_if_needed() -> None:
-    """Put the import hook in place where there is no CUDA device; may be called any number of times.
+    """Put the import hook in place where there is no CUDA device; further calls do nothing.
 
     Raises:
         RuntimeError: megatron.core was imported before, so it cannot be rewritten any more.
@@ -103,6 +124,8 @@ def install_if_needed() -> None:
             f"{PACKAGE} was imported before megatron_gad and this machine has no CUDA device; "
             "import megatron_gad.training (or megatron_gad.models) first"
         )
+    # Without CUDA these packages do not exist, so that their absence is no news.
+    warnings.filterwarnings("ignore", r"(Transformer Engine and )?Apex (is|are) not installed")
     sys.meta_path.insert(0, CpuFinder())
 
 
@@ -131,7 +154,8 @@ class CpuLoader(importlib.machinery.SourceFileLoader):
         cached = _cache_file(fullname, path, source)
         if cached is not None and cached.exists():
             return marshal.loads(cached.read_bytes())
-        code = compile(rewrite(fullname, source.decode("utf-8"), path), path, "exec", dont_inherit=True)
+        text = rewrite(fullname, source.decode("utf-8"), path)
+        code = compile(text, path, "exec", dont_inherit=True)
         if cached is not None:
             _write_atomically(cached, marshal.dumps(code))
         return code
@@ -153,14 +177,15 @@ def rewrite(fullname: str, source: str, path: str = "") -> str:
         source, num_matches = re.subn(rule.pattern, rule.replacement, source)
         if num_matches == 0 and rule.name in required:
             raise RuntimeError(
-                f"rule {rule.name!r} of megatron_gad.training.cpu no longer matches {path or fullname}: "
-                "this version of megatron-core cannot run without CUDA; install megatron-core==0.16.1"
+                f"rule {rule.name!r} of megatron_gad.training.cpu no longer matches "
+                f"{path or fullname}: this version of megatron-core cannot run without CUDA; "
+                "install megatron-core==0.16.1"
             )
     return source
 
 
 def _cache_file(fullname: str, path: str, source: bytes) -> Path | None:
-    """Name the bytecode file of one source under these rules; None where there is no home folder."""
+    """Name the bytecode file of a source under these rules; None where there is no home folder."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for part in (importlib.util.MAGIC_NUMBER, path.encode(), source):
         digest.update(part)

@@ -1,0 +1,96 @@
+"""Every layout computes what transformers computes, and gives back the weights it was given."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from tests.distributed.launch import run_on_ranks
+from tests.distributed.layouts import CASES, HEAD_STD, LAYOUTS, SEED
+from tests.tiny import make_hf_folder
+
+VOCAB_SIZE = 97
+EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the worker computed for all cases and layouts."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, family, tie in (("qwen2", "qwen2", False), ("qwen2-tied", "qwen2", True)):
+        make_hf_folder(folder / name, family, VOCAB_SIZE, tie=tie, num_hidden_layers=4)
+    make_hf_folder(folder / "qwen3", "qwen3", VOCAB_SIZE, num_hidden_layers=4)
+    generator = torch.Generator().manual_seed(1)
+    inputs = {
+        "tokens": torch.randint(VOCAB_SIZE, (4, 12), generator=generator),
+        "logit_weights": torch.randn(4, 12, VOCAB_SIZE, generator=generator),
+        "score_weights": torch.randn(4, 12, generator=generator),
+    }
+    torch.save(inputs, folder / "inputs.pt")
+    run_on_ranks(Path(__file__).with_name("models_worker.py"), 4, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def references(results: Path) -> dict[str, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    """Per case what transformers computes: output, weights and gradients by name."""
+    inputs = torch.load(results / "inputs.pt")
+    computed = {}
+    for case in CASES:
+        model, head = _reference(results, case)
+        hidden = model(inputs["tokens"])
+        output = (hidden[0] @ head.t()).squeeze(-1) if head is not None else hidden.logits
+        weights = inputs["logit_weights" if head is None else "score_weights"]
+        (output * weights).sum().backward()
+        parameters = {
+            name if head is None else f"model.{name}": parameter
+            for name, parameter in model.named_parameters()
+        }
+        if head is not None:
+            parameters["score.weight"] = head
+        values = {name: parameter.detach() for name, parameter in parameters.items()}
+        gradients = {name: parameter.grad for name, parameter in parameters.items()}
+        computed[case] = (output.detach(), values, gradients)
+    return computed
+
+
+def _reference(results: Path, case: str) -> tuple[PreTrainedModel, Tensor | None]:
+    """Load a case with transformers; a scorer as the bare network and the head by its definition."""
+    if not case.startswith("scorer-"):
+        return AutoModelForCausalLM.from_pretrained(results / case), None
+    model = AutoModel.from_pretrained(results / case.removeprefix("scorer-"))
+    drawn = torch.randn(1, 32, generator=torch.Generator().manual_seed(SEED)) * HEAD_STD
+    return model, drawn.requires_grad_()
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_output_equals_that_of_transformers(results, references, case, layout):
+    output = torch.load(results / f"{case}-{layout}.output.pt")
+    expected, _, _ = references[case]
+    torch.testing.assert_close(output[..., : expected.shape[-1]], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_weights_come_back_bit_identical(results, references, case, layout):
+    exported, _ = torch.load(results / f"{case}-{layout}.weights.pt")
+    _, expected, _ = references[case]
+    assert exported.keys() == expected.keys()
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_gradients_equal_those_of_transformers(results, references, case, layout):
+    _, gradients = torch.load(results / f"{case}-{layout}.weights.pt")
+    _, _, expected = references[case]
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(
+            gradient,
+            expected[name],
+            atol=2e-5 * scale,
+            rtol=1e-4,
+            msg=lambda text, n=name: n + text,
+        )
