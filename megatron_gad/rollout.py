@@ -16,7 +16,6 @@ class Sampler:
     """Samples for one model-parallel group: its first rank owns the engine, all get the groups."""
 
     def __init__(self, engine: Engine | None, codec: ChatCodec, parallel: Parallel) -> None:
-        assert (engine is not None) == parallel.is_engine_rank
         self._engine = engine
         self._codec = codec
         self._parallel = parallel
@@ -44,6 +43,7 @@ class Sampler:
         if self._engine is not None:
             sampled = self._engine.generate(prompts, replace(sampling, stop_ids=self._stop_ids))
             groups = [self._with_text(group) for group in sampled]
+        # Ranks without an engine wait here for the group's first.
         return self._parallel.from_engine_rank(groups)
 
     def sleep(self) -> None:

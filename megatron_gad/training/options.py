@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+ModelName = Literal["student", "discriminator"]
 ScoreKind = Literal["last_token", "sum"]
 
 
@@ -98,9 +99,13 @@ class CheckpointConfig:
     load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
     save_interval: steps between checkpoints; 0: only at the end of each stage.
     keep_last: older checkpoints than this many are deleted; 0 keeps all.
+    export: models written as Hugging Face folders ``<save>/<model>_hf`` when the run ends.
+    export_stages: also write ``<save>/<model>_hf_<stage>`` when each stage ends.
     """
 
     save: str = "runs/run"
     load: str = ""
     save_interval: int = 50
     keep_last: int = 2
+    export: tuple[ModelName, ...] = ("student",)
+    export_stages: bool = False

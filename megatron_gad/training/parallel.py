@@ -63,6 +63,14 @@ class Parallel:
         dist.all_gather_object(gathered, value, group=self.data_group)
         return gathered
 
+    def gather_over_world(self, value: T) -> list[T]:
+        """Return the values of all ranks on every rank."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
     def mean_over_data(self, sums: dict[str, tuple[float, float]]) -> dict[str, float]:
         """Return sum / count of every entry over data ranks, 0 where the count is 0."""
         gathered = self.gather_over_data(sums)

@@ -172,6 +172,13 @@ class Trainer:
         """Return a host copy of this rank's parameters, in a fixed order."""
         return [parameter.detach().to("cpu", copy=True) for parameter in self._parameters()]
 
+    def snapshot_of(self, folder: str | Path) -> list[Tensor]:
+        """Return a folder's weights as a snapshot; the trainer's own stay as they are."""
+        own = self.snapshot()
+        load_hf_weights(self.modules, self.hf_config, folder)
+        self.swap(own)
+        return own
+
     @torch.no_grad()
     def swap(self, snapshot: list[Tensor]) -> None:
         """Exchange the parameters with a snapshot's, bit for bit; not the optimizer's copies."""

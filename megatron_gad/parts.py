@@ -1,0 +1,162 @@
+"""The parts of a run, built from its configuration, and where the run stands."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from megatron_gad.config import RunConfig, StageName
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.dataset import load_prompts
+from megatron_gad.data.order import PromptOrder
+from megatron_gad.engines.build import build_engine
+from megatron_gad.metrics import MetricsWriter, Timers
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.rollout import Sampler
+from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.reference import Reference
+from megatron_gad.training.trainer import Trainer, TrainerSettings
+from megatron_gad.types import Prompt
+
+StageConfig = SeqkdConfig | WarmupConfig | AdversarialConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Plain values: this is what a checkpoint writes down.
+
+    iteration: steps over all stages.
+    weights_version: updates of the student, so that an engine's copy can be told to be old.
+    recent_losses: of the discriminator, the last few, for the criterion that ends a warm-up.
+    best_eval_loss, num_evals_since_best: of the student, for the patience of seqkd.
+    """
+
+    iteration: int = 0
+    stage_index: int = 0
+    step_in_stage: int = 0
+    weights_version: int = 0
+    consumed_samples: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    best_eval_loss: float | None = None
+    num_evals_since_best: int = 0
+
+
+class Run:
+    """Everything a step works with. The discriminator and the reference come and go with stages."""
+
+    def __init__(self, config: RunConfig, parallel: Parallel) -> None:
+        self.config = config
+        self.parallel = parallel
+        self.folder = Path(config.checkpoint.save)
+        self.timers = Timers(parallel.device)
+        self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
+        self.codec = ChatCodec.from_folder(
+            config.student.path, config.data.max_prompt_tokens, config.data.max_response_tokens
+        )
+        self.prompts = _load(config, self.codec, config.data.path)
+        self.eval_prompts = (
+            _load(config, self.codec, config.data.eval_path) if config.data.eval_path else ()
+        )
+        self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
+        self.student = _build_student(config, parallel, self.settings)
+        self.sampler = Sampler(_build_engine(config, parallel), self.codec, parallel)
+        self.progress = Progress()
+        self.reference: Reference | None = None
+        self.best_weights: list[torch.Tensor] | None = None
+        self._discriminator: Trainer | None = None
+        self.start_orders()
+
+    @property
+    def stage_name(self) -> StageName:
+        """The stage that the run is in."""
+        return self.config.stages[self.progress.stage_index]
+
+    @property
+    def stage(self) -> StageConfig:
+        """The settings of the stage that the run is in."""
+        return getattr(self.config, self.stage_name)
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Prompts of one step over all data ranks."""
+        stage = self.stage
+        return stage.batch_size if isinstance(stage, SeqkdConfig) else stage.prompts_per_step
+
+    @property
+    def stage_steps(self) -> int:
+        """Steps of the stage if no criterion ends it before."""
+        if self.stage.steps is not None:
+            return self.stage.steps
+        return max(1, math.ceil(self.stage.epochs * len(self.prompts) / self.prompts_per_step))
+
+    @property
+    def has_discriminator(self) -> bool:
+        """Whether a discriminator was built already."""
+        return self._discriminator is not None
+
+    @property
+    def discriminator(self) -> Trainer:
+        """The discriminator; built by the first stage that needs one."""
+        assert self._discriminator is not None, "this stage has no discriminator"
+        return self._discriminator
+
+    def build_discriminator(self) -> None:
+        """Make the discriminator; its weights are undefined until loaded."""
+        config = self.config.discriminator
+        hf_config = load_hf_config(config.path) if config.path else self.student.hf_config
+        self._discriminator = Trainer.scorer(hf_config, config, self.parallel, self.settings)
+
+    def start_orders(self) -> None:
+        """Begin the data orders of the current stage."""
+        rows, seed = len(self.prompts), self.config.seed + 1000 * self.progress.stage_index
+        self.order = PromptOrder(rows, seed, self.config.data.shuffle)
+        self.extra_order = PromptOrder(rows, seed + 500, shuffle=True)
+
+    def take_prompts(self, count: int) -> list[Prompt]:
+        """Return this data rank's share of the next ``count`` prompts."""
+        self.progress.consumed_samples += count
+        return self._share(self.order.take(count))
+
+    def take_extra_prompts(self, count: int) -> list[Prompt]:
+        """Return this data rank's share of ``count`` prompts from an order of their own."""
+        return self._share(self.extra_order.take(count))
+
+    def close(self) -> None:
+        """Stop the engine and finish all files."""
+        self.sampler.close()
+        self.writer.close()
+
+    def _share(self, rows: list[int]) -> list[Prompt]:
+        return [self.prompts[row] for row in self.parallel.share(rows)]
+
+
+def _load(config: RunConfig, codec: ChatCodec, path: str) -> tuple[Prompt, ...]:
+    loaded = load_prompts(config.data, codec, path)
+    logger.info("%s: %s", path, ", ".join(f"{k} {v}" for k, v in loaded.counts.items()))
+    return loaded.prompts
+
+
+def _build_student(config: RunConfig, parallel: Parallel, settings: TrainerSettings) -> Trainer:
+    hf_config: PretrainedConfig = load_hf_config(config.student.path)
+    student = Trainer.language_model(hf_config, config.student, parallel, settings)
+    student.load_hf_weights(config.student.path)
+    return student
+
+
+def _build_engine(config: RunConfig, parallel: Parallel):
+    if not parallel.is_engine_rank or set(config.stages) == {"seqkd"}:
+        return None
+    dtype = torch.bfloat16 if config.compute.bf16 else torch.float32
+    return build_engine(
+        config.rollout.engine,
+        config.student.path,
+        parallel.device,
+        dtype,
+        config.rollout.max_batch_size,
+    )

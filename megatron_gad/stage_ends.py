@@ -1,0 +1,122 @@
+"""How stages begin and when they end."""
+
+import logging
+from statistics import mean
+
+from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.data.batching import teacher_batch
+from megatron_gad.parts import Run
+from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.training.reference import Reference
+
+# Steps over which the discriminator's running loss is taken: one step's is too noisy to end on.
+RUNNING_STEPS = 20
+
+logger = logging.getLogger(__name__)
+
+
+def begin_stage(run: Run) -> None:
+    """Set up what the stage needs, from the models as the stage before left them."""
+    stage, progress = run.stage, run.progress
+    progress.recent_losses = []
+    progress.best_eval_loss, progress.num_evals_since_best = None, 0
+    run.best_weights = None
+    run.start_orders()
+    if not isinstance(stage, SeqkdConfig) and not run.has_discriminator:
+        run.build_discriminator()
+        source = run.config.discriminator.path or run.student.hf_weights()
+        run.discriminator.load_hf_weights(source)
+    set_schedules(run, reset_optimizer=not isinstance(stage, SeqkdConfig) and stage.reset_optimizer)
+    if needs_reference(run):
+        is_base = run.config.gad.reference == "base"
+        path = run.config.student.path
+        snapshot = run.student.snapshot_of(path) if is_base else run.student.snapshot()
+        run.reference = Reference(run.student, snapshot)
+
+
+def set_schedules(run: Run, reset_optimizer: bool = False) -> None:
+    """Start the learning-rate schedules of the current stage."""
+    stage, steps = run.stage, run.stage_steps
+    if isinstance(stage, SeqkdConfig):
+        run.student.begin_stage(stage.lr, steps)
+        return
+    student_lr = run.config.student.lr if stage.student_lr is None else stage.student_lr
+    run.student.begin_stage(student_lr, steps, reset_optimizer)
+    lr = stage.discriminator_lr
+    lr = run.config.discriminator.lr if lr is None else lr
+    run.discriminator.begin_stage(lr, steps, reset_optimizer)
+
+
+def needs_reference(run: Run) -> bool:
+    """Whether the stage compares the student with a reference; without one no forward is paid."""
+    return isinstance(run.stage, AdversarialConfig) and run.config.gad.kl_coef > 0
+
+
+def reason_to_end(run: Run, metrics: dict[str, float]) -> str:
+    """Return why the stage ends after this step, or an empty string. May add to the metrics."""
+    stage = run.stage
+    reason = ""
+    if isinstance(stage, SeqkdConfig) and run.eval_prompts and _epoch_ended(run):
+        reason = _evaluate(run, stage, metrics)
+    if isinstance(stage, WarmupConfig):
+        reason = _discriminator_separates(run, stage, metrics["discriminator/loss"])
+    if not reason and run.progress.step_in_stage >= run.stage_steps:
+        reason = f"its {run.stage_steps} steps are done"
+    return reason
+
+
+def finish_stage(run: Run) -> None:
+    """Settle what the stage hands over.
+
+    Raises RuntimeError where a warm-up did not reach what [warmup] refuse_above asks for.
+    """
+    stage, recent = run.stage, run.progress.recent_losses
+    if isinstance(stage, SeqkdConfig) and stage.keep_best and run.best_weights is not None:
+        run.student.restore(run.best_weights)
+        run.progress.weights_version += 1
+    if isinstance(stage, WarmupConfig) and stage.refuse_above and recent:
+        if mean(recent) > stage.refuse_above:
+            raise RuntimeError(
+                f"stage warmup ended with a running discriminator loss of {mean(recent):.3f}, above "
+                f"warmup.refuse_above = {stage.refuse_above:g} (0.693 is chance): the discriminator "
+                "cannot tell the two apart and would reward noise. Train it longer (warmup.steps) "
+                "or faster (warmup.discriminator_lr), on more prompts of fewer samples; the "
+                "checkpoint before this message resumes the stage"
+            )
+    run.best_weights = None
+    if isinstance(stage, AdversarialConfig):
+        run.reference = None
+
+
+def _epoch_ended(run: Run) -> bool:
+    per_step, done = run.prompts_per_step, run.progress.step_in_stage
+    rows = len(run.prompts)
+    return done * per_step // rows > (done - 1) * per_step // rows
+
+
+def _evaluate(run: Run, stage: SeqkdConfig, metrics: dict[str, float]) -> str:
+    """Measure the held-out loss, remember the best weights, and say whether patience ran out."""
+    progress = run.progress
+    mine = run.eval_prompts[run.parallel.data_rank :: run.parallel.data_size]
+    loss = run.student.evaluate(teacher_batch(mine), supervised_loss).metrics["loss"]
+    metrics["student/eval_loss"] = loss
+    if progress.best_eval_loss is None or loss < progress.best_eval_loss:
+        progress.best_eval_loss, progress.num_evals_since_best = loss, 0
+        run.best_weights = run.student.snapshot() if stage.keep_best else None
+        return ""
+    progress.num_evals_since_best += 1
+    if stage.patience and progress.num_evals_since_best >= stage.patience:
+        return (
+            f"the held-out loss has not fallen below {progress.best_eval_loss:.4f} "
+            f"for {stage.patience} epochs"
+        )
+    return ""
+
+
+def _discriminator_separates(run: Run, stage: WarmupConfig, loss: float) -> str:
+    recent = run.progress.recent_losses
+    recent.append(loss)
+    del recent[:-RUNNING_STEPS]
+    if stage.stop_below and len(recent) == RUNNING_STEPS and mean(recent) < stage.stop_below:
+        return f"the running discriminator loss is {mean(recent):.3f}, below {stage.stop_below:g}"
+    return ""

@@ -1,0 +1,245 @@
+"""The three stages, one function for one step of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_gad.agreement import check_agreement, gap_bound, largest_gap
+from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
+from megatron_gad.algorithms.discriminator import split_scores
+from megatron_gad.algorithms.kl import sequence_kl
+from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
+from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.judging import judge, score_only
+from megatron_gad.parts import Run
+from megatron_gad.rollout import describe_rollouts
+from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.training.trainer import StepOutput
+from megatron_gad.types import Batch, Group, PairBatch, Prompt
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """metrics: "group/name" -> number, equal on all ranks; samples: rows of this rank to look at."""
+
+    metrics: Metrics
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def seqkd_step(run: Run, stage: SeqkdConfig) -> StepResult:
+    """Fit the teacher's responses by cross-entropy."""
+    prompts = run.take_prompts(stage.batch_size)
+    return StepResult(_learn_from_teacher(run, prompts))
+
+
+def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
+    """Teach the discriminator on fresh samples, and the student on the teacher's responses."""
+    prompts = run.take_prompts(stage.prompts_per_step)
+    groups, metrics = _sample(run, prompts, stage.group_size)
+    pairs = pair_batch(groups)
+    judged = _learn_from_pairs(run, pairs)
+    metrics |= _prefixed("discriminator", judged.metrics)
+    metrics["tokens/trained"] = _num_tokens(run, pairs)
+    if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:
+        learned = _learn_from_teacher(run, prompts)
+        metrics["tokens/trained"] += learned.pop("tokens/trained")
+        metrics |= learned
+    scores_PG = split_scores(judged.rows, stage.group_size)[1]
+    return StepResult(metrics, _samples(groups, scores_PG, None))
+
+
+def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
+    """Sample, let the discriminator score and learn, then raise what it scored above the group."""
+    prompts = run.take_prompts(stage.prompts_per_step)
+    groups, metrics = _sample(run, prompts, stage.group_size)
+    batch = policy_batch(groups)
+    pairs = pair_batch(groups, stage.discriminator_samples)
+
+    judged = _judge(run, pairs, _discriminator_learns(run, stage))
+    scores_PG = split_scores(judged.rows, stage.group_size)[1]
+    metrics |= _prefixed("discriminator", judged.metrics)
+    metrics["tokens/trained"] = _num_tokens(run, pairs)
+    metrics["tokens/trained"] += _extra_discriminator_steps(run, stage)
+
+    batch = _with_reference(run, batch)
+    rewards_PG = _rewards(run, batch, scores_PG)
+    advantages_PG = group_advantages(rewards_PG, run.config.gad.advantage)
+    metrics |= _reward_metrics(run, rewards_PG, advantages_PG)
+
+    if run.progress.step_in_stage >= stage.discriminator_only_steps:
+        batch = batch.with_advantages(advantages_PG.flatten())
+        learned = _learn_from_rewards(run, batch, stage.student_updates)
+        gap = max(run.parallel.gather_over_data(largest_gap(learned.rows, batch)))
+        metrics["engine/logprob_gap_max"] = max(gap, metrics["engine/logprob_gap_max"])
+        metrics |= _prefixed("student", learned.metrics)
+        metrics["tokens/trained"] += stage.student_updates * _num_tokens(run, batch)
+    return StepResult(metrics, _samples(groups, scores_PG, advantages_PG))
+
+
+def _sample(run: Run, prompts: Sequence[Prompt], group_size: int) -> tuple[list[Group], Metrics]:
+    """Swap weights in where the engine's are old, sample, and check that both agree."""
+    metrics = _swap_weights(run)
+    is_new = bool(metrics)
+    groups = _generate(run, prompts, group_size, draw=0)
+    temperature = run.config.rollout.temperature
+    if is_new:
+        bound = gap_bound(run.config.rollout.logprob_gap_bound, run.config.compute.bf16)
+        gap = check_agreement(run.student, run.sampler, groups, temperature, bound)
+        metrics["engine/logprob_gap_max"] = gap
+    return groups, metrics | run.parallel.mean_over_data(describe_rollouts(groups))
+
+
+def _swap_weights(run: Run) -> Metrics:
+    if run.sampler.weights_version == run.progress.weights_version:
+        return {}
+    with run.timers("swap"):
+        num_bytes = run.sampler.load_weights(run.student.hf_weights(), run.progress.weights_version)
+    return {"swap/bytes": float(num_bytes)}
+
+
+def _generate(run: Run, prompts: Sequence[Prompt], group_size: int, draw: int) -> list[Group]:
+    """Sample responses; ``draw`` tells apart the samplings of one step."""
+    config = run.config
+    sampling = SamplingConfig(
+        num_samples=group_size,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        max_new_tokens=config.data.max_response_tokens,
+        seed=request_seed(config.seed, run.progress.iteration, draw),
+    )
+    with run.timers("rollout"):
+        return run.sampler.sample(prompts, sampling)
+
+
+def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
+    batch = teacher_batch(prompts)
+    with run.timers("student"):
+        learned = run.student.train(batch, supervised_loss)
+    run.progress.weights_version += 1
+    return {**_prefixed("student", learned.metrics), "tokens/trained": _num_tokens(run, batch)}
+
+
+def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
+    config = run.config
+    with run.timers("discriminator"):
+        return judge(
+            run.discriminator,
+            pairs,
+            config.gad.discriminator_loss,
+            config.discriminator.split_groups,
+        )
+
+
+def _judge(run: Run, pairs: PairBatch, learns: bool) -> StepOutput:
+    if learns:
+        return _learn_from_pairs(run, pairs)
+    with run.timers("discriminator"):
+        return score_only(run.discriminator, pairs, run.config.gad.discriminator_loss)
+
+
+def _discriminator_learns(run: Run, stage: AdversarialConfig) -> bool:
+    on_turn = run.progress.step_in_stage % stage.discriminator_interval == 0
+    return on_turn and not stage.freeze_discriminator
+
+
+def _extra_discriminator_steps(run: Run, stage: AdversarialConfig) -> float:
+    """Teach the discriminator on one fresh sample of many other prompts; return tokens trained."""
+    num_steps = 0 if stage.freeze_discriminator else stage.extra_discriminator_steps
+    if num_steps == 0:
+        return 0.0
+    # Sampled in one call: the student does not change between these steps.
+    prompts = run.take_extra_prompts(num_steps * stage.extra_prompts)
+    groups = _generate(run, prompts, group_size=1, draw=1)
+    size = len(groups) // num_steps
+    batches = [pair_batch(groups[i * size : (i + 1) * size]) for i in range(num_steps)]
+    for pairs in batches:
+        _learn_from_pairs(run, pairs)
+    return sum(_num_tokens(run, pairs) for pairs in batches)
+
+
+def _with_reference(run: Run, batch: Batch) -> Batch:
+    if run.reference is None:
+        return batch
+    with run.timers("student"):
+        return batch.with_ref_logprobs(
+            run.reference.logprobs(batch, run.config.rollout.temperature)
+        )
+
+
+def _rewards(run: Run, batch: Batch, scores_PG: Tensor) -> Tensor:
+    """Return [P, G] rewards: the raw scores, less the KL where it belongs to the reward."""
+    gad = run.config.gad
+    if gad.kl_in == "loss" or batch.ref_logprobs is None:
+        return scores_PG
+    with run.timers("student"):
+        logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
+    kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
+    return scores_PG - gad.kl_coef * kl.view_as(scores_PG)
+
+
+def _learn_from_rewards(run: Run, batch: Batch, num_updates: int) -> StepOutput:
+    """Take the student's steps on one batch; return the first's rows and the last's metrics."""
+    gad, temperature = run.config.gad, run.config.rollout.temperature
+    options = PolicyOptions(
+        clip_range=gad.clip_range,
+        kl_coef=gad.kl_coef if gad.kl_in == "loss" else 0.0,
+        kl_estimator=gad.kl_estimator,
+        aggregation=gad.aggregation,
+        tis_cap=gad.tis_cap,
+    )
+    loss = partial(policy_loss, options=options)
+    with run.timers("student"):
+        first = learned = run.student.train(batch, loss, temperature)
+        for _ in range(num_updates - 1):
+            # The first update's own forward gave the log-probabilities from before it.
+            old = batch.with_old_logprobs(first.rows)
+            learned = run.student.train(old, loss, temperature)
+    run.progress.weights_version += num_updates
+    return StepOutput(learned.metrics, first.rows)
+
+
+def _reward_metrics(run: Run, rewards_PG: Tensor, advantages_PG: Tensor) -> Metrics:
+    zeros, count = zero_advantage_share(advantages_PG)
+    rewards = torch.cat(run.parallel.gather_over_data(rewards_PG.flatten()))
+    share = run.parallel.mean_over_data({"advantage/zero_share": (float(zeros), float(count))})
+    return {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std()), **share}
+
+
+def _num_tokens(run: Run, batch: Batch | PairBatch) -> float:
+    """Return the batch's real tokens, prompts included, over all data ranks."""
+    return float(sum(run.parallel.gather_over_data(int(batch.lengths.sum()))))
+
+
+def _prefixed(group: str, metrics: Metrics) -> Metrics:
+    return {f"{group}/{name}": value for name, value in metrics.items()}
+
+
+def _samples(
+    groups: Sequence[Group], scores_PG: Tensor, advantages_PG: Tensor | None, most: int = 4
+) -> list[dict[str, Any]]:
+    """Return the first groups as rows for the samples file."""
+    rows = []
+    for p, group in enumerate(groups[:most]):
+        rollouts = [
+            {
+                "text": rollout.text,
+                "score": float(scores_PG[p, g]),
+                "advantage": None if advantages_PG is None else float(advantages_PG[p, g]),
+                "length": len(rollout.ids),
+                "finish_reason": rollout.finish_reason,
+            }
+            for g, rollout in enumerate(group.rollouts)
+        ]
+        prompt = group.prompt
+        asked = "\n".join(f"{role}: {content}" for role, content in prompt.messages)
+        rows.append({"prompt": asked, "teacher": prompt.teacher_text, "rollouts": rollouts})
+    return rows
