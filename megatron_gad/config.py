@@ -1,0 +1,161 @@
+"""The whole configuration of a run: the sections of the parts, composed.
+
+A TOML file with one table per section gives the defaults and flags override them. Flags are made
+from the dataclasses: flat where Megatron has the name (``--tensor-model-parallel-size 2``), dotted
+elsewhere (``--student.lr 1e-6``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from megatron_gad.config_checks import (
+    check_algorithm,
+    check_compute,
+    check_data,
+    check_optimizer,
+    check_parallel,
+    check_rollout,
+    check_run_directory,
+    data_parallel_size,
+)
+from megatron_gad.config_file import format_toml, read_toml
+from megatron_gad.data.dataset import DataConfig
+from megatron_gad.engines.base import RolloutConfig
+from megatron_gad.metrics import LogConfig
+from megatron_gad.model_checks import check_models
+from megatron_gad.stage_checks import (
+    check_adversarial,
+    check_seqkd,
+    check_stage_names,
+    check_warmup,
+)
+from megatron_gad.stage_config import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.training.environment import environment_rank
+from megatron_gad.training.options import (
+    CheckpointConfig,
+    ComputeConfig,
+    DiscriminatorConfig,
+    ParallelConfig,
+    StudentConfig,
+)
+
+StageName = Literal["seqkd", "warmup", "adversarial"]
+FLAT = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a user may choose about a run.
+
+    Attributes:
+        stages: what the run does, in this order.
+        seed: of the data order, of sampling and of new weights.
+    """
+
+    stages: tuple[StageName, ...] = ("warmup", "adversarial")
+    seed: int = 1234
+    parallel: Annotated[ParallelConfig, FLAT] = field(default_factory=ParallelConfig)
+    compute: Annotated[ComputeConfig, FLAT] = field(default_factory=ComputeConfig)
+    checkpoint: Annotated[CheckpointConfig, FLAT] = field(default_factory=CheckpointConfig)
+    log: Annotated[LogConfig, FLAT] = field(default_factory=LogConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    seqkd: SeqkdConfig = field(default_factory=SeqkdConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    gad: GadConfig = field(default_factory=GadConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def check(self, world_size: int) -> list[str]:
+        """Return every violation, each with key, value, what is allowed and the remedy.
+
+        Touches files only: no process group, no device.
+
+        Args:
+            world_size: ranks that the run will have.
+        """
+        data_size = data_parallel_size(self.parallel, world_size)
+        has_eval = bool(self.data.eval_path)
+        problems = [
+            *check_stage_names(self.stages),
+            *check_parallel(self.parallel, world_size),
+            *check_compute(self.compute),
+            *check_run_directory(self.checkpoint, self.log),
+            *check_data(self.data),
+            *check_optimizer("student", self.student),
+            *check_optimizer("discriminator", self.discriminator),
+            *check_models(self.student.path, self.discriminator.path, self.parallel, self.data),
+            *check_algorithm(self.gad),
+            *check_rollout(self.rollout),
+        ]
+        if "seqkd" in self.stages:
+            problems += check_seqkd(self.seqkd, has_eval, data_size)
+        if "warmup" in self.stages:
+            problems += check_warmup(self.warmup, data_size)
+        if "adversarial" in self.stages:
+            problems += check_adversarial(self.adversarial, data_size)
+        return problems
+
+
+@dataclass(frozen=True)
+class CliOptions:
+    """What the command is asked to do beside the run's configuration.
+
+    Attributes:
+        config: TOML file, the first argument; without one the defaults hold.
+        dry_run: check everything, print the resolved plan and stop.
+        world_size: ranks to check and plan for; by default what torchrun started.
+    """
+
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")] = ""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    world_size: int | None = None
+
+
+@dataclass(frozen=True)
+class _CommandLine:
+    """Distil a teacher's text into a student by Generative Adversarial Distillation.
+
+    The file has one table per section. Every key is also a flag, which overrides the file: flat
+    under Megatron's name, or dotted with the table's name before it.
+    """
+
+    options: Annotated[CliOptions, FLAT]
+    run: Annotated[RunConfig, FLAT]
+
+
+def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
+    """Read ``CONFIG.toml [--flag value ...]``.
+
+    Args:
+        argv: the arguments after the program's name.
+
+    Raises:
+        ValueError: the file is wrong; all unknown keys and wrong types at once.
+        SystemExit: a flag is wrong (2, after a message on rank 0) or --help (0).
+    """
+    source = argv[0] if argv and not argv[0].startswith("-") else ""
+    defaults = read_toml(Path(source), RunConfig) if source else RunConfig()
+    command = tyro.cli(
+        _CommandLine,
+        prog="megatron_gad",
+        args=list(argv),
+        default=_CommandLine(CliOptions(config=source), defaults),
+        console_outputs=environment_rank() == 0,
+    )
+    if command.options.config != source:
+        raise ValueError(
+            f"configuration file {command.options.config!r} comes after a flag; "
+            "it has to be the first argument: megatron_gad CONFIG.toml [--flag value ...]"
+        )
+    return command.run, command.options
+
+
+def to_toml(config: RunConfig) -> str:
+    """Write a configuration as TOML; reading it back gives an equal one."""
+    return format_toml(config)

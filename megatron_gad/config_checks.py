@@ -1,0 +1,181 @@
+"""Checks of the sections of a configuration, before any process group or device is touched.
+
+Every check returns messages, one per violation: the key, its value, what is allowed, the remedy.
+The stages' sections are checked in ``stage_checks``, the models' files in ``model_checks``.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from megatron_gad.data.dataset import DataConfig
+from megatron_gad.engines.base import RolloutConfig
+from megatron_gad.metrics import LogConfig
+from megatron_gad.stage_config import GadConfig
+from megatron_gad.training.options import (
+    CheckpointConfig,
+    ComputeConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
+
+
+class Rule(NamedTuple):
+    """A test that a value has to pass, and the same in words."""
+
+    allowed: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Rule("above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Rule("0 or more", lambda value: 0 <= value < math.inf)
+BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
+    """Return the data ranks of a layout, 1 where it does not divide the world."""
+    size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    return world_size // size if size > 0 and world_size % size == 0 else 1
+
+
+def check_parallel(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
+    """Yield what is wrong with the layout, apart from the models' shapes."""
+    sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+    yield from violations("parallel", parallel, dict.fromkeys(sizes, POSITIVE))
+    yield from violations("parallel", parallel, {"distributed_timeout_minutes": POSITIVE})
+    product = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    if product > 0 and world_size % product:
+        yield (
+            f"parallel.tensor_model_parallel_size * pipeline_model_parallel_size = {product} does "
+            f"not divide the {world_size} ranks of this run; start a multiple of {product} ranks "
+            f"(torchrun --nproc-per-node {product}), or make the sizes smaller; "
+            f"a dry run plans for other ranks with --world-size"
+        )
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+        yield (
+            "parallel.sequence_parallel = True shards between tensor-parallel ranks, but "
+            "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out"
+        )
+    if parallel.use_distributed_optimizer and not torch.cuda.is_available():
+        yield (
+            "parallel.use_distributed_optimizer = True needs CUDA: without it the optimizer's "
+            "checkpoints cannot be read back; leave it out on a CPU"
+        )
+
+
+def check_compute(compute: ComputeConfig) -> Iterator[str]:
+    """Yield what is wrong with the arithmetic."""
+    counts = ("micro_batch_size", "logprob_chunk_size")
+    yield from violations("compute", compute, dict.fromkeys(counts, POSITIVE))
+    uses_te = compute.transformer_impl == "transformer_engine"
+    if compute.fp8_format is not None and not uses_te:
+        yield (
+            f"compute.fp8_format = {compute.fp8_format!r} needs Transformer Engine; "
+            "set compute.transformer_impl = 'transformer_engine', or leave fp8_format out"
+        )
+    if uses_te and find_spec("transformer_engine") is None:
+        yield (
+            "compute.transformer_impl = 'transformer_engine', but that package is not installed; "
+            "install megatron-gad[te] on a machine with CUDA, or use 'local' (without fp8_format)"
+        )
+
+
+def check_run_directory(checkpoint: CheckpointConfig, log: LogConfig) -> Iterator[str]:
+    """Yield what is wrong with where the run writes and how often."""
+    yield from violations(
+        "checkpoint", checkpoint, {"save_interval": NOT_NEGATIVE, "keep_last": NOT_NEGATIVE}
+    )
+    yield from violations("log", log, {"log_interval": POSITIVE, "samples_interval": NOT_NEGATIVE})
+    if not checkpoint.save:
+        yield "checkpoint.save = '' names no folder; name the run directory"
+    elif Path(checkpoint.save).is_file():
+        yield f"checkpoint.save = {checkpoint.save!r} is a file; name a folder"
+    marker = Path(checkpoint.load) / "latest_checkpointed_iteration.txt"
+    if checkpoint.load and not marker.is_file():
+        yield (
+            f"checkpoint.load = {checkpoint.load!r} holds no {marker.name}; name the run directory "
+            "of a run that saved a checkpoint, or leave it out to start anew"
+        )
+    if log.wandb_project and find_spec("wandb") is None:
+        yield (
+            f"log.wandb_project = {log.wandb_project!r}, but wandb is not installed; "
+            "install megatron-gad[wandb], or leave it out"
+        )
+
+
+def check_data(data: DataConfig) -> Iterator[str]:
+    """Yield what is wrong with the data section; rows are checked when they are read."""
+    lengths = ("max_prompt_tokens", "max_response_tokens")
+    yield from violations("data", data, dict.fromkeys(lengths, POSITIVE))
+    if not data.path:
+        yield "data.path is not set; name a JSONL or Parquet file, a folder of them, or hub:<name>"
+    for key, path in (("path", data.path), ("eval_path", data.eval_path)):
+        if path and not path.startswith("hub:") and not Path(path).exists():
+            yield (
+                f"data.{key} = {path!r} does not exist; name a JSONL or Parquet file, a folder of "
+                "them, or hub:<name>; paths are relative to the folder the command runs in"
+            )
+    for key in ("prompt_column", "teacher_column"):
+        if not getattr(data, key):
+            yield f"data.{key} = '' names no column; name a column of the data set"
+    if data.prompt_column and data.prompt_column == data.teacher_column:
+        yield (
+            f"data.prompt_column = data.teacher_column = {data.prompt_column!r}; "
+            "prompts and teacher responses are two columns"
+        )
+
+
+def check_optimizer(table: str, optimizer: OptimizerConfig) -> Iterator[str]:
+    """Yield what is wrong with the optimizer of one model; table is the model's section."""
+    rules = dict.fromkeys(("min_lr", "lr_warmup_steps", "weight_decay", "clip_grad"), NOT_NEGATIVE)
+    rules |= {"lr": POSITIVE, "adam_beta1": BETA, "adam_beta2": BETA}
+    if hasattr(optimizer, "head_std"):
+        rules["head_std"] = NOT_NEGATIVE
+    yield from violations(table, optimizer, rules)
+    if optimizer.min_lr > optimizer.lr:
+        yield (
+            f"{table}.min_lr = {optimizer.min_lr} is above {table}.lr = {optimizer.lr}, "
+            "but the rate decays to it; make it smaller"
+        )
+
+
+def check_algorithm(gad: GadConfig) -> Iterator[str]:
+    """Yield what is wrong with the section of the algorithm."""
+    yield from violations("gad", gad, {"kl_coef": NOT_NEGATIVE})
+    if not 0 < gad.clip_range < 1:
+        yield f"gad.clip_range = {gad.clip_range} is not allowed; give a value between 0 and 1"
+    if gad.tis_cap != 0 and not gad.tis_cap >= 1:
+        yield (
+            f"gad.tis_cap = {gad.tis_cap} would scale every ratio down; "
+            "give 1 or more (2 is usual), or 0 to switch the correction off"
+        )
+
+
+def check_rollout(rollout: RolloutConfig) -> Iterator[str]:
+    """Yield what is wrong with sampling."""
+    rules = {"top_k": NOT_NEGATIVE, "max_batch_size": POSITIVE, "logprob_gap_bound": NOT_NEGATIVE}
+    yield from violations("rollout", rollout, rules)
+    if not POSITIVE.holds(rollout.temperature):
+        yield (
+            f"rollout.temperature = {rollout.temperature} samples greedily, so that the "
+            "responses to a prompt are all equal; give a value above 0, 0.8 is the paper's"
+        )
+    if not 0 < rollout.top_p <= 1:
+        yield (
+            f"rollout.top_p = {rollout.top_p} is not allowed; "
+            "give a value above 0 and at most 1, 1 switches it off"
+        )
+    if rollout.engine == "sglang":
+        yield "rollout.engine = 'sglang' is not available yet; use 'embedded'"
+
+
+def violations(table: str, section: object, rules: Mapping[Any, Rule]) -> Iterator[str]:
+    """Yield a message for each field that breaks its rule; None stands for a default elsewhere."""
+    for name, rule in rules.items():
+        value = getattr(section, name)
+        if value is not None and not rule.holds(value):
+            yield f"{table}.{name} = {value!r} is not allowed; give a value {rule.allowed}"

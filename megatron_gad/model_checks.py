@@ -1,0 +1,98 @@
+"""Checks of both models' Hugging Face folders against the layout and the data's lengths."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from megatron_gad.data.dataset import DataConfig
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.training.options import ParallelConfig
+
+# One of these makes a tokenizer that transformers can load.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_models(
+    student: str, discriminator: str, parallel: ParallelConfig, data: DataConfig
+) -> Iterator[str]:
+    """Yield what is wrong with the folders of both models.
+
+    Args:
+        student: student.path.
+        discriminator: discriminator.path; empty where it starts from the student.
+        parallel: the layout that has to divide the shapes.
+        data: the lengths that have to fit into the context.
+    """
+    if not student:
+        yield "student.path is not set; name a Hugging Face folder: config, safetensors, tokenizer"
+    for table, path in (("student", student), ("discriminator", discriminator)):
+        if not path:
+            continue
+        problems = list(_folder_problems(table, Path(path)))
+        if not problems:
+            problems = list(_shape_problems(table, path, parallel, data))
+        yield from problems
+    if student and not _has_tokenizer(Path(student)) and Path(student).is_dir():
+        yield (
+            f"student.path = {student!r} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); "
+            "save it there with save_pretrained() of the model's tokenizer"
+        )
+
+
+def _folder_problems(table: str, folder: Path) -> Iterator[str]:
+    """Yield what a folder lacks to be a model."""
+    key = f"{table}.path = {str(folder)!r}"
+    if not folder.is_dir():
+        yield (
+            f"{key} is not a folder; download the model (huggingface-cli download <name> "
+            "--local-dir <folder>) and name the folder, relative to where the command runs"
+        )
+        return
+    if not (folder / "config.json").is_file():
+        yield f"{key} holds no config.json; name the folder of a Hugging Face model"
+    if not any(folder.glob("*.safetensors")):
+        yield f"{key} holds no *.safetensors; save the model with save_pretrained() of transformers"
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _shape_problems(
+    table: str, path: str, parallel: ParallelConfig, data: DataConfig
+) -> Iterator[str]:
+    """Yield what does not divide or fit."""
+    try:
+        shape = load_hf_config(path)
+    except (ValueError, OSError) as error:
+        yield f"{table}.path = {path!r} cannot be used: {error}"
+        return
+    yield from _indivisible(table, path, parallel, shape)
+    context = shape.max_position_embeddings
+    total = data.max_prompt_tokens + data.max_response_tokens
+    if total > context:
+        yield (
+            f"data.max_prompt_tokens + data.max_response_tokens = {total} exceeds the "
+            f"{context} positions of {table}.path = {path!r}; make one of them smaller"
+        )
+
+
+def _indivisible(
+    table: str, path: str, parallel: ParallelConfig, shape: PretrainedConfig
+) -> Iterator[str]:
+    """Yield one message per dimension that the layout does not divide."""
+    divided = {
+        "num_attention_heads": "tensor_model_parallel_size",
+        "num_key_value_heads": "tensor_model_parallel_size",
+        "intermediate_size": "tensor_model_parallel_size",
+        "num_hidden_layers": "pipeline_model_parallel_size",
+    }
+    for dimension, key in divided.items():
+        size, ranks = getattr(shape, dimension), getattr(parallel, key)
+        if ranks > 0 and size % ranks:
+            divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0 and n <= 64)
+            yield (
+                f"parallel.{key} = {ranks} does not divide {dimension} = {size} of "
+                f"{table}.path = {path!r}; use one of {divisors}"
+            )

@@ -1,0 +1,121 @@
+"""Checks of the stages' sections; messages as in ``config_checks``."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+
+STAGE_ORDER = ("seqkd", "warmup", "adversarial")
+# The Bradley-Terry loss of a discriminator that cannot tell the two sides apart.
+CHANCE_LOSS = math.log(2.0)
+
+
+def check_stage_names(stages: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the list of stages."""
+    in_order = [name for name in STAGE_ORDER if name in stages]
+    if not stages:
+        yield "stages = [] does nothing; name at least one of " + ", ".join(STAGE_ORDER)
+    elif list(stages) != in_order:
+        yield (
+            f"stages = {list(stages)} is out of order or names a stage twice; "
+            f"stages hand over from left to right: write {in_order}"
+        )
+
+
+def check_seqkd(stage: SeqkdConfig, has_eval: bool, data_size: int) -> Iterator[str]:
+    """Yield what is wrong with stage seqkd; has_eval: data.eval_path is set."""
+    yield from violations("seqkd", stage, {"lr": POSITIVE, "patience": NOT_NEGATIVE})
+    yield from _length("seqkd", stage, "batch_size", data_size)
+    wishes = {"patience": stage.patience > 0, "keep_best": stage.keep_best}
+    for key, is_wished in wishes.items():
+        if is_wished and not has_eval:
+            yield (
+                f"seqkd.{key} = {getattr(stage, key)} compares held-out losses, but data.eval_path "
+                "is not set; set it, or leave the option out"
+            )
+
+
+def check_warmup(stage: WarmupConfig, data_size: int) -> Iterator[str]:
+    """Yield what is wrong with stage warmup."""
+    rules = dict.fromkeys(("discriminator_only_steps", "stop_below", "refuse_above"), NOT_NEGATIVE)
+    rules |= dict.fromkeys(("group_size", "student_lr", "discriminator_lr"), POSITIVE)
+    yield from violations("warmup", stage, rules)
+    yield from _length("warmup", stage, "prompts_per_step", data_size)
+    if stage.train_student:
+        yield from _student_never_learns("warmup", stage)
+    if stage.stop_below >= CHANCE_LOSS:
+        yield (
+            f"warmup.stop_below = {stage.stop_below} is not below ln 2 = 0.693, the loss of a "
+            "discriminator that guesses; take 0.4 to 0.6, or 0 to end by count"
+        )
+    if 0 < stage.refuse_above < stage.stop_below:
+        yield (
+            f"warmup.refuse_above = {stage.refuse_above} is below warmup.stop_below = "
+            f"{stage.stop_below}, so a stage that ends in time is refused; make it larger, or 0"
+        )
+
+
+def check_adversarial(stage: AdversarialConfig, data_size: int) -> Iterator[str]:
+    """Yield what is wrong with stage adversarial."""
+    not_negative = (
+        "discriminator_samples",
+        "discriminator_only_steps",
+        "extra_discriminator_steps",
+    )
+    positive = ("discriminator_interval", "student_updates", "student_lr", "discriminator_lr")
+    rules = dict.fromkeys(not_negative, NOT_NEGATIVE) | dict.fromkeys(positive, POSITIVE)
+    yield from violations("adversarial", stage, rules)
+    yield from _length("adversarial", stage, "prompts_per_step", data_size)
+    yield from _student_never_learns("adversarial", stage)
+    if stage.group_size < 2:
+        yield (
+            f"adversarial.group_size = {stage.group_size} gives zero advantages; "
+            "use 2 or more, or stages = ['seqkd']"
+        )
+    if stage.discriminator_samples > stage.group_size:
+        yield (
+            f"adversarial.discriminator_samples = {stage.discriminator_samples} is more than the "
+            f"adversarial.group_size = {stage.group_size} samples of a prompt; "
+            "make it smaller, or 0 for all"
+        )
+    if stage.extra_discriminator_steps > 0:
+        yield from _divisibility("adversarial", stage, "extra_prompts", data_size)
+    if stage.freeze_discriminator and stage.extra_discriminator_steps > 0:
+        yield (
+            "adversarial.freeze_discriminator = True, but adversarial.extra_discriminator_steps = "
+            f"{stage.extra_discriminator_steps}; a frozen discriminator never learns: set one of "
+            "them back"
+        )
+
+
+def _length(
+    table: str,
+    stage: SeqkdConfig | WarmupConfig | AdversarialConfig,
+    batch_key: str,
+    data_size: int,
+) -> Iterator[str]:
+    """Yield what is wrong with a stage's length and with the size of its steps."""
+    length = "epochs" if stage.steps is None else "steps"
+    yield from violations(table, stage, {length: POSITIVE})
+    yield from _divisibility(table, stage, batch_key, data_size)
+
+
+def _divisibility(table: str, stage: object, key: str, data_size: int) -> Iterator[str]:
+    """Yield a message unless data ranks can share the number evenly."""
+    count = getattr(stage, key)
+    if count <= 0 or count % data_size:
+        next_multiple = max(1, -(-count // data_size)) * data_size
+        yield (
+            f"{table}.{key} = {count} has to be a positive multiple of the {data_size} "
+            f"data-parallel rank(s); the next that is one is {next_multiple}"
+        )
+
+
+def _student_never_learns(table: str, stage: WarmupConfig | AdversarialConfig) -> Iterator[str]:
+    """Yield a message where the stage ends before the student's first step."""
+    if stage.steps is not None and 0 < stage.steps <= stage.discriminator_only_steps:
+        yield (
+            f"{table}.steps = {stage.steps} ends before the student learns: {table}."
+            f"discriminator_only_steps = {stage.discriminator_only_steps}; make steps larger"
+        )
