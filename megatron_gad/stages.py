@@ -78,7 +78,7 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
         batch = batch.with_advantages(advantages_PG.flatten())
         learned = _learn_from_rewards(run, batch, stage.student_updates)
         gap = max(run.parallel.gather_over_data(largest_gap(learned.rows, batch)))
-        metrics["engine/logprob_gap_max"] = max(gap, metrics["engine/logprob_gap_max"])
+        metrics["engine/logprob_gap_max"] = max(gap, metrics.get("engine/logprob_gap_max", 0.0))
         metrics |= _prefixed("student", learned.metrics)
         metrics["tokens/trained"] += stage.student_updates * _num_tokens(run, batch)
     return StepResult(metrics, _samples(groups, scores_PG, advantages_PG))
