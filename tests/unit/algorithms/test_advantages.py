@@ -1,0 +1,84 @@
+"""Advantages relative to a group, against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
+
+KINDS = ("grpo", "dr_grpo", "rloo")
+# Mean 3, deviations -2, -1, 0, 3: squares sum to 14, unbiased variance 14 / 3.
+REWARDS = torch.tensor([[1.0, 2.0, 3.0, 6.0]])
+DEVIATIONS = torch.tensor([[-2.0, -1.0, 0.0, 3.0]])
+
+
+def test_grpo_divides_by_the_unbiased_std():
+    expected = DEVIATIONS / (math.sqrt(14 / 3) + 1e-6)
+    torch.testing.assert_close(group_advantages(REWARDS, "grpo"), expected)
+
+
+def test_dr_grpo_only_centres():
+    torch.testing.assert_close(group_advantages(REWARDS, "dr_grpo"), DEVIATIONS)
+
+
+def test_rloo_subtracts_the_mean_of_the_others():
+    others = torch.tensor([[11 / 3, 10 / 3, 3.0, 2.0]])
+    torch.testing.assert_close(group_advantages(REWARDS, "rloo"), REWARDS - others)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_do_not_see_each_other(kind):
+    other = torch.tensor([[100.0, -3.0, 0.5, 7.0]])
+    both = group_advantages(torch.cat([REWARDS, other]), kind)
+    assert torch.equal(both[:1], group_advantages(REWARDS, kind))
+    assert torch.equal(both[1:], group_advantages(other, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_subtracting_the_teachers_score_changes_nothing(kind):
+    rewards = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    teacher_scores = torch.linspace(-4, 4, 5)
+    torch.testing.assert_close(
+        group_advantages(rewards - teacher_scores[:, None], kind),
+        group_advantages(rewards, kind),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_rewards_give_exactly_zero(kind):
+    # The float32 mean of seven times 0.1 is not 0.1.
+    assert torch.equal(group_advantages(torch.full((2, 7), 0.1), kind), torch.zeros(2, 7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reward_that_is_no_number_stays_visible(kind):
+    rewards = torch.tensor([[float("nan"), 1.0], [1.0, 2.0]])
+    advantages = group_advantages(rewards, kind)
+    assert advantages[0].isnan().all()
+    assert advantages[1].isfinite().all()
+
+
+def test_rewards_do_not_get_a_gradient():
+    rewards = REWARDS.double().requires_grad_()
+    advantages = group_advantages(rewards, "grpo")
+    assert not advantages.requires_grad
+    assert advantages.dtype == torch.float32
+
+
+def test_zero_advantage_share_counts_groups_that_teach_nothing():
+    advantages = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0], [0.0, 0.5]])
+    total, count = zero_advantage_share(advantages)
+    assert (total.item(), count.item()) == (2.0, 4.0)
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match=r"group_size = 1 .* use 2 or more"):
+        group_advantages(torch.zeros(3, 1), "rloo")
+
+
+def test_an_unknown_kind_names_the_allowed_ones():
+    with pytest.raises(ValueError, match=r"advantage = 'gae'; use 'grpo'"):
+        group_advantages(REWARDS, "gae")  # pyright: ignore[reportArgumentType]

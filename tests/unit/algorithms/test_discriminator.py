@@ -1,0 +1,177 @@
+"""The discriminator's losses by hand, their closed-form gradients, and the two-pass way."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from megatron_gad.algorithms.discriminator import (
+    bradley_terry,
+    cross_entropy,
+    discriminator_loss,
+    score_gradients,
+    split_scores,
+    weighted_score_loss,
+)
+from megatron_gad.types import PairBatch, ScorerOutput
+
+KINDS = ("bradley_terry", "cross_entropy")
+LN2 = math.log(2)
+LN3 = math.log(3)
+# Two groups of one teacher and two students; margins ln 3, 0 | -ln 3, and one that does not train.
+SCORES = torch.tensor([LN3, 0.0, LN3, 0.0, LN3, 5.0])
+TRAINED = torch.tensor([True, True, True, True, True, False])
+
+
+def _pair_batch(trained: Tensor, group_size: int) -> PairBatch:
+    num_rows = trained.shape[0]
+    return PairBatch(
+        tokens=torch.zeros(num_rows, 1, dtype=torch.int64),
+        lengths=torch.ones(num_rows, dtype=torch.int64),
+        response_mask=torch.ones(num_rows, 1, dtype=torch.bool),
+        trained=trained,
+        group_size=group_size,
+    )
+
+
+def test_split_scores_takes_the_teacher_from_the_head_of_each_group():
+    teacher, student = split_scores(torch.arange(6.0), group_size=2)
+    assert teacher.tolist() == [0.0, 3.0]
+    assert student.tolist() == [[1.0, 2.0], [4.0, 5.0]]
+    with pytest.raises(ValueError, match="5 rows are not whole groups of 1 \\+ 2"):
+        split_scores(torch.arange(5.0), group_size=2)
+
+
+def test_bradley_terry_by_hand():
+    loss = discriminator_loss(ScorerOutput(SCORES), _pair_batch(TRAINED, 2), "bradley_terry")
+    # -log sigmoid of ln 3, 0, -ln 3: log 4/3, log 2, log 4
+    assert loss.total.item() == pytest.approx(math.log(4 / 3) + LN2 + math.log(4))
+    means = {name: (total / count).item() for name, (total, count) in loss.metrics.items()}
+    assert means == pytest.approx(
+        {
+            "loss": loss.total.item() / 3,
+            "accuracy": (1 + 0.5 + 0) / 3,
+            "margin": 0.0,
+            "teacher_score": 2 * LN3 / 3,
+            "student_score": 2 * LN3 / 3,
+        }
+    )
+    assert loss.count.item() == 3.0
+
+
+def test_cross_entropy_by_hand():
+    loss = discriminator_loss(ScorerOutput(SCORES), _pair_batch(TRAINED, 2), "cross_entropy")
+    # Teacher ln 3 costs log 4/3, 0 costs log 2; student 0 costs log 2, ln 3 costs log 4.
+    pairs = [math.log(4 / 3) + LN2, math.log(4 / 3) + math.log(4), LN2 + math.log(4)]
+    assert loss.total.item() == pytest.approx(sum(pairs) / 2)
+    assert loss.count.item() == 3.0
+
+
+def test_cross_entropy_equals_torchs_with_the_teacher_once_per_rollout():
+    scores = torch.randn(4 * 6, generator=torch.Generator().manual_seed(0))
+    teacher, student = split_scores(scores, 5)
+    total, count = cross_entropy(teacher, student, torch.ones(4, 5, dtype=torch.bool))
+    repeated = teacher[:, None].expand(4, 5)
+    logits = torch.cat([repeated.flatten(), student.flatten()])
+    labels = torch.cat([torch.ones(20), torch.zeros(20)])
+    torch.testing.assert_close(total / count, binary_cross_entropy_with_logits(logits, labels))
+
+
+@pytest.mark.parametrize("loss_fn", [bradley_terry, cross_entropy])
+def test_chance_costs_log_2(loss_fn):
+    total, count = loss_fn(torch.zeros(3), torch.zeros(3, 4), torch.ones(3, 4, dtype=torch.bool))
+    assert (total / count).item() == pytest.approx(LN2)
+
+
+@pytest.mark.parametrize("loss_fn", [bradley_terry, cross_entropy])
+def test_gradients_equal_finite_differences(loss_fn):
+    generator = torch.Generator().manual_seed(1)
+    teacher = torch.randn(2, generator=generator, dtype=torch.float64, requires_grad=True)
+    student = torch.randn(2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    trained = torch.tensor([[True, False, True], [True, True, True]])
+    assert torch.autograd.gradcheck(lambda t, s: loss_fn(t, s, trained)[0], (teacher, student))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_form_equals_autograd(kind):
+    scores = 3 * torch.randn(12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    scores.requires_grad_()
+    is_trained = torch.tensor([1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1, 1]).bool()
+    batch = _pair_batch(is_trained, 3)
+    (expected,) = torch.autograd.grad(
+        discriminator_loss(ScorerOutput(scores), batch, kind).total, scores
+    )
+    closed_form = score_gradients(*split_scores(scores, 3), split_scores(is_trained, 3)[1], kind)
+    torch.testing.assert_close(closed_form, expected)
+    assert not closed_form.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scoring_first_and_weighting_after_gives_the_same_parameter_gradient(kind):
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(12, 5, generator=generator, dtype=torch.float64)
+    weights = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    is_trained = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 0, 1]).bool()
+    whole = discriminator_loss(
+        ScorerOutput((inputs @ weights).tanh()), _pair_batch(is_trained, 3), kind
+    )
+    (expected,) = torch.autograd.grad(whole.total / whole.count, weights)
+
+    scores = (inputs @ weights).tanh().detach()
+    gradients = score_gradients(*split_scores(scores, 3), split_scores(is_trained, 3)[1], kind)
+    by_group = torch.zeros_like(weights)
+    by_rows = torch.zeros_like(weights)
+    count = torch.tensor(0.0)
+    for rows in torch.arange(12).split(4):
+        output = ScorerOutput((inputs[rows] @ weights).tanh())
+        part = weighted_score_loss(output, _pair_batch(is_trained[rows], 3), gradients[rows])
+        by_group += torch.autograd.grad(part.total, weights)[0]
+        count += part.count
+    torch.testing.assert_close(by_group / count, expected)
+
+    num_pairs = torch.tensor(0.0)
+    for rows in torch.arange(12).split(5):
+        output = ScorerOutput((inputs[rows] @ weights).tanh())
+        batch = _pair_batch(is_trained[rows], 3)
+        share = whole.count * len(rows) / 12
+        part = weighted_score_loss(output, batch, gradients[rows], num_pairs=share)
+        by_rows += torch.autograd.grad(part.total, weights)[0]
+        num_pairs += part.count
+    torch.testing.assert_close(by_rows / num_pairs, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_confident_scores_stay_finite(kind):
+    scores = torch.tensor([300.0, -300.0, -300.0, 300.0], requires_grad=True)
+    loss = discriminator_loss(ScorerOutput(scores), _pair_batch(torch.ones(4).bool(), 1), kind)
+    (gradient,) = torch.autograd.grad(loss.total, scores)
+    assert loss.total.item() == (600.0 if kind == "bradley_terry" else 300.0)
+    scale = 1.0 if kind == "bradley_terry" else 0.5
+    torch.testing.assert_close(gradient, scale * torch.tensor([0.0, 0.0, -1.0, 1.0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_without_a_pair_is_not_there(kind):
+    nan = float("nan")
+    scores = torch.tensor([nan, nan, 1.0, 0.0], requires_grad=True)
+    batch = _pair_batch(torch.tensor([True, False, True, True]), 1)
+    loss = discriminator_loss(ScorerOutput(scores), batch, kind)
+    (gradient,) = torch.autograd.grad(loss.total, scores)
+    alone = discriminator_loss(
+        ScorerOutput(scores[2:]), _pair_batch(torch.tensor([True, True]), 1), kind
+    )
+    assert loss.total.item() == alone.total.item()
+    assert loss.count.item() == 1.0
+    assert gradient[:2].tolist() == [0.0, 0.0]
+    assert gradient[2:].isfinite().all()
+
+
+def test_an_unknown_kind_names_the_allowed_ones():
+    with pytest.raises(ValueError, match=r"discriminator_loss = 'hinge'; use 'bradley_terry'"):
+        discriminator_loss(
+            ScorerOutput(SCORES),
+            _pair_batch(TRAINED, 2),
+            "hinge",  # pyright: ignore[reportArgumentType]
+        )
