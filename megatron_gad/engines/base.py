@@ -56,7 +56,7 @@ class Engine(Protocol):
     """Samples responses. Weights are swapped before every use, so waking is always loading."""
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take all weights under their Hugging Face names; leaves the engine awake, caches empty."""
+        """Take all weights by their Hugging Face names; leaves the engine awake, caches empty."""
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Group]:

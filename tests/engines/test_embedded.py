@@ -1,0 +1,280 @@
+"""The embedded engine against plain transformers, and what its seeds promise."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.engines.embedded import EmbeddedEngine
+from megatron_gad.types import Group, Prompt, Rollout
+from tests.tiny import make_hf_folder
+
+VOCAB_SIZE = 17
+STOP = (3, 4)
+
+
+def make_prompts(lengths: list[int], seed: int = 0) -> list[Prompt]:
+    """Return a prompt of random tokens per length, with indices that are not their positions."""
+    rng = random.Random(seed)
+    return [
+        Prompt(100 + 7 * number, (), "", tuple(rng.randrange(5, VOCAB_SIZE) for _ in range(n)), ())
+        for number, n in enumerate(lengths)
+    ]
+
+
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def awake_engine(
+    folder: Path, max_batch_size: int = 256, dtype: torch.dtype = torch.float32
+) -> EmbeddedEngine:
+    engine = EmbeddedEngine(folder, "cpu", dtype, max_batch_size)
+    engine.load_weights(load_reference(folder).named_parameters(), version=1)
+    return engine
+
+
+@torch.no_grad()
+def reference_logits(model: PreTrainedModel, prompt: Prompt, rollout: Rollout) -> Tensor:
+    """Return the logits of every response token, [T, V], from one forward without a cache."""
+    ids = torch.tensor([prompt.ids + rollout.ids])
+    return model(input_ids=ids).logits[0, len(prompt.ids) - 1 : -1].float()
+
+
+def rows_of(groups: list[Group]) -> Iterator[tuple[Prompt, int, Rollout]]:
+    for group in groups:
+        for sample, rollout in enumerate(group.rollouts):
+            yield group.prompt, sample, rollout
+
+
+def responses_by_index(groups: list[Group]) -> dict[int, list[tuple[int, ...]]]:
+    return {group.prompt.index: [r.ids for r in group.rollouts] for group in groups}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_hf_folder(tmp_path_factory.mktemp("qwen2"), "qwen2", VOCAB_SIZE, tie=True)
+
+
+@pytest.fixture(scope="module")
+def engine(folder) -> EmbeddedEngine:
+    return awake_engine(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [9, 1, 4, 9]], ids=["equal", "ragged"])
+def test_rollout_logprobs_equal_a_plain_forward(tmp_path, family, lengths):
+    folder = make_hf_folder(tmp_path, family, VOCAB_SIZE)
+    sampling = SamplingConfig(
+        num_samples=5, temperature=0.8, top_p=0.9, top_k=12, max_new_tokens=20, stop_ids=STOP
+    )
+    groups = awake_engine(folder).generate(make_prompts(lengths), sampling)
+    assert [len(group.rollouts) for group in groups] == [5] * len(lengths)
+    assert len({len(r.ids) for _, _, r in rows_of(groups)}) > 3  # rows leave the batch early
+    model = load_reference(folder)
+    for prompt, _, rollout in rows_of(groups):
+        logprobs = torch.log_softmax(reference_logits(model, prompt, rollout) / 0.8, dim=-1)
+        expected = logprobs.gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
+        actual = torch.tensor(rollout.rollout_logprobs)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_every_token_is_the_one_that_its_uniform_number_points_at(folder, engine):
+    sampling = SamplingConfig(num_samples=6, temperature=1.3, max_new_tokens=15, seed=11)
+    model = load_reference(folder)
+    for prompt, sample, rollout in rows_of(engine.generate(make_prompts([4, 7, 7]), sampling)):
+        philox = np.random.Philox(key=request_seed(11, prompt.index, sample))
+        uniforms = np.random.Generator(philox).random(15)
+        logits = reference_logits(model, prompt, rollout).double().numpy() / 1.3
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        cumulative = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+        assert rollout.ids == tuple((cumulative < uniforms[:, None]).sum(axis=1).tolist())
+
+
+def test_sampled_tokens_follow_the_softmax(folder, engine):
+    prompt = make_prompts([5])[0]
+    num_samples = 5000
+    groups = engine.generate([prompt], SamplingConfig(num_samples=num_samples, max_new_tokens=1))
+    counts = np.bincount([r.ids[0] for r in groups[0].rollouts], minlength=VOCAB_SIZE)
+    logits = reference_logits(load_reference(folder), prompt, groups[0].rollouts[0])
+    expected = torch.softmax(logits[0].double(), dim=-1).numpy() * num_samples
+    assert expected.min() > 5
+    # The 0.999 quantile of chi-square with 16 degrees of freedom is 39.3.
+    assert ((counts - expected) ** 2 / expected).sum() < 39.3
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_temperature_zero_equals_greedy_generation_of_transformers(tmp_path, family):
+    folder = make_hf_folder(tmp_path, family, VOCAB_SIZE, seed=3)
+    prompts = make_prompts([3, 8, 8, 5])
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=30, stop_ids=STOP)
+    model: Any = load_reference(folder)
+    for prompt, _, rollout in rows_of(awake_engine(folder).generate(prompts, sampling)):
+        ids = torch.tensor([prompt.ids])
+        expected = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=30,
+            eos_token_id=list(STOP),
+        )
+        assert rollout.ids == tuple(expected[0, len(prompt.ids) :].tolist())
+        logits = reference_logits(model, prompt, rollout)
+        expected_logprobs = torch.log_softmax(logits, dim=-1).amax(dim=-1)
+        actual = torch.tensor(rollout.rollout_logprobs)
+        torch.testing.assert_close(actual, expected_logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}], ids=["top_k", "top_p"])
+def test_the_narrowest_filter_samples_the_greedy_text(engine, narrow):
+    prompts = make_prompts([3, 6])
+    greedy = engine.generate(prompts, SamplingConfig(temperature=0.0, max_new_tokens=12))
+    filtered = engine.generate(prompts, SamplingConfig(max_new_tokens=12, **narrow))
+    assert responses_by_index(filtered) == responses_by_index(greedy)
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 3, 7])
+def test_the_batch_size_does_not_change_the_text(folder, engine, max_batch_size):
+    prompts = make_prompts([4, 9, 4, 2, 7])
+    sampling = SamplingConfig(num_samples=4, max_new_tokens=16, stop_ids=STOP)
+    expected = engine.generate(prompts, sampling)
+    split = awake_engine(folder, max_batch_size).generate(prompts, sampling)
+    assert responses_by_index(split) == responses_by_index(expected)
+    for (_, _, one), (_, _, other) in zip(rows_of(split), rows_of(expected), strict=True):
+        assert one.rollout_logprobs == pytest.approx(other.rollout_logprobs, abs=1e-5)
+
+
+def test_order_and_other_prompts_do_not_change_the_text(engine):
+    prompts = make_prompts([4, 9, 4, 2, 7])
+    sampling = SamplingConfig(num_samples=3, max_new_tokens=16, stop_ids=STOP)
+    expected = responses_by_index(engine.generate(prompts, sampling))
+    assert list(expected) == [prompt.index for prompt in prompts]
+    shuffled = engine.generate(prompts[::-1], sampling)
+    assert [group.prompt for group in shuffled] == prompts[::-1]
+    assert responses_by_index(shuffled) == expected
+    for prompt in prompts:
+        alone = responses_by_index(engine.generate([prompt], sampling))
+        assert alone[prompt.index] == expected[prompt.index]
+
+
+def test_fewer_samples_and_a_lower_cap_give_the_beginnings(engine):
+    prompts = make_prompts([4, 6])
+    many = responses_by_index(
+        engine.generate(prompts, SamplingConfig(num_samples=6, max_new_tokens=20))
+    )
+    few = responses_by_index(
+        engine.generate(prompts, SamplingConfig(num_samples=2, max_new_tokens=8))
+    )
+    assert few == {index: [ids[:8] for ids in rows[:2]] for index, rows in many.items()}
+
+
+def test_samples_differ_and_repeat_with_the_seed(engine):
+    prompts = make_prompts([5, 5])
+    twin = Prompt(999, (), "", prompts[0].ids, ())
+    sampling = SamplingConfig(num_samples=8, max_new_tokens=12, seed=5)
+    first = responses_by_index(engine.generate([*prompts, twin], sampling))
+    texts = [ids for rows in first.values() for ids in rows]
+    assert len(set(texts)) == 24
+    assert responses_by_index(engine.generate([*prompts, twin], sampling)) == first
+    other_seed = SamplingConfig(num_samples=8, max_new_tokens=12, seed=6)
+    others = responses_by_index(engine.generate(prompts, other_seed))
+    assert not {ids for rows in others.values() for ids in rows} & set(texts)
+
+
+def test_the_stop_id_is_kept_as_the_last_and_the_cap_cuts_without_one(engine):
+    sampling = SamplingConfig(num_samples=40, max_new_tokens=9, stop_ids=STOP)
+    rollouts = [r for _, _, r in rows_of(engine.generate(make_prompts([3, 5]), sampling))]
+    for rollout in rollouts:
+        assert len(rollout.ids) == len(rollout.rollout_logprobs) <= 9
+        assert not set(rollout.ids[:-1]) & set(STOP)
+        assert (rollout.finish_reason == "stop") == (rollout.ids[-1] in STOP)
+        assert rollout.finish_reason == "stop" or len(rollout.ids) == 9
+    assert {r.ids[-1] for r in rollouts if r.finish_reason == "stop"} == set(STOP)
+    assert "length" in {r.finish_reason for r in rollouts}
+
+
+def test_without_stop_ids_every_response_has_the_full_length(engine):
+    groups = engine.generate(make_prompts([3, 5]), SamplingConfig(max_new_tokens=7))
+    assert [(len(r.ids), r.finish_reason) for _, _, r in rows_of(groups)] == [(7, "length")] * 2
+
+
+def test_prompts_beyond_one_forward_pass_and_responses_beyond_one_block_stay_exact(tmp_path):
+    folder = make_hf_folder(tmp_path, "qwen2", VOCAB_SIZE, max_position_embeddings=512)
+    engine = awake_engine(folder, max_batch_size=400)
+    model = load_reference(folder)
+    prompts = make_prompts([60] * 150 + [64] * 150)  # 18600 tokens, more than one pass takes
+    groups = engine.generate(prompts, SamplingConfig(max_new_tokens=2))
+    for prompt, _, rollout in rows_of(groups[::10]):
+        logprobs = torch.log_softmax(reference_logits(model, prompt, rollout), dim=-1)
+        expected = logprobs.gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
+        assert rollout.rollout_logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+    long = engine.generate(prompts[148:152], SamplingConfig(max_new_tokens=290))
+    for prompt, _, rollout in rows_of(long):
+        logprobs = torch.log_softmax(reference_logits(model, prompt, rollout), dim=-1)
+        expected = logprobs.gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
+        assert rollout.rollout_logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def test_bfloat16_logprobs_are_near_a_plain_bfloat16_forward(folder):
+    engine = awake_engine(folder, dtype=torch.bfloat16)
+    model = load_reference(folder, torch.bfloat16)
+    sampling = SamplingConfig(num_samples=6, max_new_tokens=12, stop_ids=STOP)
+    for prompt, _, rollout in rows_of(engine.generate(make_prompts([4, 9, 6]), sampling)):
+        logprobs = torch.log_softmax(reference_logits(model, prompt, rollout), dim=-1)
+        expected = logprobs.gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
+        assert rollout.rollout_logprobs == pytest.approx(expected.tolist(), abs=0.05)
+
+
+def test_new_weights_replace_the_old_and_their_version_is_on_every_rollout(tmp_path):
+    old = make_hf_folder(tmp_path / "old", "qwen3", VOCAB_SIZE, seed=0)
+    new = make_hf_folder(tmp_path / "new", "qwen3", VOCAB_SIZE, seed=1)
+    prompts, sampling = make_prompts([4, 6]), SamplingConfig(num_samples=3, max_new_tokens=10)
+    engine = awake_engine(old)
+    before = engine.generate(prompts, sampling)
+    engine.load_weights(load_reference(new).named_parameters(), version=8)
+    after = engine.generate(prompts, sampling)
+    assert {r.weights_version for _, _, r in rows_of(before)} == {1}
+    assert {r.weights_version for _, _, r in rows_of(after)} == {8}
+    assert responses_by_index(after) == responses_by_index(
+        awake_engine(new).generate(prompts, sampling)
+    )
+    assert responses_by_index(after) != responses_by_index(before)
+
+
+def test_an_engine_that_slept_gives_the_same_text_after_loading(folder):
+    engine = awake_engine(folder)
+    prompts, sampling = make_prompts([4, 6]), SamplingConfig(num_samples=3, max_new_tokens=10)
+    before = engine.generate(prompts, sampling)
+    engine.sleep()
+    with pytest.raises(RuntimeError, match="call load_weights before generate"):
+        engine.generate(prompts, sampling)
+    engine.load_weights(load_reference(folder).named_parameters(), version=1)
+    assert engine.generate(prompts, sampling) == before
+    engine.close()
+
+
+def test_after_refused_weights_nothing_can_be_generated(folder):
+    engine = awake_engine(folder)
+    incomplete = list(load_reference(folder).named_parameters())[:-1]
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is missing"):
+        engine.load_weights(incomplete, version=2)
+    with pytest.raises(RuntimeError, match="call load_weights"):
+        engine.generate(make_prompts([3]), SamplingConfig())
+
+
+def test_bad_requests_are_named(folder, engine):
+    empty = Prompt(41, (), "", (), ())
+    with pytest.raises(ValueError, match="prompt 41 has no token ids"):
+        engine.generate([*make_prompts([3]), empty], SamplingConfig())
+    with pytest.raises(ValueError, match=r"stop_ids = \[17, -1\] are not ids of this model"):
+        engine.generate(make_prompts([3]), SamplingConfig(stop_ids=(17, 3, -1)))
+    with pytest.raises(ValueError, match="max_batch_size = 0"):
+        EmbeddedEngine(folder, "cpu", torch.float32, max_batch_size=0)
+    assert engine.generate([], SamplingConfig()) == []
