@@ -33,6 +33,8 @@ def check_models(
         if not problems:
             problems = list(_shape_problems(table, path, parallel, data))
         yield from problems
+    if student and discriminator:
+        yield from _vocabulary_mismatch(student, discriminator)
     if student and not _has_tokenizer(Path(student)) and Path(student).is_dir():
         yield (
             f"student.path = {student!r} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); "
@@ -53,6 +55,20 @@ def _folder_problems(table: str, folder: Path) -> Iterator[str]:
         yield f"{key} holds no config.json; name the folder of a Hugging Face model"
     if not any(folder.glob("*.safetensors")):
         yield f"{key} holds no *.safetensors; save the model with save_pretrained() of transformers"
+
+
+def _vocabulary_mismatch(student: str, discriminator: str) -> Iterator[str]:
+    """Yield a message where the discriminator cannot read the student's token ids."""
+    try:
+        read = load_hf_config(discriminator).vocab_size
+        written = load_hf_config(student).vocab_size
+    except (ValueError, OSError):
+        return  # reported for the folder itself
+    if read < written:
+        yield (
+            f"discriminator.path = {discriminator!r} has {read} token ids, the student {written}; "
+            "both read the same ids: use a model with the student's tokenizer, or leave it out"
+        )
 
 
 def _has_tokenizer(folder: Path) -> bool:

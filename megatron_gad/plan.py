@@ -1,0 +1,140 @@
+"""What a run is going to do, in words and numbers, before it does it."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from megatron_gad.config import RunConfig, to_toml
+from megatron_gad.config_checks import data_parallel_size
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.dataset import HUB, load_prompts
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+
+
+def describe_plan(config: RunConfig, world_size: int) -> str:
+    """Return the resolved plan of a configuration that passed its checks.
+
+    Reads and tokenises the data, unless it would have to be downloaded first.
+
+    Raises:
+        ValueError: the data cannot be used; names file and row.
+    """
+    lines = [
+        f"Plan for {world_size} rank(s); nothing was started.",
+        *_layout_lines(config, world_size),
+        *_model_lines(config),
+    ]
+    num_prompts = None
+    for title, path in (("data", config.data.path), ("held out", config.data.eval_path)):
+        if path:
+            text, count = _describe_data(config, path)
+            lines.append(_line(title, text))
+            num_prompts = count if title == "data" else num_prompts
+    for name in config.stages:
+        lines.append(_line(name, _describe_stage(config, name, num_prompts)))
+    lines += [_line("writes", _describe_files(config)), "", "Resolved configuration:", ""]
+    return "\n".join(lines) + "\n" + to_toml(config)
+
+
+def _line(title: str, text: str) -> str:
+    return f"  {title:<15}{text}"
+
+
+def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
+    parallel, compute = config.parallel, config.compute
+    tensor_size = parallel.tensor_model_parallel_size
+    pipeline_size = parallel.pipeline_model_parallel_size
+    layout = (
+        f"TP {tensor_size} x PP {pipeline_size} x DP {data_parallel_size(parallel, world_size)}"
+    )
+    if parallel.sequence_parallel:
+        layout += ", sequence parallel"
+    if parallel.use_distributed_optimizer:
+        layout += ", distributed optimizer"
+    yield _line("layout", layout)
+    precision = compute.fp8_format or ("bf16" if compute.bf16 else "fp32")
+    recompute = compute.recompute_granularity or "no"
+    yield _line(
+        "compute",
+        f"{precision}, {compute.transformer_impl} layers, microbatches of "
+        f"{compute.micro_batch_size} row(s), {recompute} recompute",
+    )
+
+
+def _model_lines(config: RunConfig) -> Iterator[str]:
+    yield _line("student", _describe_model(config.student.path, is_scorer=False))
+    if set(config.stages) != {"seqkd"}:
+        path = config.discriminator.path
+        start = "" if path else "started from the student: "
+        text = _describe_model(path or config.student.path, is_scorer=True)
+        yield _line("discriminator", start + text)
+
+
+def _describe_model(path: str, is_scorer: bool) -> str:
+    shape = load_hf_config(path)
+    # On the meta device a model of any size is built in no memory, so the count is exact.
+    with torch.device("meta"):
+        kind = AutoModel if is_scorer else AutoModelForCausalLM
+        model = kind.from_config(shape)
+    head = shape.hidden_size if is_scorer else 0
+    count = head + sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{path}: {shape.model_type}, {shape.num_hidden_layers} layers, "
+        f"width {shape.hidden_size}, {count:,} parameters"
+    )
+
+
+def _describe_data(config: RunConfig, path: str) -> tuple[str, int | None]:
+    """Return what is in a data set, and how many prompts where that is known."""
+    if path.startswith(HUB):
+        return f"{path}: downloaded when the run starts", None
+    codec = ChatCodec.from_folder(
+        config.student.path, config.data.max_prompt_tokens, config.data.max_response_tokens
+    )
+    counts = load_prompts(config.data, codec, path).counts
+    found = ", ".join(f"{name} {number:,}" for name, number in counts.items() if number)
+    return f"{path}: {found}", counts["num_prompts"]
+
+
+def _describe_stage(config: RunConfig, name: str, num_prompts: int | None) -> str:
+    stage: SeqkdConfig | WarmupConfig | AdversarialConfig = getattr(config, name)
+    if isinstance(stage, SeqkdConfig):
+        per_step, batch = stage.batch_size, f"{stage.batch_size} responses"
+        rates = f"lr {stage.lr:g}"
+    else:
+        per_step = stage.prompts_per_step
+        batch = f"{per_step} prompts x {stage.group_size} samples"
+        student_lr = config.student.lr if stage.student_lr is None else stage.student_lr
+        lr = stage.discriminator_lr
+        discriminator_lr = config.discriminator.lr if lr is None else lr
+        rates = f"lr {student_lr:g}, of the discriminator {discriminator_lr:g}"
+    if stage.steps is not None:
+        length = f"{stage.steps:,} steps"
+    elif num_prompts is None:
+        length = f"{stage.epochs:g} epoch(s)"
+    else:
+        num_steps = max(1, math.ceil(stage.epochs * num_prompts / per_step))
+        length = f"{num_steps:,} steps ({stage.epochs:g} epoch(s))"
+    return f"{length} of {batch}, {rates}{_early_end(stage)}"
+
+
+def _early_end(stage: SeqkdConfig | WarmupConfig | AdversarialConfig) -> str:
+    if isinstance(stage, SeqkdConfig) and stage.patience:
+        return f"; ends early after {stage.patience} epochs without a better held-out loss"
+    if isinstance(stage, WarmupConfig) and stage.stop_below:
+        return f"; ends early at a discriminator loss below {stage.stop_below:g}"
+    return ""
+
+
+def _describe_files(config: RunConfig) -> str:
+    checkpoint = config.checkpoint
+    interval = checkpoint.save_interval
+    when = f"every {interval} steps and " if interval else ""
+    exports = ", ".join(f"{name}_hf/" for name in checkpoint.export)
+    return (
+        f"{checkpoint.save}: config.toml, metrics.jsonl, samples, report.html, "
+        f"checkpoints {when}at the end of each stage{', ' + exports if exports else ''}"
+    )
