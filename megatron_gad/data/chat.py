@@ -13,7 +13,8 @@ REPLACEMENT = "\ufffd"  # what decoding makes of an incomplete character
 # Templates that put today's date into the system turn would give other prompt ids tomorrow, and so
 # break a resumed run. This is the day that the Llama 3 templates fall back to by themselves.
 TEMPLATE_DATE = "26 Jul 2024"
-HEAD_CHARACTERS = 32  # characters per token of a limit that are tokenised before the rest
+HEAD_CHARACTERS = 32  # characters per token of a limit that are tokenised first
+HEAD_GROWTH = 8  # how much more is tokenised where that was not enough
 
 
 class ChatCodec:
@@ -40,6 +41,7 @@ class ChatCodec:
         self._tokenizer = tokenizer
         # One int object per id: a data set of tuples then takes 8 bytes a token instead of 36.
         self._shared_ids = list(range(len(tokenizer)))
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self.end_id = self._find_end_id()
         stops = (self.end_id, tokenizer.eos_token_id, *further_stop_ids)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(s for s in stops if s is not None))
@@ -60,9 +62,7 @@ class ChatCodec:
                 "`hf download NAME --local-dir FOLDER`)"
             )
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
-                str(hf_folder)
-            )
+            tokenizer = _untyped(AutoTokenizer).from_pretrained(str(hf_folder))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{hf_folder} holds no tokenizer that transformers can read ({error}); copy "
@@ -171,14 +171,16 @@ class ChatCodec:
     ) -> list[list[int]]:
         """Return the ids of every text; of a text far over ``limit`` tokens only the beginning.
 
-        The beginning counts only when it holds twice the limit, so that the place where it was
-        cut cannot reach the ids that are used.
+        The beginning counts only when it holds twice the limit, besides what the pieces of one
+        token that the cut broke can add; then the cut cannot reach the ids that are used.
         """
-        heads = [text[: HEAD_CHARACTERS * limit] for text in texts]
-        rows = self._tokenise(heads, split_special)
-        for number, (text, head) in enumerate(zip(texts, heads, strict=True)):
-            if len(head) < len(text) and len(rows[number]) < 2 * limit:
-                rows[number] = self._tokenise([text], split_special)[0]
+        enough = 2 * limit + self._longest_token
+        rows = self._tokenise([text[: HEAD_CHARACTERS * enough] for text in texts], split_special)
+        for number, text in enumerate(texts):
+            size = HEAD_CHARACTERS * enough
+            while size < len(text) and len(rows[number]) < enough:
+                size *= HEAD_GROWTH
+                rows[number] = self._tokenise([text[:size]], split_special)[0]
         return rows
 
     def _whole_characters(self, ids: list[int]) -> list[int]:
@@ -195,6 +197,11 @@ class ChatCodec:
 
     def _shared(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(map(self._shared_ids.__getitem__, ids))
+
+
+def _untyped(thing: Any) -> Any:
+    """Return the argument; the types of transformers' tokenizers say less than their manual."""
+    return thing
 
 
 def _generation_config_stop_ids(folder: Path) -> tuple[int, ...]:

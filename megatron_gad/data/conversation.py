@@ -15,7 +15,8 @@ def read_messages(cell: Any) -> Messages:
         return (("user", _valid_text(cell)),)
     if not isinstance(cell, Sequence):
         raise ValueError(
-            f"the prompt is a {type(cell).__name__}; it has to be a string or a list of messages"
+            f"the prompt has type {type(cell).__name__}; it has to be a string or a list of "
+            "messages"
         )
     turns = cast(Sequence[Any], cell)
     return tuple(_read_message(number, turn) for number, turn in enumerate(turns, 1))
@@ -27,7 +28,7 @@ def read_response(cell: Any) -> str:
         return ""
     if not isinstance(cell, str):
         raise ValueError(
-            f"the teacher's response is a {type(cell).__name__}; it has to be a string"
+            f"the teacher's response has type {type(cell).__name__}; it has to be a string"
         )
     return _valid_text(cell)
 
@@ -35,8 +36,8 @@ def read_response(cell: Any) -> str:
 def _read_message(number: int, turn: Any) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
         raise ValueError(
-            f"message {number} of the prompt is a {type(turn).__name__}; it has to be an object "
-            "with 'role' and 'content'"
+            f"message {number} of the prompt has type {type(turn).__name__}; it has to be an "
+            "object with 'role' and 'content'"
         )
     message = cast(Mapping[Any, Any], turn)
     role, content = message.get("role"), message.get("content")

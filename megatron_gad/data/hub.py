@@ -19,6 +19,8 @@ def read_hub_rows(name: str, columns: Sequence[str]) -> Iterator[Row]:
     Raises ValueError when it cannot be loaded or lacks one of the columns.
     """
     repository, _, split = name.partition(":")
+    if not repository:
+        raise ValueError(f"hub:{name} names no data set; write hub:OWNER/NAME")
     try:
         rows = datasets.load_dataset(repository, split=split or DEFAULT_SPLIT)
     except (OSError, ValueError, DatasetsError) as error:

@@ -1,0 +1,246 @@
+"""Batches hold every row's tokens, masks and facts, however they are cut and padded."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_gad.data.batching import (
+    microbatches,
+    pad_to,
+    pair_batch,
+    policy_batch,
+    slice_batch,
+    teacher_batch,
+)
+from megatron_gad.types import Batch, Group, PairBatch, Prompt, Rollout
+
+END = 9  # the end token; in these tests also what a tokenizer would pad with
+
+
+def prompt(index: int, ids: tuple[int, ...], teacher_ids: tuple[int, ...]) -> Prompt:
+    return Prompt(index, (("user", "x"),), "y", ids, teacher_ids)
+
+
+def rollout(*ids: int, text_ids: tuple[int, ...] | None = None) -> Rollout:
+    return Rollout(
+        ids=ids,
+        rollout_logprobs=tuple(-0.25 * (number + 1) for number in range(len(ids))),
+        finish_reason="stop",
+        weights_version=1,
+        text_ids=ids if text_ids is None else text_ids,
+    )
+
+
+GROUPS = [
+    Group(
+        prompt(0, (1, 2), (3, 4, END)), (rollout(5, END), rollout(6, 7, END, text_ids=(67, END)))
+    ),
+    Group(prompt(1, (1, 2, 3), (8, END)), (rollout(END), rollout(4))),
+    Group(prompt(2, (1,), (5, 6, 7, 8, END)), (rollout(2, END), rollout(2, 2, 2, 2, 2, END))),
+]
+PROMPTS = [group.prompt for group in GROUPS]
+
+
+def rows_of(batch: Batch | PairBatch, values: Tensor | None = None) -> list[list[float]]:
+    """Each row's first ``length`` entries of a [B, T] tensor; of the tokens by default."""
+    table = batch.tokens if values is None else values
+    return [row[:length].tolist() for row, length in zip(table, batch.lengths, strict=True)]
+
+
+def test_teacher_rows_are_prompt_and_response_and_train_on_the_response() -> None:
+    batch = teacher_batch(PROMPTS)
+    assert batch.tokens.tolist() == [
+        [1, 2, 3, 4, END, 0],
+        [1, 2, 3, 8, END, 0],
+        [1, 5, 6, 7, 8, END],
+    ]
+    assert batch.tokens.dtype == torch.int64
+    assert batch.lengths.tolist() == [5, 5, 6]
+    assert batch.response_mask.int().tolist() == [
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 1, 1, 1, 1, 1],
+    ]
+    assert batch.response_mask.dtype == torch.bool
+
+
+def test_policy_rows_are_the_sampled_ids_with_their_logprobs_in_group_order() -> None:
+    batch = policy_batch(GROUPS)
+    assert rows_of(batch) == [
+        [1, 2, 5, END],
+        [1, 2, 6, 7, END],
+        [1, 2, 3, END],
+        [1, 2, 3, 4],
+        [1, 2, END],
+        [1, 2, 2, 2, 2, 2, END],
+    ]
+    assert batch.rollout_logprobs is not None
+    assert batch.rollout_logprobs.dtype == torch.float32
+    assert rows_of(batch, batch.rollout_logprobs) == [
+        [0, 0, -0.25, -0.5],
+        [0, 0, -0.25, -0.5, -0.75],
+        [0, 0, 0, -0.25],
+        [0, 0, 0, -0.25],
+        [0, -0.25, -0.5],
+        [0, -0.25, -0.5, -0.75, -1.0, -1.25, -1.5],
+    ]
+    assert torch.all(batch.rollout_logprobs[~batch.response_mask] == 0)
+    assert torch.all(batch.rollout_logprobs[batch.response_mask] < 0)
+
+
+def test_an_end_token_that_equals_the_padding_stays_in_the_mask() -> None:
+    zero_end = [prompt(0, (1, 2), (3, 0)), prompt(1, (0, 2), (3, 4, 4, 0))]
+    batch = teacher_batch(zero_end)
+    assert batch.response_mask.int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]]
+    assert batch.lengths.tolist() == [4, 6]
+
+
+def test_pair_rows_are_the_teacher_then_the_rollouts_texts() -> None:
+    batch = pair_batch(GROUPS)
+    assert rows_of(batch) == [
+        [1, 2, 3, 4, END],
+        [1, 2, 5, END],
+        [1, 2, 67, END],  # the text's ids, not the sampled ones
+        [1, 2, 3, 8, END],
+        [1, 2, 3, END],
+        [1, 2, 3, 4],
+        [1, 5, 6, 7, 8, END],
+        [1, 2, END],
+        [1, 2, 2, 2, 2, 2, END],
+    ]
+    assert batch.group_size == 2
+    assert batch.trained.tolist() == [True] * 9
+    assert rows_of(batch, batch.response_mask.int())[3] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_trained", "expected"),
+    [(0, [True, True, True]), (1, [True, True, False]), (2, [True, True, True])],
+)
+def test_only_the_first_rollouts_of_a_group_train(num_trained: int, expected: list[bool]) -> None:
+    assert pair_batch(GROUPS, num_trained).trained.tolist() == expected * 3
+
+
+def test_groups_of_different_sizes_are_refused() -> None:
+    short = Group(PROMPTS[0], GROUPS[0].rollouts[:1])
+    with pytest.raises(AssertionError, match=r"different sizes \[1, 2\]"):
+        pair_batch([*GROUPS, short])
+    with pytest.raises(AssertionError):
+        pair_batch(GROUPS, num_trained=3)
+
+
+def test_logprobs_that_do_not_match_the_ids_are_refused() -> None:
+    wrong = replace(rollout(5, END), rollout_logprobs=(-1.0,))
+    with pytest.raises(AssertionError, match=r"\(1, 2\)"):
+        policy_batch([Group(PROMPTS[0], (wrong,))])
+
+
+def full_policy_batch() -> Batch:
+    """A policy batch with every fact filled in by distinct numbers."""
+    batch = policy_batch(GROUPS)
+    numbers = torch.arange(batch.tokens.numel(), dtype=torch.float32).view(batch.tokens.shape)
+    numbers = torch.where(batch.response_mask, numbers + 1, 0.0)
+    batch = batch.with_advantages(numbers * 2).with_ref_logprobs(numbers * 3)
+    return batch.with_old_logprobs(numbers * 4)
+
+
+def assert_same_rows(part: Batch | PairBatch, whole: Batch | PairBatch, start: int) -> None:
+    """Every tensor of ``part`` equals the rows of ``whole`` from ``start``, up to the padding."""
+    stop = start + len(part.lengths)
+    for name, value in vars(whole).items():
+        if not isinstance(value, Tensor):
+            continue
+        ours = getattr(part, name)
+        if value.dim() == 1:
+            assert torch.equal(ours, value[start:stop]), name
+            continue
+        for row, expected, length in zip(ours, value[start:stop], part.lengths, strict=True):
+            assert torch.equal(row[:length], expected[:length]), name
+            if name != "tokens":
+                assert not row[length:].any(), name
+
+
+def test_a_slice_is_cut_to_its_own_longest_row() -> None:
+    batch = full_policy_batch()
+    part = slice_batch(batch, 2, 5)
+    assert part.tokens.tolist() == [[1, 2, 3, END], [1, 2, 3, 4], [1, 2, END, 0]]
+    assert_same_rows(part, batch, 2)
+    for name in ("response_mask", "rollout_logprobs", "advantages", "ref_logprobs", "old_logprobs"):
+        assert getattr(part, name).shape == (3, 4)
+
+
+@pytest.mark.parametrize(("multiple_of", "width"), [(1, 4), (3, 6), (4, 4), (16, 16)])
+def test_the_width_is_rounded_up_even_beyond_the_batch(multiple_of: int, width: int) -> None:
+    batch = full_policy_batch()
+    part = slice_batch(batch, 2, 5, multiple_of)
+    assert part.tokens.shape == (3, width)
+    assert_same_rows(part, batch, 2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 100])
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_microbatches_hold_every_row_once_in_order(rows: int, multiple_of: int) -> None:
+    batch = full_policy_batch()
+    parts = microbatches(batch, rows, multiple_of)
+    assert [len(part.lengths) for part in parts[:-1]] == [rows] * (len(parts) - 1)
+    start = 0
+    for part in parts:
+        assert 1 <= len(part.lengths) <= rows
+        assert part.tokens.shape[1] % multiple_of == 0
+        assert_same_rows(part, batch, start)
+        start += len(part.lengths)
+    assert start == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(1, [3, 3, 3]), (3, [3, 3, 3]), (5, [3, 3, 3]), (6, [6, 3]), (9, [9])]
+)
+def test_pair_microbatches_hold_as_many_whole_groups_as_fit(rows: int, expected: list[int]) -> None:
+    batch = pair_batch(GROUPS, num_trained=1)
+    parts = microbatches(batch, rows)
+    assert [len(part.lengths) for part in parts] == expected
+    start = 0
+    for part in parts:
+        assert part.group_size == 2
+        assert part.trained.tolist() == [True, True, False] * (len(part.lengths) // 3)
+        assert_same_rows(part, batch, start)
+        start += len(part.lengths)
+    assert start == 9
+
+
+def test_a_slice_cannot_cut_a_group_or_be_empty() -> None:
+    with pytest.raises(AssertionError, match=r"\[0, 4\) cuts a group of 3 rows"):
+        slice_batch(pair_batch(GROUPS), 0, 4)
+    with pytest.raises(AssertionError):
+        slice_batch(policy_batch(GROUPS), 2, 2)
+
+
+def test_padding_widens_without_changing_what_is_read() -> None:
+    batches: list[Any] = [full_policy_batch(), pair_batch(GROUPS, num_trained=1)]
+    for batch in batches:
+        wide = pad_to(batch, 20)
+        assert wide.tokens.shape == (len(batch.lengths), 20)
+        assert wide.tokens.dtype == torch.int64
+        assert wide.response_mask.dtype == torch.bool
+        assert_same_rows(wide, batch, 0)
+        back = slice_batch(wide, 0, len(batch.lengths))
+        for name, value in vars(batch).items():
+            same = torch.equal(getattr(back, name), value) if isinstance(value, Tensor) else True
+            assert same, name
+    with pytest.raises(AssertionError):
+        pad_to(policy_batch(GROUPS), 3)
+
+
+def test_facts_that_are_not_there_stay_absent() -> None:
+    part = slice_batch(teacher_batch(PROMPTS), 0, 2)
+    assert part.rollout_logprobs is None
+    assert part.advantages is None
+
+
+def test_a_response_without_tokens_trains_nothing() -> None:
+    batch = policy_batch([Group(PROMPTS[0], (rollout(), rollout(5, END)))])
+    assert batch.lengths.tolist() == [2, 4]
+    assert batch.response_mask.int().tolist() == [[0, 0, 0, 0], [0, 0, 1, 1]]
