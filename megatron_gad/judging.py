@@ -39,9 +39,7 @@ def judge(
     return StepOutput({**means, **trained.metrics}, scores)
 
 
-def score_only(
-    discriminator: Trainer, pairs: PairBatch, kind: DiscriminatorKind
-) -> StepOutput:
+def score_only(discriminator: Trainer, pairs: PairBatch, kind: DiscriminatorKind) -> StepOutput:
     """Score every row without learning."""
     return discriminator.evaluate(pairs, partial(discriminator_loss, kind=kind))
 

@@ -3,14 +3,12 @@
 import logging
 import signal
 import time
-from dataclasses import asdict
-from pathlib import Path
 
 from megatron_gad.config import RunConfig, to_toml
 from megatron_gad.metrics import advance, progress
 from megatron_gad.models.hf_folder import save_hf_folder
-from megatron_gad.parts import Progress, Run
-from megatron_gad.reporting.report import build_report
+from megatron_gad.parts import Run
+from megatron_gad.reporting.page import build_report
 from megatron_gad.resume import load_latest, save
 from megatron_gad.stage_ends import begin_stage, finish_stage, reason_to_end
 from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step

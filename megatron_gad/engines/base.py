@@ -63,6 +63,10 @@ class Engine(Protocol):
         """Sample ``sampling.num_samples`` responses for each prompt, in the order given."""
         ...
 
+    def held_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Return what the engine can show of its weights, under their names; for diagnosis."""
+        ...
+
     def sleep(self) -> None:
         """Give the device memory back; the next call is ``load_weights``."""
         ...

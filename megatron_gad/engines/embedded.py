@@ -86,6 +86,10 @@ class EmbeddedEngine:
             for number, prompt in enumerate(prompts)
         ]
 
+    def held_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Return the weights in use, without copies."""
+        return self._model.named_parameters()
+
     def sleep(self) -> None:
         """Free the weights' memory; there is none besides between two calls."""
         self._weights_version = None
