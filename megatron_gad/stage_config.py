@@ -31,7 +31,7 @@ class WarmupConfig:
     prompts_per_step, group_size: prompts of a step over all data ranks, samples of each.
     train_student: False leaves the student as it is and only teaches the discriminator.
     discriminator_only_steps: the student starts to learn after this many steps.
-    student_lr, discriminator_lr: learning rates of this stage; None takes [student] / [discriminator].
+    student_lr, discriminator_lr: learning rates of this stage; None takes the models' own.
     stop_below: end the stage when the running discriminator loss is below this; 0: by count only.
     refuse_above: stop the run when the stage ends with a running loss above this; 0: never.
     reset_optimizer: forget the optimizer states of the stage before.
@@ -52,7 +52,7 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns on.
+    """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns.
 
     epochs, steps: length; steps wins where both are given.
     prompts_per_step, group_size: prompts of a step over all data ranks, samples of each.
@@ -64,7 +64,7 @@ class AdversarialConfig:
     extra_discriminator_steps, extra_prompts: further discriminator steps, each on one fresh sample
         of this many other prompts.
     student_updates: optimizer steps of the student on one rollout batch.
-    student_lr, discriminator_lr: learning rates of this stage; None takes [student] / [discriminator].
+    student_lr, discriminator_lr: learning rates of this stage; None takes the models' own.
     reset_optimizer: forget the optimizer states of the stage before.
     """
 

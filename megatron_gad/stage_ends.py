@@ -65,24 +65,28 @@ def reason_to_end(run: Run, metrics: dict[str, float]) -> str:
     return reason
 
 
-def finish_stage(run: Run) -> None:
-    """Settle what the stage hands over.
-
-    Raises RuntimeError where a warm-up did not reach what [warmup] refuse_above asks for.
-    """
+def refusal(run: Run) -> str:
+    """Return why the next stage must not begin, or an empty string."""
     stage, recent = run.stage, run.progress.recent_losses
+    if not isinstance(stage, WarmupConfig) or not recent or not stage.refuse_above:
+        return ""
+    if mean(recent) <= stage.refuse_above:
+        return ""
+    return (
+        f"stage warmup ended with a running discriminator loss of {mean(recent):.3f}, above "
+        f"warmup.refuse_above = {stage.refuse_above:g} (0.693 is chance): the discriminator "
+        "cannot tell the two apart and would reward noise. Train it longer (warmup.steps), "
+        "faster (warmup.discriminator_lr) or on more prompts of fewer samples; the same command "
+        "with a larger warmup.steps goes on from here"
+    )
+
+
+def finish_stage(run: Run) -> None:
+    """Settle what the stage hands over."""
+    stage = run.stage
     if isinstance(stage, SeqkdConfig) and stage.keep_best and run.best_weights is not None:
         run.student.restore(run.best_weights)
         run.progress.weights_version += 1
-    if isinstance(stage, WarmupConfig) and stage.refuse_above and recent:
-        if mean(recent) > stage.refuse_above:
-            raise RuntimeError(
-                f"stage warmup ended with a running discriminator loss of {mean(recent):.3f}, above "
-                f"warmup.refuse_above = {stage.refuse_above:g} (0.693 is chance): the discriminator "
-                "cannot tell the two apart and would reward noise. Train it longer (warmup.steps) "
-                "or faster (warmup.discriminator_lr), on more prompts of fewer samples; the "
-                "checkpoint before this message resumes the stage"
-            )
     run.best_weights = None
     if isinstance(stage, AdversarialConfig):
         run.reference = None

@@ -28,7 +28,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class StepResult:
-    """metrics: "group/name" -> number, equal on all ranks; samples: rows of this rank to look at."""
+    """metrics: "group/name" -> number, equal on all ranks. samples: this rank's, to look at."""
 
     metrics: Metrics
     samples: list[dict[str, Any]] = field(default_factory=list)

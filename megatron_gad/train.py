@@ -10,7 +10,7 @@ from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.parts import Run
 from megatron_gad.reporting.page import build_report
 from megatron_gad.resume import load_latest, save
-from megatron_gad.stage_ends import begin_stage, finish_stage, reason_to_end
+from megatron_gad.stage_ends import begin_stage, finish_stage, reason_to_end, refusal
 from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step
 from megatron_gad.training import parallel
 
@@ -97,6 +97,10 @@ def _record(parts: Run, result: StepResult, last_step: int) -> None:
 
 def _hand_over(parts: Run) -> None:
     """End the stage and save, so that the next one begins from a checkpoint."""
+    reason_against = refusal(parts)
+    if reason_against:
+        save(parts)
+        raise RuntimeError(reason_against)
     finish_stage(parts)
     if parts.config.checkpoint.export_stages:
         _export(parts, suffix=f"_{parts.stage_name}")

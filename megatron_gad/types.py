@@ -1,4 +1,4 @@
-"""The nouns that travel between the parts of a run. Frozen, without logic, importable with torch alone.
+"""The nouns that travel between the parts of a run. Frozen, without logic, with torch alone.
 
 Axis letters: P prompts, G rollouts of a prompt, B = P * G rows, R rows of a pair batch, T tokens.
 """

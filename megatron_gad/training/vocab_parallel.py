@@ -127,7 +127,7 @@ def _taken(values: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
 
 
 def _local_columns(targets: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
-    """Return each target's column in this shard (0 where it is elsewhere) and whether it is here."""
+    """Return each target's column in this shard (0 if elsewhere) and whether it is here."""
     column = targets - shard.start
     is_here = (column >= 0) & (column < shard.size)
     return torch.where(is_here, column, 0), is_here
