@@ -1,0 +1,32 @@
+"""A tiny run for the tests: a model, a tokenizer, data and a configuration without a mistake."""
+
+from pathlib import Path
+
+from megatron_gad.config import RunConfig
+from megatron_gad.config_file import parse_toml
+from tests.tiny import make_hf_folder
+from tests.tiny_tokenizer import make_tokenizer
+
+ROWS = '{"content": "face west", "teacher_response": "west"}\n' * 20
+
+
+def make_run(folder: Path) -> RunConfig:
+    """Write student/ and train.jsonl into a folder and return the configuration that uses them."""
+    make_hf_folder(folder / "student", vocab_size=384, max_position_embeddings=256)
+    make_tokenizer(folder / "student")
+    (folder / "train.jsonl").write_text(ROWS)
+    text = f"""
+        [checkpoint]
+        save = "{folder}/out"
+        [data]
+        path = "{folder}/train.jsonl"
+        max_prompt_tokens = 128
+        max_response_tokens = 64
+        [student]
+        path = "{folder}/student"
+        [warmup]
+        prompts_per_step = 8
+        [adversarial]
+        prompts_per_step = 8
+    """
+    return parse_toml(text, RunConfig, source="good.toml")

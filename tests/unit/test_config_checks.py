@@ -1,0 +1,190 @@
+"""The checks: every violation at once, each with key, value, what is allowed and the remedy."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_gad.config import RunConfig
+from tests.tiny import make_hf_folder
+from tests.tiny_run import make_run
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Return a configuration without a mistake, its files beside it."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def test_a_good_configuration_has_no_violations(good: RunConfig) -> None:
+    assert good.check(world_size=1) == []
+    assert good.check(world_size=8) == []
+
+
+# What to change in a good configuration, and the whole message that has to follow.
+CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
+    (
+        {"adversarial": {"group_size": 1}},
+        "adversarial.group_size = 1 gives zero advantages; use 2 or more, or stages = ['seqkd']",
+    ),
+    (
+        {"rollout": {"temperature": 0.0}},
+        "rollout.temperature = 0.0 samples greedily, so that the responses to a prompt are all "
+        "equal; give a value above 0, 0.8 is the paper's",
+    ),
+    (
+        {"rollout": {"engine": "sglang"}},
+        "rollout.engine = 'sglang' is not available yet; use 'embedded'",
+    ),
+    (
+        {"parallel": {"sequence_parallel": True}},
+        "parallel.sequence_parallel = True shards between tensor-parallel ranks, but "
+        "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out",
+    ),
+    (
+        {"compute": {"fp8_format": "hybrid"}},
+        "compute.fp8_format = 'hybrid' needs Transformer Engine; set compute.transformer_impl = "
+        "'transformer_engine', or leave fp8_format out",
+    ),
+    (
+        {"adversarial": {"discriminator_samples": 9}},
+        "adversarial.discriminator_samples = 9 is more than the adversarial.group_size = 8 samples "
+        "of a prompt; make it smaller, or 0 for all",
+    ),
+    (
+        {"warmup": {"stop_below": 0.7}},
+        "warmup.stop_below = 0.7 is not below ln 2 = 0.693, the loss of a discriminator that "
+        "guesses; take 0.4 to 0.6, or 0 to end by count",
+    ),
+    (
+        {"warmup": {"stop_below": 0.5, "refuse_above": 0.4}},
+        "warmup.refuse_above = 0.4 is below warmup.stop_below = 0.5, so a stage that ends in time "
+        "is refused; make it larger, or 0",
+    ),
+    (
+        {"warmup": {"steps": 10}},
+        "warmup.steps = 10 ends before the student learns: warmup.discriminator_only_steps = 10; "
+        "make steps larger",
+    ),
+    (
+        {"student": {"adam_beta2": 1.0}},
+        "student.adam_beta2 = 1.0 is not allowed; give a value at least 0 and below 1",
+    ),
+    (
+        {"discriminator": {"lr": float("nan")}},
+        "discriminator.lr = nan is not allowed; give a value above 0",
+    ),
+    (
+        {"student": {"min_lr": 1.0}},
+        "student.min_lr = 1.0 is above student.lr = 1e-06, but the rate decays to it; "
+        "make it smaller",
+    ),
+    (
+        {"gad": {"tis_cap": 0.5}},
+        "gad.tis_cap = 0.5 would scale every ratio down; give 1 or more (2 is usual), or 0 to "
+        "switch the correction off",
+    ),
+    (
+        {"data": {"teacher_column": "content"}},
+        "data.prompt_column = data.teacher_column = 'content'; prompts and teacher responses are "
+        "two columns",
+    ),
+    (
+        {"data": {"path": "no/such.jsonl"}},
+        "data.path = 'no/such.jsonl' does not exist; name a JSONL or Parquet file, a folder of "
+        "them, or hub:<name>; paths are relative to the folder the command runs in",
+    ),
+    (
+        {"checkpoint": {"load": "no/such"}},
+        "checkpoint.load = 'no/such' holds no latest_checkpointed_iteration.txt; name the run "
+        "directory of a run that saved a checkpoint, or leave it out to start anew",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_each_violation_says_key_value_what_is_allowed_and_the_remedy(
+    good: RunConfig, change: dict[str, dict[str, object]], message: str
+) -> None:
+    sections = {name: replace(getattr(good, name), **keys) for name, keys in change.items()}
+    assert replace(good, **sections).check(world_size=1) == [message]
+
+
+def test_all_violations_are_reported_at_once(good: RunConfig) -> None:
+    bad = replace(
+        good,
+        stages=("adversarial", "seqkd", "warmup"),
+        parallel=replace(good.parallel, tensor_model_parallel_size=3),
+        compute=replace(good.compute, micro_batch_size=0),
+        seqkd=replace(good.seqkd, keep_best=True, patience=2),
+        adversarial=replace(good.adversarial, group_size=1, epochs=0.0),
+        gad=replace(good.gad, kl_coef=-1.0, clip_range=1.5),
+    )
+    keys = [message.split(" ")[0] for message in bad.check(world_size=2)]
+    assert keys == [
+        "stages",
+        "parallel.tensor_model_parallel_size",  # does not divide the ranks
+        "compute.micro_batch_size",
+        "parallel.tensor_model_parallel_size",  # nor the heads
+        "parallel.tensor_model_parallel_size",  # nor the key-value groups
+        "gad.kl_coef",
+        "gad.clip_range",
+        "seqkd.patience",
+        "seqkd.keep_best",
+        "adversarial.epochs",
+        "adversarial.group_size",
+    ]
+
+
+def test_a_stage_that_does_not_run_is_not_checked(good: RunConfig) -> None:
+    bad = replace(good, adversarial=replace(good.adversarial, group_size=1))
+    assert len(bad.check(world_size=1)) == 1
+    assert replace(bad, stages=("warmup",)).check(world_size=1) == []
+
+
+def test_prompts_of_a_step_have_to_be_shared_evenly_by_data_ranks(good: RunConfig) -> None:
+    layout = replace(good.parallel, tensor_model_parallel_size=2)
+    assert replace(good, parallel=layout).check(world_size=8) == []
+    assert replace(good, parallel=layout, stages=("warmup",)).check(world_size=6) == [
+        "warmup.prompts_per_step = 8 has to be a positive multiple of the 3 data-parallel rank(s); "
+        "the next that is one is 9"
+    ]
+
+
+def test_the_layout_has_to_divide_the_model(good: RunConfig) -> None:
+    layout = replace(good.parallel, tensor_model_parallel_size=4, pipeline_model_parallel_size=3)
+    assert replace(good, parallel=layout).check(world_size=12) == [
+        "parallel.tensor_model_parallel_size = 4 does not divide num_key_value_heads = 2 of "
+        f"student.path = {good.student.path!r}; use one of 1, 2",
+        "parallel.pipeline_model_parallel_size = 3 does not divide num_hidden_layers = 2 of "
+        f"student.path = {good.student.path!r}; use one of 1, 2",
+    ]
+
+
+def test_the_lengths_have_to_fit_into_the_models_context(good: RunConfig) -> None:
+    longer = replace(good, data=replace(good.data, max_response_tokens=129))
+    assert longer.check(world_size=1) == [
+        "data.max_prompt_tokens + data.max_response_tokens = 257 exceeds the 256 positions of "
+        f"student.path = {good.student.path!r}; make one of them smaller"
+    ]
+
+
+def test_what_a_model_folder_lacks_is_named(good: RunConfig, tmp_path: Path) -> None:
+    missing = replace(good, student=replace(good.student, path=str(tmp_path / "none")))
+    assert [m.split(";")[0] for m in missing.check(world_size=1)] == [
+        f"student.path = '{tmp_path}/none' is not a folder"
+    ]
+    empty = replace(good, discriminator=replace(good.discriminator, path=str(tmp_path)))
+    assert [m.split(";")[0] for m in empty.check(world_size=1)] == [
+        f"discriminator.path = '{tmp_path}' holds no config.json",
+        f"discriminator.path = '{tmp_path}' holds no *.safetensors",
+    ]
+    make_hf_folder(tmp_path / "bare", vocab_size=97, max_position_embeddings=256)
+    bare = replace(good, student=replace(good.student, path=str(tmp_path / "bare")))
+    assert [m.split(" (")[0] for m in bare.check(world_size=1)] == [
+        f"student.path = '{tmp_path}/bare' holds no tokenizer"
+    ]
+    smaller = replace(good, discriminator=replace(good.discriminator, path=str(tmp_path / "bare")))
+    assert [m.split(",")[0] for m in smaller.check(world_size=1)] == [
+        f"discriminator.path = '{tmp_path}/bare' has 97 token ids"
+    ]

@@ -1,0 +1,66 @@
+"""The command's dry run and the plan that it prints."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_gad.config import RunConfig, to_toml
+from megatron_gad.plan import describe_plan
+from tests.tiny_run import make_run
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Return a configuration without a mistake, its files beside it."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def test_the_plan_tells_layout_models_stages_and_the_whole_configuration(good: RunConfig) -> None:
+    config = replace(
+        good,
+        stages=("warmup", "adversarial"),
+        parallel=replace(good.parallel, tensor_model_parallel_size=2),
+        adversarial=replace(good.adversarial, steps=5, student_lr=3e-5),
+    )
+    plan = describe_plan(config, world_size=8)
+    assert "TP 2 x PP 1 x DP 4" in plan
+    # Embedding and head 384 x 32 each; a layer 32 x 32 + 32 (q), 2 x (32 x 16 + 16) (k, v),
+    # 32 x 32 (o), 3 x 32 x 48 (mlp), 2 x 32 (norms); the last norm 32.
+    layer = 1024 + 32 + 2 * (512 + 16) + 1024 + 3 * 1536 + 64
+    student = 2 * 384 * 32 + 2 * layer + 32
+    assert f"{student:,} parameters" in plan
+    assert f"{student - 384 * 32 + 32:,} parameters" in plan
+    assert "num_prompts 20" in plan
+    assert "3 steps (1 epoch(s)) of 8 prompts x 8 samples" in plan
+    assert "5 steps of 8 prompts x 8 samples, lr 3e-05, of the discriminator 1e-06" in plan
+    assert plan.endswith(to_toml(config))
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [sys.executable, "-m", "megatron_gad", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(good: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(good))
+    done = run_command(str(file), "--dry-run", "--world-size", "2")
+    assert (done.returncode, "TP 1 x PP 1 x DP 2" in done.stdout) == (0, True), done.stderr
+    assert not Path(good.checkpoint.save).exists()
+
+
+def test_the_command_reports_all_violations_and_exits_with_2(
+    good: RunConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(good))
+    done = run_command(str(file), "--adversarial.group-size", "1", "--rollout.top-p", "0")
+    assert done.returncode == 2
+    assert "2 problem(s)" in done.stderr
+    assert "adversarial.group_size = 1" in done.stderr
+    assert "rollout.top_p = 0.0" in done.stderr
+    assert not Path(good.checkpoint.save).exists()
