@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 from megatron_gad.models.families import family_of, head_dim, inverse_frequencies
 from megatron_gad.models.layers import local_block_spec
 from megatron_gad.models.scorer import ScorerModel
+from megatron_gad.models.sharding_marks import mark_sharded_weights
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ def _build_chunks(
     """Build one chunk per virtual stage, with the arguments that both kinds of model share."""
     config = transformer_config(hf_config, options)
     virtual_size = options.virtual_pipeline_model_parallel_size
+    is_local = options.transformer_impl == "local"
     chunks: list[torch.nn.Module] = []
     for index in range(virtual_size or 1):
         vp_stage = None if virtual_size is None else index
@@ -214,10 +216,11 @@ def _build_chunks(
         chunk = build(
             {
                 "config": config,
-                "transformer_layer_spec": _block_spec(config, vp_stage),
+                "transformer_layer_spec": _block_spec(config, hf_config, vp_stage),
                 "vocab_size": padded_vocab_size(hf_config, options),
                 "max_sequence_length": hf_config.max_position_embeddings,
-                "position_embedding_type": "rope",
+                # The local attention rotates by itself.
+                "position_embedding_type": "none" if is_local else "rope",
                 "pre_process": parallel_state.is_pipeline_first_stage(
                     ignore_virtual=False, vp_stage=vp_stage
                 ),
@@ -225,16 +228,19 @@ def _build_chunks(
                 "vp_stage": vp_stage,
             }
         )
-        chunk.rotary_pos_emb.inv_freq = inverse_frequencies(hf_config)
+        if not is_local:
+            chunk.rotary_pos_emb.inv_freq = inverse_frequencies(hf_config)
+        mark_sharded_weights(chunk)
         chunk.real_vocab_size = hf_config.vocab_size
         chunks.append(chunk)
     return chunks
 
 
 def _block_spec(
-    config: TransformerConfig, vp_stage: int | None
+    config: TransformerConfig, hf_config: PretrainedConfig, vp_stage: int | None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """Name the classes a stage is made of: Transformer Engine's, or the local ones."""
     if config.transformer_impl == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    return local_block_spec(config, get_num_layers_to_build(config, vp_stage))
+    num_layers = get_num_layers_to_build(config, vp_stage)
+    return local_block_spec(config, num_layers, inverse_frequencies(hf_config))

@@ -1,4 +1,4 @@
-"""The models and layouts that test_models.py and its worker agree on; all of them use four ranks."""
+"""The models and layouts that test_models.py and its worker agree on, for four ranks."""
 
 from megatron_gad.models.build import ModelOptions
 

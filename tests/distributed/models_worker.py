@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import megatron_gad.training  # noqa: F401 - before megatron.core
+
+# isort: split
 from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -17,10 +21,10 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.distributed import all_gather, all_reduce
 
+from megatron_gad.models.attention import context_parallel_positions
 from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from megatron_gad.models.layers import context_parallel_positions
 from tests.distributed.layouts import CASES, HEAD_STD, LAYOUTS, SEED
 
 

@@ -57,7 +57,7 @@ def references(results: Path) -> dict[str, tuple[Tensor, dict[str, Tensor], dict
 
 
 def _reference(results: Path, case: str) -> tuple[PreTrainedModel, Tensor | None]:
-    """Load a case with transformers; a scorer as the bare network and the head by its definition."""
+    """Load a case with transformers; a scorer is the bare network and the head as defined."""
     if not case.startswith("scorer-"):
         return AutoModelForCausalLM.from_pretrained(results / case), None
     model = AutoModel.from_pretrained(results / case.removeprefix("scorer-"))

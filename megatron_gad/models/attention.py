@@ -1,0 +1,167 @@
+"""Attention between the QKV and the output projection, where Transformer Engine is not used.
+
+Megatron's own module allocates every score, and refuses packed sequences and context parallelism.
+This one takes all three on any device, and rotates queries and keys itself, because only here both
+their positions and a table shared by the layers are at hand.
+"""
+
+from functools import lru_cache
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from megatron_gad.models.autograd import Rotate
+
+
+class RotaryTable:
+    """Cosines and sines by position, computed once per length for all layers of a model."""
+
+    def __init__(self, inverse_frequencies: Tensor) -> None:
+        """Take the angle per position of every rotated pair, [head_dim / 2] float32."""
+        self.inverse_frequencies = inverse_frequencies
+        self._up_to = lru_cache(maxsize=8)(self._compute)
+
+    def at(self, positions: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what Rotate takes for some positions.
+
+        Args:
+            positions: int64 [T], or the number T of positions 0, 1, ...
+            like: a tensor of the device and dtype to return.
+
+        Returns:
+            cos and sin, [T, 1, head_dim] each.
+        """
+        if isinstance(positions, int):
+            cos, sin = self._up_to(positions, like.device, like.dtype)
+            return cos, sin
+        cos, sin = self._up_to(int(positions.max()) + 1, like.device, like.dtype)
+        return cos[positions], sin[positions]
+
+    def _compute(
+        self, num_positions: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        angles = torch.outer(torch.arange(num_positions).float(), self.inverse_frequencies)
+        cos, sin = angles.cos(), angles.sin()
+        tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return tuple(table.unsqueeze(1).to(device, dtype) for table in tables)
+
+
+class CoreAttention(MegatronModule):
+    """Rotary embedding and causal attention over torch's scaled_dot_product_attention."""
+
+    def __init__(
+        self,
+        rotary: RotaryTable,
+        config: TransformerConfig,
+        *,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_unused: object,
+    ) -> None:
+        """Build; all arguments but the first are those that Megatron's Attention passes."""
+        super().__init__(config=config)
+        self.rotary = rotary
+        self.softmax_scale = softmax_scale
+        self.cp_group = None
+        if config.context_parallel_size > 1:
+            assert pg_collection is not None, "context parallelism needs its process group"
+            self.cp_group = pg_collection.cp
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend from every position to itself and the ones before it.
+
+        Args:
+            query: [T, B, heads, head_dim], or packed [tokens, heads, head_dim].
+            key: as query, with the number of query groups for heads.
+            value: as key.
+            attention_mask: bool, broadcastable to [B, heads, T, T], True where attention is
+                forbidden (Megatron's convention); None for causal attention.
+            attn_mask_type: not used.
+            attention_bias: must be None.
+            packed_seq_params: the lengths of packed sequences.
+
+        Returns:
+            [T, B, heads * head_dim], or packed [tokens, heads * head_dim].
+        """
+        assert attention_bias is None, "attention_bias is not supported"
+        if packed_seq_params is not None:
+            return self._attend_packed(query, key, value, packed_seq_params)
+        if self.cp_group is not None:
+            return self._attend_context_parallel(query, key, value)
+        query, key = self._rotate(query, key, query.size(0))
+        allowed = None if attention_mask is None else ~attention_mask
+        return self._attend(query, key, value, allowed)
+
+    def _rotate(self, query: Tensor, key: Tensor, positions: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Rotate [T, B, heads, head_dim] tensors by their positions."""
+        cos, sin = (table.unsqueeze(1) for table in self.rotary.at(positions, like=query))
+        return Rotate.apply(query, cos, sin), Rotate.apply(key, cos, sin)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
+        """Attend causally, or where allowed: bool, broadcastable to [B, heads, T, keys]."""
+        context = scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=allowed,
+            is_causal=allowed is None,
+            scale=self.softmax_scale,
+            enable_gqa=query.size(2) != key.size(2),
+        )
+        return context.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+    def _attend_packed(
+        self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams
+    ) -> Tensor:
+        """Attend within each packed sequence; positions start anew in every one."""
+        assert self.cp_group is None, "packed sequences under context parallelism are not supported"
+        lengths = packed.cu_seqlens_q.diff().tolist()
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        query, key = self._rotate(query.unsqueeze(1), key.unsqueeze(1), positions)
+        value = value.unsqueeze(1)
+        parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        return torch.cat([self._attend(*part, allowed=None) for part in parts]).squeeze(1)
+
+    def _attend_context_parallel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend from this rank's two chunks of the sequence to the keys of all ranks."""
+        positions = context_parallel_positions(query.size(0), self.cp_group.size())
+        own = positions[self.cp_group.rank()]
+        query, key = self._rotate(query, key, own)
+        key = gather_from_sequence_parallel_region(key, group=self.cp_group)
+        value = gather_from_sequence_parallel_region(value, group=self.cp_group)
+        allowed = positions.flatten() <= own.unsqueeze(1)
+        return self._attend(query, key, value, allowed.to(query.device))
+
+
+def context_parallel_positions(num_tokens: int, context_parallel_size: int) -> Tensor:
+    """Return the sequence positions that each context parallel rank holds.
+
+    Megatron cuts a sequence into 2 * size chunks; rank r holds chunks r and 2 * size - 1 - r, which
+    gives every rank the same causal work.
+
+    Args:
+        num_tokens: tokens held by one rank, even.
+        context_parallel_size: number of ranks.
+
+    Returns:
+        [context_parallel_size, num_tokens] int64.
+    """
+    chunks = torch.arange(num_tokens * context_parallel_size).chunk(2 * context_parallel_size)
+    ranks = range(context_parallel_size)
+    return torch.stack([torch.cat((chunks[r], chunks[-1 - r])) for r in ranks])
