@@ -7,7 +7,7 @@ import importlib
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -108,13 +108,13 @@ class MetricsWriter:
         self,
         step: int,
         stage: str,
-        metrics: dict[str, float],
+        metrics: Mapping[str, float | torch.Tensor],
         consumed_samples: int,
         total_steps: int | None = None,
     ) -> None:
         """Record one step.
 
-        metrics: "group/name" -> number; nan and infinities are recorded as such.
+        metrics: "group/name" -> number or scalar tensor; nan and infinities are recorded as such.
         consumed_samples: prompts used since the run began.
         total_steps: last step where it is known; None where a criterion ends the stage.
         """
@@ -216,7 +216,7 @@ def progress(total: int | None, desc: str, is_writer: bool) -> tqdm:
     return tqdm(total=total, desc=desc, unit="step", dynamic_ncols=True, disable=disable)
 
 
-def advance(bar: tqdm, metrics: dict[str, float]) -> None:
+def advance(bar: tqdm, metrics: Mapping[str, float | torch.Tensor]) -> None:
     """Move a bar by one step and show the main numbers of the step beside it."""
     shown = {name: metrics[key] for key, name in PROGRESS_KEYS.items() if key in metrics}
     bar.set_postfix({name: f"{float(value):.3f}" for name, value in shown.items()}, refresh=False)

@@ -1,0 +1,205 @@
+"""Which curves the page shows, in which groups, and how each is drawn."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from megatron_gad.reporting.run_record import RunRecord, finite_values
+
+CROSS_ENTROPY_STAGES = ("seqkd", "warmup")
+GAME_STAGES = ("adversarial",)
+CHANCE_LOSS = 0.6931  # ln 2: a discriminator that tosses a coin
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve.
+
+    color: a name of the page's palette (drawing.PALETTE).
+    spread: key of a standard deviation, drawn as a band around the curve; "" for none.
+    """
+
+    key: str
+    label: str
+    color: str
+    spread: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture over the steps of a run.
+
+    unit: of the vertical axis; "%" shows shares as per cent.
+    guides: (value, label) of horizontal lines that help to read it.
+    stages: show these stages only; empty shows each stage that has numbers.
+    is_log, is_stacked: logarithmic axis; areas on top of each other.
+    """
+
+    title: str
+    lines: tuple[Line, ...]
+    unit: str = ""
+    guides: tuple[tuple[float, str], ...] = ()
+    stages: tuple[str, ...] = ()
+    is_log: bool = False
+    is_stacked: bool = False
+
+
+CHARTS: dict[str, tuple[Chart, ...]] = {
+    "Learning": (
+        Chart(
+            "Student: cross-entropy on the teacher's text",
+            (
+                Line("student/loss", "training", "student"),
+                Line("student/eval_loss", "held-out", "teacher"),
+            ),
+            unit="nats a token",
+            stages=CROSS_ENTROPY_STAGES,
+        ),
+        Chart(
+            "Student: policy loss in the game",
+            (Line("student/loss", "policy loss", "student"),),
+            stages=GAME_STAGES,
+        ),
+        Chart(
+            "Held-out loss in the game",
+            (Line("student/eval_loss", "held-out", "teacher"),),
+            unit="nats a token",
+            stages=GAME_STAGES,
+        ),
+        Chart(
+            "Discriminator: loss",
+            (Line("discriminator/loss", "loss", "discriminator"),),
+            guides=((CHANCE_LOSS, "chance"),),
+        ),
+    ),
+    "The game": (
+        Chart(
+            "Reward, mean and spread",
+            (Line("reward/mean", "mean ± std", "student", spread="reward/std"),),
+            unit="score",
+        ),
+        Chart(
+            "Discriminator: accuracy",
+            (Line("discriminator/accuracy", "teacher scored above student", "discriminator"),),
+            unit="%",
+            guides=((0.5, "chance"), (0.95, "too strong")),
+        ),
+        Chart(
+            "Scores of the two sides",
+            (
+                Line("discriminator/teacher_score", "teacher", "teacher"),
+                Line("discriminator/student_score", "student", "student"),
+                Line("discriminator/margin", "margin", "discriminator"),
+            ),
+            unit="score",
+        ),
+        Chart(
+            "KL to the reference",
+            (Line("student/kl", "KL", "student"),),
+            unit="nats a token",
+        ),
+        Chart(
+            "Entropy of the student",
+            (Line("student/entropy", "entropy", "student"),),
+            unit="nats a token",
+        ),
+        Chart(
+            "Groups without a signal",
+            (Line("advantage/zero_share", "zero advantage", "discriminator"),),
+            unit="%",
+        ),
+    ),
+    "Responses": (
+        Chart(
+            "Response length",
+            (
+                Line("response/length_mean", "student", "student"),
+                Line("teacher/length_mean", "teacher", "teacher"),
+            ),
+            unit="tokens",
+        ),
+        Chart(
+            "Truncated and re-tokenised",
+            (
+                Line("response/truncated_share", "cut at the cap", "discriminator"),
+                Line("response/retokenized_share", "read back as other tokens", "student"),
+            ),
+            unit="%",
+        ),
+    ),
+    "Machinery": (
+        Chart(
+            "Gradient norms",
+            (
+                Line("student/grad_norm", "student", "student"),
+                Line("discriminator/grad_norm", "discriminator", "discriminator"),
+            ),
+            is_log=True,
+        ),
+        Chart(
+            "Learning rates",
+            (
+                Line("student/lr", "student", "student"),
+                Line("discriminator/lr", "discriminator", "discriminator"),
+            ),
+            is_log=True,
+        ),
+        Chart(
+            "Engine against trainer: log-probability gap",
+            (
+                Line("engine/logprob_gap_max", "largest", "discriminator"),
+                Line("engine/logprob_gap_mean", "mean", "student"),
+            ),
+            unit="nats",
+            is_log=True,
+        ),
+        Chart(
+            "Where a step's time goes",
+            (
+                Line("time/rollout_s", "rollout", "student"),
+                Line("time/swap_s", "swap", "third"),
+                Line("time/discriminator_s", "discriminator", "discriminator"),
+                Line("time/student_s", "student", "teacher"),
+                Line("time/other_s", "other", "fourth"),
+            ),
+            unit="seconds",
+            is_stacked=True,
+        ),
+        Chart("Tokens trained on", (Line("tokens/trained", "tokens", "student"),), unit="a step"),
+    ),
+}
+# Shown as one number or as part of a curve, so no curve of their own.
+WITHOUT_CURVE = ("data/epoch", "swap/bytes", "time/step_s")
+
+
+def charts_of(run: RunRecord) -> dict[str, tuple[Chart, ...]]:
+    """Return the groups of charts that have numbers in a run, plus one chart per unknown key."""
+    groups = {
+        group: tuple(chart for chart in charts if shown_keys(chart, run))
+        for group, charts in CHARTS.items()
+    }
+    known = {*known_keys(), *WITHOUT_CURVE}
+    keys = sorted({key for record in run.records for key in record if "/" in key} - known)
+    others = (Chart(key, (Line(key, key, "student"),)) for key in keys)
+    groups["Other metrics"] = tuple(chart for chart in others if shown_keys(chart, run))
+    return {group: charts for group, charts in groups.items() if charts}
+
+
+def known_keys() -> list[str]:
+    """Return every key that some chart draws."""
+    lines = (line for charts in CHARTS.values() for chart in charts for line in chart.lines)
+    return [key for line in lines for key in (line.key, line.spread) if key]
+
+
+def shown_keys(chart: Chart, run: RunRecord) -> list[str]:
+    """Return the keys of a chart that have numbers in the stages it shows."""
+    return [line.key for line in chart.lines if line_stages(chart, (line,), run)]
+
+
+def line_stages(chart: Chart, lines: Iterable[Line], run: RunRecord) -> list[int]:
+    """Return the indices of the run's spans in which any of the lines has numbers."""
+    return [
+        index
+        for index, span in enumerate(run.spans)
+        if not chart.stages or span.stage in chart.stages
+        if any(finite_values(span.records, line.key) for line in lines)
+    ]

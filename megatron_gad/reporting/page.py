@@ -1,0 +1,87 @@
+"""One self-contained page about a run: open it in any browser, offline, and send it to anyone."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from megatron_gad.reporting.charts import charts_of
+from megatron_gad.reporting.drawing import PALETTE, DrawnChart, draw_chart
+from megatron_gad.reporting.formatting import format_duration
+from megatron_gad.reporting.health import assess
+from megatron_gad.reporting.run_record import RunRecord, finite_values, read_run
+from megatron_gad.reporting.samples import choose_samples
+from megatron_gad.reporting.summary import (
+    config_facts,
+    final_numbers,
+    result_seconds,
+    results_table,
+    timeline,
+)
+
+REPORT_FILE = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def build_report(run_folder: Path | str) -> Path:
+    """Write ``report.html`` into a run folder and return its path.
+
+    Works on running, interrupted and finished runs; whatever a run lacks is left out.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+    run = read_run(Path(run_folder))
+    groups = {
+        group: [draw_chart(chart, run) for chart in charts]
+        for group, charts in charts_of(run).items()
+    }
+    path = run.folder / REPORT_FILE
+    beside = path.with_name(path.name + ".tmp")
+    # A lone surrogate cannot be encoded; as a character reference it shows as a replacement mark.
+    beside.write_text(_render(run, groups), encoding="utf-8", errors="xmlcharrefreplace")
+    os.replace(beside, path)
+    return path
+
+
+def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
+    # autoescape covers all text of the run; only our own files and drawings are Markup.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    findings = assess(run)
+    times = finite_values(run.records, "time")
+    drawn = [chart for charts in groups.values() for chart in charts]
+    return environment.get_template("page.html.jinja").render(
+        style=_own_file("page.css"),
+        script=_own_file("page.js"),
+        run=run,
+        num_steps=len(run.records),
+        last_written=datetime.fromtimestamp(times[-1]).strftime("%Y-%m-%d %H:%M") if times else "",
+        duration=format_duration(sum(span.seconds for span in run.spans)),
+        timeline=timeline(run),
+        facts=config_facts(run),
+        numbers=final_numbers(run),
+        results=results_table(run.results),
+        seconds=result_seconds(run.results),
+        findings=findings,
+        num_findings={
+            level: sum(finding.level == level for finding in findings)
+            for level in ("act", "watch", "healthy")
+        },
+        groups=groups,
+        svg={chart.title: Markup(chart.svg) for chart in drawn},
+        pointers={chart.title: chart.pointer for chart in drawn},
+        samples=choose_samples(run),
+        colors=list(PALETTE),
+    )
+
+
+def _own_file(name: str) -> Markup:
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))

@@ -1,0 +1,124 @@
+"""Samples of a few telling steps: the teacher's text beside what the student said."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_gad.records import read_records
+from megatron_gad.reporting.run_record import RunRecord, is_finite_number
+
+STEPS_PER_STAGE = 3
+MAX_PROMPTS = 3
+MAX_ROLLOUTS = 4
+
+
+@dataclass(frozen=True)
+class SampledRollout:
+    """A rollout as shown; numbers are text, "" where the run did not record them.
+
+    direction: "up" or "down" by the sign of the advantage, "" for none.
+    """
+
+    text: str
+    score: str
+    advantage: str
+    direction: str
+    length: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class SampledPrompt:
+    """A prompt with the teacher's text and some rollouts, best score first.
+
+    num_hidden: rollouts between the best and the worst that are not shown.
+    """
+
+    prompt: str
+    teacher: str
+    rollouts: tuple[SampledRollout, ...]
+    num_hidden: int
+
+
+@dataclass(frozen=True)
+class SampledStep:
+    """The samples of one step."""
+
+    step: int
+    stage: str
+    prompts: tuple[SampledPrompt, ...]
+
+
+def choose_samples(run: RunRecord) -> list[SampledStep]:
+    """Read the first, middle and last sampled step of every stage.
+
+    Where prompts come back from step to step the same ones are shown, so that one sees the change.
+    """
+    by_stage: dict[str, list[int]] = {}
+    for step in run.sample_files:
+        by_stage.setdefault(run.stage_of(step), []).append(step)
+    steps = [step for found in by_stage.values() for step in _first_middle_last(found)]
+    rows_of = {step: _read_rows(run, step) for step in sorted(steps)}
+    counts: dict[str, int] = {}
+    for rows in rows_of.values():
+        for prompt in {str(row.get("prompt", "")) for row in rows}:
+            counts[prompt] = counts.get(prompt, 0) + 1
+    return [_sampled_step(run, step, rows, counts) for step, rows in rows_of.items() if rows]
+
+
+def _first_middle_last(steps: list[int]) -> list[int]:
+    return sorted({steps[0], steps[len(steps) // 2], steps[-1]})[:STEPS_PER_STAGE]
+
+
+def _read_rows(run: RunRecord, step: int) -> list[dict[str, Any]]:
+    rows, _ = read_records(run.sample_files[step])
+    return rows
+
+
+def _sampled_step(
+    run: RunRecord, step: int, rows: list[dict[str, Any]], counts: dict[str, int]
+) -> SampledStep:
+    # sorted() is stable: among prompts seen equally often the order of the file stays.
+    often_first = sorted(rows, key=lambda row: -counts[str(row.get("prompt", ""))])
+    prompts = tuple(_sampled_prompt(row) for row in often_first[:MAX_PROMPTS])
+    return SampledStep(step, run.stage_of(step) or str(rows[0].get("stage", "")), prompts)
+
+
+def _sampled_prompt(row: dict[str, Any]) -> SampledPrompt:
+    rollouts = [rollout for rollout in row.get("rollouts", ()) if isinstance(rollout, dict)]
+    rollouts.sort(key=_score_or_lowest, reverse=True)
+    half = MAX_ROLLOUTS // 2
+    shown = rollouts
+    if len(rollouts) > MAX_ROLLOUTS:
+        shown = rollouts[:half] + rollouts[-half:]
+    return SampledPrompt(
+        prompt=str(row.get("prompt", "")),
+        teacher=str(row.get("teacher", "")),
+        rollouts=tuple(_sampled_rollout(rollout) for rollout in shown),
+        num_hidden=len(rollouts) - len(shown),
+    )
+
+
+def _score_or_lowest(rollout: dict[str, Any]) -> float:
+    score = rollout.get("score")
+    return score if is_finite_number(score) else float("-inf")
+
+
+def _sampled_rollout(rollout: dict[str, Any]) -> SampledRollout:
+    advantage = rollout.get("advantage")
+    direction = ""
+    if is_finite_number(advantage) and advantage != 0:
+        direction = "up" if advantage > 0 else "down"
+    return SampledRollout(
+        text=str(rollout.get("text", "")),
+        score=_signed(rollout.get("score")),
+        advantage=_signed(advantage),
+        direction=direction,
+        length=str(rollout.get("length", "")),
+        finish_reason=str(rollout.get("finish_reason", "")),
+    )
+
+
+def _signed(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:+.2f}" if is_finite_number(value) else str(value)

@@ -1,0 +1,110 @@
+"""Each rule fires on the number that it is about, says what to do, and is silent otherwise."""
+
+import math
+
+import pytest
+
+from megatron_gad.reporting.health import RULES, Finding, assess
+from megatron_gad.reporting.run_record import read_run
+from tests.unit.reporting.synthetic_run import write_metrics, write_run
+
+
+def findings_of(folder, stage: str, rows: list[dict[str, float]]) -> dict[str, Finding]:
+    return {f.title: f for f in assess(read_run(write_metrics(folder, stage, rows)))}
+
+
+def constant(key: str, value: float, num_steps: int = 30) -> list[dict[str, float]]:
+    return [{key: value}] * num_steps
+
+
+def rising(key: str, start: float, end: float) -> list[dict[str, float]]:
+    return constant(key, start, 25) + constant(key, end, 25)
+
+
+def test_a_healthy_run_is_healthy_by_every_rule(tmp_path):
+    findings = assess(read_run(write_run(tmp_path / "run", steps=(60, 100, 60))))
+    assert [f.title for f in findings if f.level != "healthy"] == []
+    # All but the one about a frozen discriminator have a number here.
+    assert len(findings) == len(RULES) - 1
+    assert all(finding.advice == "" for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("title", "stage", "rows", "level", "value"),
+    [
+        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.97), "act", "97.0 %"),
+        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.92), "watch", "92.0 %"),
+        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.45), "act", "45.0 %"),
+        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.65), "healthy", "65.0 %"),
+        ("margin", "adversarial", constant("discriminator/margin", 11.0), "act", "11"),
+        ("margin", "adversarial", constant("discriminator/margin", -0.5), "watch", "-0.5"),
+        ("warm-up", "warmup", constant("discriminator/loss", 0.68), "act", "0.68"),
+        ("warm-up", "warmup", constant("discriminator/loss", 0.45), "healthy", "0.45"),
+        (
+            "Discriminator loss, end against",
+            "adversarial",
+            rising("discriminator/loss", 0.5, 0.65),
+            "watch",
+            "1.3 x",
+        ),
+        ("advantages are all", "adversarial", constant("advantage/zero_share", 0.7), "act", "70.0"),
+        ("KL", "adversarial", constant("student/kl", 0.75), "watch", "0.75 nats a token"),
+        ("Entropy", "adversarial", rising("student/entropy", 2.0, 0.2), "act", "0.1 x"),
+        ("Entropy", "adversarial", rising("student/entropy", 1.0, 5.0), "act", "5 x"),
+        ("cut at the", "warmup", constant("response/truncated_share", 0.2), "watch", "20.0 %"),
+        ("other tokens", "adversarial", constant("response/retokenized_share", 0.3), "act", "30.0"),
+        ("gradient norm", "adversarial", rising("student/grad_norm", 0.5, 2.0), "watch", "4 x"),
+        ("nan", "adversarial", constant("student/loss", math.nan, 3), "act", "3"),
+        ("nan", "adversarial", constant("student/loss", 0.1, 3), "healthy", "0"),
+    ],
+)
+def test_a_rule_judges_its_number(tmp_path, title, stage, rows, level, value):
+    findings = findings_of(tmp_path, stage, rows)
+    (finding,) = (f for name, f in findings.items() if title in name)
+    assert finding.level == level
+    assert finding.value.startswith(value)
+    assert bool(finding.advice) == (level != "healthy")
+
+
+def test_only_the_end_of_the_game_is_judged(tmp_path):
+    rows = constant("discriminator/accuracy", 0.99, 30) + constant("discriminator/accuracy", 0.7)
+    findings = findings_of(tmp_path, "adversarial", rows)
+    assert findings["Discriminator accuracy, end of the game"].value == "70.0 %"
+
+
+def test_the_warm_up_is_no_game(tmp_path):
+    findings = findings_of(tmp_path, "warmup", constant("discriminator/accuracy", 0.99))
+    assert "Discriminator accuracy, end of the game" not in findings
+
+
+def test_length_drift_is_against_the_teacher_on_the_same_steps(tmp_path):
+    row = {"response/length_mean": 90.0, "teacher/length_mean": 40.0}
+    finding = findings_of(tmp_path, "adversarial", [row] * 5)[
+        "Response length against the teacher's"
+    ]
+    assert (finding.level, finding.value) == ("act", "2.25 x")
+    assert "length-controlled" in finding.advice
+
+
+def test_the_bound_of_the_engine_gap_depends_on_precision(tmp_path):
+    rows = [{"engine/logprob_gap_max": gap} for gap in (1e-5, 2e-3, 1e-5)]
+    title = "Engine against trainer, largest gap"
+    finding = findings_of(tmp_path, "adversarial", rows)[title]
+    assert (finding.level, finding.value) == ("watch", "2 x the bound")
+    (tmp_path / "config.toml").write_text("[compute]\nbf16 = true\n")
+    (finding,) = (f for f in assess(read_run(tmp_path)) if f.title == title)
+    assert (finding.level, finding.value) == ("healthy", "0.004 x the bound")
+
+
+@pytest.mark.parametrize(("num_steps", "level"), [(40, "healthy"), (100, "watch"), (200, "act")])
+def test_a_frozen_discriminator_gets_old(tmp_path, num_steps, level):
+    (tmp_path / "config.toml").write_text("[adversarial]\nfreeze_discriminator = true\n")
+    findings = findings_of(tmp_path, "adversarial", constant("reward/mean", 0.0, num_steps))
+    assert findings["Steps against a frozen discriminator"].level == level
+
+
+def test_the_worst_comes_first(tmp_path):
+    row = {"student/kl": 0.7, "discriminator/accuracy": 0.99, "advantage/zero_share": 0.1}
+    run = read_run(write_metrics(tmp_path, "adversarial", [row] * 5))
+    levels = [finding.level for finding in assess(run)]
+    assert levels == ["act", "watch", "healthy", "healthy"]
