@@ -1,0 +1,71 @@
+"""Intervals against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+
+from megatron_gad.evaluation.intervals import (
+    bootstrap_interval,
+    paired_bootstrap_interval,
+    seeds_interval,
+)
+
+
+def test_the_bootstrap_of_a_share_agrees_with_the_normal_approximation() -> None:
+    values = [1.0] * 240 + [0.0] * 160
+    interval = bootstrap_interval(values, np.random.default_rng(0), num_resamples=8000)
+    half = 1.95996 * math.sqrt(0.6 * 0.4 / 400)
+    assert interval.mean == 0.6
+    assert interval.low == pytest.approx(0.6 - half, abs=0.004)
+    assert interval.high == pytest.approx(0.6 + half, abs=0.004)
+
+
+def test_the_bootstrap_of_two_values_has_its_three_possible_means() -> None:
+    # Means of two draws from {0, 1} are 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4.
+    wide = bootstrap_interval([0.0, 1.0], np.random.default_rng(1), confidence=0.9)
+    narrow = bootstrap_interval([0.0, 1.0], np.random.default_rng(1), confidence=0.4)
+    assert (wide.low, wide.high) == (0.0, 1.0)
+    assert (narrow.low, narrow.high) == (0.5, 0.5)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = list(np.random.default_rng(3).normal(size=50))
+    first = bootstrap_interval(values, np.random.default_rng(7))
+    assert first == bootstrap_interval(values, np.random.default_rng(7))
+    assert first != bootstrap_interval(values, np.random.default_rng(8))
+
+
+def test_pairing_removes_what_both_share() -> None:
+    generator = np.random.default_rng(0)
+    hardness = generator.normal(scale=10.0, size=200)
+    values, baseline = list(hardness + 1.0), list(hardness)
+    paired = paired_bootstrap_interval(values, baseline, generator)
+    assert paired.mean == pytest.approx(1.0)
+    assert paired.high - paired.low < 1e-9
+    with pytest.raises(ValueError, match="200 values and 199"):
+        paired_bootstrap_interval(values, baseline[1:], generator)
+
+
+def test_five_seeds_take_t_of_four_degrees_of_freedom() -> None:
+    # Mean 3, s = sqrt(10 / 4), t = 2.776: half width 2.776 * 1.5811 / 2.2361 = 1.963.
+    interval = seeds_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert interval.mean == 3.0
+    assert interval.high - interval.mean == pytest.approx(1.963, abs=1e-3)
+    assert interval.mean - interval.low == pytest.approx(1.963, abs=1e-3)
+
+
+def test_two_seeds_are_wide_and_one_is_refused() -> None:
+    interval = seeds_interval([0.0, 1.0])
+    assert interval.high == pytest.approx(0.5 + 12.706 * math.sqrt(0.5) / math.sqrt(2))
+    with pytest.raises(ValueError, match="1 seeds"):
+        seeds_interval([0.5])
+    assert seeds_interval([0.25] * 40).low == 0.25
+
+
+def test_bad_input_is_named() -> None:
+    generator = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval([], generator)
+    with pytest.raises(ValueError, match=r"confidence = 95"):
+        bootstrap_interval([1.0], generator, confidence=95)
