@@ -1,0 +1,39 @@
+# Each target makes the environment it needs; nothing has to be done before.
+VENV := .venv
+PYTHON_IN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# Small models compute slower, not faster, with more threads than cores per process.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help quickstart quickstart-seeds test test-gpu lint env clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(READY) ## distil a tiny student on this machine, minutes; writes runs/quickstart/
+	$(PYTHON_IN) -m examples.quickstart
+
+quickstart-seeds: $(READY) ## the same on several seeds, with intervals; about an hour
+	$(PYTHON_IN) -m examples.quickstart.seeds
+
+test: $(READY) ## all tests that need no GPU
+	$(PYTHON_IN) -m pytest -m "not gpu"
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	$(PYTHON_IN) -m pytest -m gpu
+
+lint: $(READY) ## ruff (rules and format) and pyright
+	$(PYTHON_IN) -m ruff check .
+	$(PYTHON_IN) -m ruff format --check .
+	$(PYTHON_IN) -m pyright --pythonpath $(PYTHON_IN)
+
+env: $(READY) ## create .venv (PYTHON=/path/to/python chooses the interpreter)
+
+$(READY): setup.py tools/make_env.sh
+	tools/make_env.sh $(VENV)
+
+clean: ## remove caches and .venv; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
