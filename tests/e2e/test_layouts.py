@@ -1,0 +1,57 @@
+"""The same run at every layout: losses, rewards, gradient norms and rollouts agree."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tiny_run
+
+LAYOUTS = {
+    "TP2": (2, ["--tensor-model-parallel-size", "2"]),
+    "TP2+SP": (2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
+    "PP2": (2, ["--pipeline-model-parallel-size", "2"]),
+    "DP2": (2, []),
+    "TP2PP2": (4, ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]),
+}
+COMPARED = (
+    "student/loss",
+    "student/grad_norm",
+    "student/kl",
+    "student/entropy",
+    "discriminator/loss",
+    "discriminator/grad_norm",
+    "discriminator/margin",
+    "reward/mean",
+    "reward/std",
+    "response/length_mean",
+    "tokens/trained",
+)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """Metrics of the run on one rank."""
+    return tiny_run.run(tmp_path_factory.mktemp("one") / "run")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_gives_the_numbers_of_one_rank(
+    name: str, one_rank: list[dict], tmp_path: Path
+) -> None:
+    num_ranks, flags = LAYOUTS[name]
+    records = tiny_run.run(tmp_path / "run", *flags, num_ranks=num_ranks)
+    assert [r["stage"] for r in records] == ["seqkd"] * 3 + ["warmup"] * 3 + ["adversarial"] * 5
+    differences = [
+        f"step {ours['step']} {key}: {alone[key]} on one rank, {ours[key]} here"
+        for alone, ours in zip(one_rank, records, strict=True)
+        for key in COMPARED
+        if key in alone and not math.isclose(alone[key], ours[key], rel_tol=1e-4, abs_tol=1e-6)
+    ]
+    assert not differences, "\n".join(differences)
+
+
+def test_engine_and_trainer_agree_after_every_swap(one_rank: list[dict]) -> None:
+    gaps = [r["engine/logprob_gap_max"] for r in one_rank if "engine/logprob_gap_max" in r]
+    assert len(gaps) == 3 - 1 + 5  # the student stands still in the first warm-up step
+    assert max(gaps) < 2e-5

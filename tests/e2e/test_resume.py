@@ -1,0 +1,70 @@
+"""A run that stops goes on where it was."""
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.e2e import tiny_run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run that kept a checkpoint of every step."""
+    save = tmp_path_factory.mktemp("whole") / "run"
+    tiny_run.run(save, "--save-interval", "1", "--keep-last", "0")
+    return save
+
+
+@pytest.mark.parametrize(
+    ("iteration", "stage"), [(2, "seqkd"), (5, "warmup"), (8, "adversarial")]
+)
+def test_a_restart_gives_the_bits_of_the_uninterrupted_run(
+    iteration: int, stage: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    save = tmp_path / "run"
+    save.mkdir()
+    checkpoint = f"iter_{iteration:07d}"
+    shutil.copytree(uninterrupted / checkpoint, save / checkpoint)
+    shutil.copytree(uninterrupted / "assets", save / "assets")
+    (save / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+    # Lines that were written after the checkpoint are dropped, those before are kept.
+    shutil.copy(uninterrupted / "metrics.jsonl", save / "metrics.jsonl")
+
+    again = tiny_run.run(save)
+    whole = tiny_run.metrics(uninterrupted)
+    assert again[iteration - 1]["stage"] == stage
+    assert [r["step"] for r in again] == list(range(1, 12))
+    for expected, ours in zip(whole[iteration:], again[iteration:], strict=True):
+        left, right = tiny_run.compared(expected), tiny_run.compared(ours)
+        # The first swap after a restart is one that the uninterrupted run may not need.
+        for record in (left, right):
+            record.pop("engine/logprob_gap_max", None)
+        assert left == right
+    expected_weights = load_file(uninterrupted / "student_hf/model.safetensors")
+    weights = load_file(save / "student_hf/model.safetensors")
+    assert expected_weights.keys() == weights.keys()
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
+
+
+def test_sigterm_saves_after_the_step_and_the_run_goes_on_from_there(tmp_path: Path) -> None:
+    save = tmp_path / "run"
+    process = tiny_run.start(save, "--seqkd.steps", "100000")
+    deadline = time.monotonic() + 300
+    while not (save / "metrics.jsonl").exists() or len(tiny_run.metrics(save)) < 3:
+        assert process.poll() is None, tiny_run.log_of(save).read_text()[-4000:]
+        assert time.monotonic() < deadline, "no step within five minutes"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    saved = int((save / "latest_checkpointed_iteration.txt").read_text())
+    assert [r["step"] for r in tiny_run.metrics(save)] == list(range(1, saved + 1))
+    assert "stopped by SIGTERM" in tiny_run.log_of(save).read_text()
+
+    records = tiny_run.run(save, "--seqkd.steps", str(saved + 2))
+    assert sum(r["stage"] == "seqkd" for r in records) == saved + 2
+    assert [r["step"] for r in records] == list(range(1, saved + 2 + 8 + 1))
