@@ -117,6 +117,9 @@ def test_rows_that_fail_are_listed_and_asked_again_next_time(tmp_path: Path) -> 
     with serve() as url:
         again = run(tmp_path, url)
     assert (again.num_recovered, again.num_collected, again.is_complete) == (100, 20, True)
+    # Only what was missing is paid for.
+    missing = [prompt for index, prompt in enumerate(PROMPTS) if f"t-{index:05d}" in failed]
+    assert again.prompt_tokens == sum(len(prompt.split()) for prompt in missing)
     assert rows(tmp_path / "out.jsonl") == expected(PROMPTS)
     assert not (tmp_path / "out.jsonl.failed.jsonl").exists()
 
