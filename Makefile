@@ -16,7 +16,7 @@ quickstart: $(READY) ## distil a tiny student on this machine, minutes; writes r
 	$(PYTHON_IN) -m examples.quickstart
 
 quickstart-seeds: $(READY) ## the same on several seeds, with intervals; about an hour
-	$(PYTHON_IN) -m examples.quickstart.seeds
+	$(PYTHON_IN) -m examples.quickstart --seeds 10 11 12 13 14 --out runs/quickstart_seeds
 
 test: $(READY) ## all tests that need no GPU
 	$(PYTHON_IN) -m pytest -m "not gpu"
