@@ -78,6 +78,7 @@ CASES = {
     "policy, sequence mean": _language_case(
         partial(policy_loss, options=replace(POLICY, aggregation="sequence_mean"))
     ),
+    "policy, k2": _language_case(partial(policy_loss, options=replace(POLICY, kl_estimator="k2"))),
     "dpo": _language_case(partial(dpo_loss, beta=0.3), rows_per_unit=2),
     "bradley_terry": _scorer_case("bradley_terry"),
     "cross_entropy": _scorer_case("cross_entropy"),

@@ -52,9 +52,10 @@ def test_a_student_equal_to_the_reference_pays_log_2():
     assert (loss.total / loss.count).item() == pytest.approx(math.log(2))
 
 
-def test_a_pair_with_an_empty_response_does_not_count():
+@pytest.mark.parametrize("empty_row", [2, 3])
+def test_a_pair_with_an_empty_response_does_not_count(empty_row):
     mask = BATCH.response_mask.clone()
-    mask[3] = False
+    mask[empty_row] = False
     loss = dpo_loss(_output(LOGPROBS), replace(BATCH, response_mask=mask), beta=0.5)
     assert loss.count.item() == 1.0
     assert loss.total.item() == pytest.approx(math.log1p(math.exp(-1)))
