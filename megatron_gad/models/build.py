@@ -129,6 +129,7 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         attention_dropout=0.0,
         bias_activation_fusion=False,
         perform_initialization=False,
+        cuda_graph_scope=[],
         transformer_impl=options.transformer_impl,
         fp8=options.fp8_format,
         **({"fp8_recipe": options.fp8_recipe} if options.fp8_recipe else {}),

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.parallel_state import get_tensor_model_parallel_group
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -47,7 +48,12 @@ class GatedMLP(MLP):
 
     def __init__(self, config: TransformerConfig) -> None:
         submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        super().__init__(config, submodules, ffn_hidden_size=config.ffn_hidden_size)
+        super().__init__(
+            config,
+            submodules,
+            ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=get_tensor_model_parallel_group(),
+        )
 
     def forward(
         self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **_unused: object

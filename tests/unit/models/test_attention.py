@@ -1,0 +1,76 @@
+"""Causal, packed and masked attention against attention written out."""
+
+import pytest
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from megatron_gad.models.attention import CoreAttention, RotaryTable, context_parallel_positions
+from megatron_gad.models.build import ModelOptions, transformer_config
+from megatron_gad.models.families import load_hf_config
+from tests.tiny import make_hf_folder
+
+HEADS, GROUPS, WIDTH = 4, 2, 8
+
+
+@pytest.fixture
+def attention(tmp_path) -> CoreAttention:
+    """Attention with two query groups of two heads, and no rotation."""
+    config = transformer_config(load_hf_config(make_hf_folder(tmp_path)), ModelOptions())
+    return CoreAttention(RotaryTable(torch.zeros(WIDTH // 2)), config)
+
+
+def random_qkv(num_tokens: int, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw query, key and value [T, B, heads or groups, width]."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(num_tokens, num_rows, heads, WIDTH, generator=generator)
+        for heads in (HEADS, GROUPS, GROUPS)
+    )
+
+
+def attend_in_words(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """Attention by its definition, head by head, position by position."""
+    result = torch.zeros_like(query)
+    for row in range(query.shape[1]):
+        for head in range(HEADS):
+            group = head // (HEADS // GROUPS)
+            for position in range(query.shape[0]):
+                seen = allowed[position].nonzero().flatten()
+                scores = key[seen, row, group] @ query[position, row, head] / WIDTH**0.5
+                result[position, row, head] = scores.softmax(0) @ value[seen, row, group]
+    return result.flatten(2)
+
+
+def test_every_position_sees_itself_and_those_before(attention: CoreAttention) -> None:
+    query, key, value = random_qkv(5, 2)
+    expected = attend_in_words(query, key, value, torch.ones(5, 5).tril().bool())
+    torch.testing.assert_close(attention(query, key, value, None), expected)
+
+
+def test_a_mask_forbids_where_it_is_true(attention: CoreAttention) -> None:
+    query, key, value = random_qkv(5, 2)
+    allowed = torch.ones(5, 5).tril().bool()
+    allowed[3:, 1] = False
+    expected = attend_in_words(query, key, value, allowed)
+    torch.testing.assert_close(attention(query, key, value, ~allowed), expected)
+
+
+def test_packed_sequences_do_not_see_each_other(tmp_path) -> None:
+    config = transformer_config(load_hf_config(make_hf_folder(tmp_path)), ModelOptions())
+    attention = CoreAttention(RotaryTable(torch.tensor([1.0, 0.3, 0.1, 0.03])), config)
+    query, key, value = random_qkv(9, 1)
+    ends = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
+    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    together = attention(
+        query.squeeze(1), key.squeeze(1), value.squeeze(1), None, packed_seq_params=packed
+    )
+    alone = [
+        attention(query[start:end], key[start:end], value[start:end], None).squeeze(1)
+        for start, end in ((0, 4), (4, 5), (5, 9))
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_context_parallel_ranks_hold_one_early_and_one_late_chunk() -> None:
+    assert context_parallel_positions(4, 2).tolist() == [[0, 1, 6, 7], [2, 3, 4, 5]]

@@ -1,0 +1,75 @@
+"""Which models are taken, and what is read from their configuration."""
+
+import math
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config
+
+from megatron_gad.models.families import head_dim, inverse_frequencies, load_hf_config
+from tests.tiny import CLASSES, LLAMA3_ROPE, make_hf_folder
+
+
+def config_folder(path: Path, family: str, **fields: object) -> Path:
+    """Write a folder that holds a config.json only."""
+    CLASSES[family][0](hidden_size=32, num_attention_heads=4, **fields).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_each_family_is_recognised(tmp_path: Path, family: str) -> None:
+    config = load_hf_config(make_hf_folder(tmp_path, family))
+    assert config.model_type == family
+    assert head_dim(config) == {"llama": 8, "qwen2": 8, "qwen3": 24}[family]
+
+
+def test_plain_rotary_frequencies_are_powers_of_theta(tmp_path: Path) -> None:
+    config = load_hf_config(config_folder(tmp_path, "qwen2"))
+    expected = [10_000.0 ** (-2 * pair / 8) for pair in range(4)]
+    assert inverse_frequencies(config).tolist() == pytest.approx(expected)
+
+
+def test_llama3_scaling_slows_the_long_waves_only(tmp_path: Path) -> None:
+    config = load_hf_config(config_folder(tmp_path, "llama", rope_parameters=LLAMA3_ROPE))
+    expected = []
+    for pair in range(4):
+        frequency = LLAMA3_ROPE["rope_theta"] ** (-2 * pair / 8)
+        turns_in_training = 16 * frequency / (2 * math.pi)
+        # 4 turns or more: unchanged; 1 or fewer: a quarter; a straight line between.
+        share = min(max((turns_in_training - 1.0) / (4.0 - 1.0), 0.0), 1.0)
+        expected.append(share * frequency + (1 - share) * frequency / 4.0)
+    assert 0.25 < expected[0] < 1.0  # the first pair lies on the line
+    assert inverse_frequencies(config).tolist() == pytest.approx(expected)
+
+
+def test_another_family_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model_type = 'gpt2'.*'llama'.*'qwen2'.*'qwen3'"):
+        load_hf_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "named"),
+    [
+        ("llama", {"attention_bias": True}, "attention_bias = True"),
+        ("qwen3", {"attention_bias": True}, "attention_bias = True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias = True"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("qwen2", {"attention_dropout": 0.1}, r"attention_dropout = 0\.1"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            "layer_types = 'full_attention, sliding_attention'",
+        ),
+        (
+            "qwen2",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type = 'dynamic'.*'llama3'",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be_built_is_refused_by_name(
+    tmp_path: Path, family: str, fields: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        load_hf_config(config_folder(tmp_path, family, **fields))
