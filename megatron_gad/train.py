@@ -16,6 +16,8 @@ from megatron_gad.training import parallel
 
 STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,15 +32,15 @@ def run(config: RunConfig) -> None:
         parts = Run(config, place)
         try:
             _write_config(parts)
-            _walk_stages(parts)
+            with _StopRequest() as stop:
+                _walk_stages(parts, stop)
         finally:
             parts.close()
     finally:
         parallel.shut_down()
 
 
-def _walk_stages(parts: Run) -> None:
-    stop = _StopRequest()
+def _walk_stages(parts: Run, stop: "_StopRequest") -> None:
     is_new_stage = not load_latest(parts)
     parts.writer.truncate_after(parts.progress.iteration)
     while parts.progress.stage_index < len(parts.config.stages):
@@ -142,13 +144,22 @@ def _say(parts: Run, message: str) -> None:
 
 
 class _StopRequest:
-    """Turns SIGTERM and SIGINT into a checkpoint after the step that is running."""
+    """Turns SIGTERM, SIGINT and SIGUSR1 into a checkpoint after the step that is running.
+
+    A second signal ends the process at once. Used as ``with _StopRequest() as stop:``.
+    """
 
     def __init__(self) -> None:
         self.name = ""
         self.is_requested = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._note)
+
+    def __enter__(self) -> "_StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def everywhere(self, place: parallel.Parallel) -> bool:
         """Whether any rank was asked to stop; all ranks get the same answer."""
@@ -158,5 +169,5 @@ class _StopRequest:
 
     def _note(self, number: int, _frame: object) -> None:
         if self.name:
-            signal.default_int_handler(number, None)
+            raise KeyboardInterrupt
         self.name = signal.Signals(number).name
