@@ -11,13 +11,17 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+# A logit whose exponential is 0, and whose product with that 0 is 0.
+NO_WEIGHT = -1e30
+
 
 @dataclass(frozen=True)
 class VocabShard:
     """The vocabulary columns of this tensor-parallel rank.
 
     start: first column's token id.
-    size: columns that are real tokens; the padding behind them never reaches a softmax.
+    size: columns that are real tokens; the padding behind them never reaches a softmax. 0 where a
+        small vocabulary leaves nothing but padding for this rank.
     group: tensor-parallel group, None where the vocabulary is whole.
     """
 
@@ -93,16 +97,21 @@ class _PickedLogprobs(torch.autograd.Function):
         for row, target, log_z, upstream in zip(*chunks, strict=True):
             values = _scaled_rows(logits, row, ctx.shard, ctx.temperature)
             # d logprob / d logits = (onehot(target) - softmax) / temperature
-            slope = -torch.exp(values - log_z[:, None])
+            slope = values.sub_(log_z[:, None]).exp_().neg_()
             column, is_here = _local_columns(target, ctx.shard)
             slope.scatter_add_(1, column[:, None], is_here[:, None].to(slope.dtype))
-            slope *= (upstream / ctx.temperature)[:, None]
-            grad[row, : ctx.shard.size] = slope.to(grad.dtype)
+            slope.mul_((upstream / ctx.temperature)[:, None])
+            grad[row, : slope.shape[1]] = slope.to(grad.dtype)
         return grad, None, None, None, None, None
 
 
 def _scaled_rows(logits: Tensor, rows: Tensor, shard: VocabShard, temperature: float) -> Tensor:
-    return logits[rows, : shard.size].float() / temperature
+    """Return a float32 copy of some rows' real columns, divided by the temperature.
+
+    A shard of padding alone takes part in the sums with one column that weighs nothing.
+    """
+    values = logits[rows, : max(1, shard.size)].float()
+    return values.div_(temperature) if shard.size else values.fill_(NO_WEIGHT)
 
 
 def _normaliser_and_mean(values: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
@@ -110,8 +119,8 @@ def _normaliser_and_mean(values: Tensor, shard: VocabShard) -> tuple[Tensor, Ten
     top = values.amax(dim=1)
     if shard.group is not None:
         dist.all_reduce(top, op=dist.ReduceOp.MAX, group=shard.group)
-    weights = torch.exp(values - top[:, None])
-    sums = torch.stack([weights.sum(1), (weights * values).sum(1)])
+    weights = (values - top[:, None]).exp_()
+    sums = torch.stack([weights.sum(1), weights.mul_(values).sum(1)])
     if shard.group is not None:
         dist.all_reduce(sums, group=shard.group)
     return top + sums[0].log(), sums[1] / sums[0]

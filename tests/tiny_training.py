@@ -1,0 +1,125 @@
+"""Tiny batches and trainers for the tests of training."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.training.options import (
+    ComputeConfig,
+    DiscriminatorConfig,
+    ParallelConfig,
+    StudentConfig,
+)
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.trainer import Trainer, TrainerSettings
+from megatron_gad.types import Batch, PairBatch
+
+SEED = 5
+# (prompt length, response length) of every row; two rows have no response.
+ROWS = ((3, 4), (5, 1), (2, 0), (4, 0), (6, 5), (1, 2), (7, 4), (2, 8))
+GROUP_SIZE = 3
+# The same for two groups of the teacher's row and three rollouts.
+PAIR_ROWS = ((4, 3), (4, 1), (4, 6), (4, 2), (2, 8), (2, 5), (2, 7), (2, 1))
+
+
+def student_batch(vocab_size: int, rows: tuple[tuple[int, int], ...] = ROWS) -> Batch:
+    """A batch of random ids with everything that the losses of the student read.
+
+    The reference's logprobs are numbers of a plausible size; old_logprobs are left out.
+    """
+    tokens, lengths, response_mask = _random_rows(vocab_size, rows)
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randn(tokens.shape, generator=generator)
+    ref_logprobs = torch.where(response_mask, noise * 0.1 - 3.0, 0.0)
+    batch = Batch(tokens, lengths, response_mask).with_ref_logprobs(ref_logprobs)
+    return batch.with_advantages(torch.randn(len(rows), generator=generator))
+
+
+def pair_rows(vocab_size: int, num_trained: int = GROUP_SIZE) -> PairBatch:
+    """A batch of random ids for the discriminator: groups of the teacher and three rollouts."""
+    tokens, lengths, response_mask = _random_rows(vocab_size, PAIR_ROWS)
+    trained = torch.arange(1 + GROUP_SIZE) <= num_trained
+    trained = trained.repeat(len(PAIR_ROWS) // (1 + GROUP_SIZE))
+    return PairBatch(tokens, lengths, response_mask, trained, GROUP_SIZE)
+
+
+def rows_of(batch: Any, rows: slice) -> Any:
+    """Some rows of a batch, at its full width."""
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **{name: value[rows] for name, value in tensors.items()})
+
+
+def make_student(
+    folder: Path,
+    place: Parallel,
+    layout: ParallelConfig | None = None,
+    compute: ComputeConfig | None = None,
+    **optimizer: Any,
+) -> Trainer:
+    """A language model with the weights of a folder; clips no gradient unless told to."""
+    config = StudentConfig(**({"lr": 1e-2, "clip_grad": 0.0} | optimizer))
+    settings = TrainerSettings(layout or ParallelConfig(), compute or ComputeConfig(), SEED)
+    trainer = Trainer.language_model(load_hf_config(folder), config, place, settings)
+    trainer.load_hf_weights(folder)
+    return trainer
+
+
+def make_discriminator(
+    folder: Path,
+    place: Parallel,
+    layout: ParallelConfig | None = None,
+    compute: ComputeConfig | None = None,
+    **options: Any,
+) -> Trainer:
+    """A scorer with the weights of a folder and a drawn head; clips no gradient unless told to."""
+    config = DiscriminatorConfig(**({"lr": 1e-2, "clip_grad": 0.0, "head_std": 0.3} | options))
+    settings = TrainerSettings(layout or ParallelConfig(), compute or ComputeConfig(), SEED)
+    trainer = Trainer.scorer(load_hf_config(folder), config, place, settings)
+    trainer.load_hf_weights(folder)
+    return trainer
+
+
+def under_hf_names(trainer: Trainer, values: list[Tensor]) -> dict[str, Tensor]:
+    """Give tensors that belong to the parameters, such as gradients, the names of the weights."""
+    held = [
+        value.detach().to("cpu", trainer_dtype, copy=True)
+        for value, trainer_dtype in zip(values, (p.dtype for p in parameters(trainer)), strict=True)
+    ]
+    trainer.swap(held)
+    named = dict(trainer.hf_weights())
+    trainer.swap(held)
+    return named
+
+
+def parameters(trainer: Trainer) -> list[torch.nn.Parameter]:
+    """The parameters of this rank, in the order of a snapshot."""
+    return [parameter for chunk in trainer.modules for parameter in chunk.parameters()]
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """The gradients of the last step by Hugging Face name; clipped where the trainer clips."""
+    return under_hf_names(trainer, [p.main_grad for p in parameters(trainer)])
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    """All weights by Hugging Face name."""
+    return dict(trainer.hf_weights())
+
+
+def _random_rows(
+    vocab_size: int, rows: tuple[tuple[int, int], ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    starts = torch.tensor([prompt for prompt, _ in rows])
+    lengths = torch.tensor([prompt + response for prompt, response in rows])
+    width = int(lengths.max())
+    generator = torch.Generator().manual_seed(1)
+    # Without the padding id 0, whose embedding transformers gives no gradient.
+    tokens = torch.randint(1, vocab_size, (len(rows), width), generator=generator)
+    position = torch.arange(width)
+    tokens = torch.where(position < lengths[:, None], tokens, 0)
+    response_mask = (position >= starts[:, None]) & (position < lengths[:, None])
+    return tokens, lengths, response_mask
