@@ -61,28 +61,27 @@ def slice_batch(batch: AnyBatch, start: int, stop: int, multiple_of: int = 1) ->
 
     multiple_of: the width is rounded up to a multiple of this.
     """
-    num_rows = len(batch.lengths)
-    assert 0 <= start < stop <= num_rows, (start, stop, num_rows)
     unit = _rows_per_unit(batch)
     assert start % unit == 0 and stop % unit == 0, f"[{start}, {stop}) cuts a group of {unit} rows"
-    longest = int(batch.lengths[start:stop].max())
-    width = -(-longest // multiple_of) * multiple_of
-    rows = {name: value[start:stop] for name, value in _tensors(batch).items()}
-    return dataclasses.replace(batch, **_with_width(rows, width))
+    return _slice_rows(batch, start, stop, multiple_of)
 
 
-def microbatches(batch: AnyBatch, rows: int, multiple_of: int = 1) -> list[AnyBatch]:
+def microbatches(
+    batch: AnyBatch, rows: int, multiple_of: int = 1, whole_groups: bool = True
+) -> list[AnyBatch]:
     """Split a batch into slices of at most ``rows`` rows, in order, each row in exactly one.
 
     A pair batch is split into as many whole groups as fit in ``rows``, at least one. How many
     slices there are depends on the number of rows alone, so all data ranks have the same number.
+
+    whole_groups: False splits a pair batch at any row, for what needs one row at a time.
     """
     assert rows >= 1, rows
-    unit = _rows_per_unit(batch)
+    unit = _rows_per_unit(batch) if whole_groups else 1
     step = max(1, rows // unit) * unit
     num_rows = len(batch.lengths)
     return [
-        slice_batch(batch, start, min(start + step, num_rows), multiple_of)
+        _slice_rows(batch, start, min(start + step, num_rows), multiple_of)
         for start in range(0, num_rows, step)
     ]
 
@@ -108,6 +107,15 @@ def _padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor
     position = torch.arange(tokens.shape[1])
     response_mask = (position >= starts[:, None]) & (position < lengths[:, None])
     return tokens, lengths, response_mask
+
+
+def _slice_rows(batch: AnyBatch, start: int, stop: int, multiple_of: int) -> AnyBatch:
+    num_rows = len(batch.lengths)
+    assert 0 <= start < stop <= num_rows, (start, stop, num_rows)
+    longest = int(batch.lengths[start:stop].max())
+    width = -(-longest // multiple_of) * multiple_of
+    rows = {name: value[start:stop] for name, value in _tensors(batch).items()}
+    return dataclasses.replace(batch, **_with_width(rows, width))
 
 
 def _rows_per_unit(batch: Batch | PairBatch) -> int:

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from megatron_gad.data.batching import microbatches, slice_batch
+from megatron_gad.data.batching import microbatches
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Batch, PairBatch
 
@@ -21,11 +21,7 @@ def split_batch(
     multiple_of: the padded length divides by this.
     """
     needs_groups = isinstance(batch, PairBatch) and with_loss and batch.score_gradients is None
-    if needs_groups:
-        return microbatches(batch, rows, multiple_of)
-    num_rows = batch.tokens.shape[0]
-    starts = range(0, num_rows, rows)
-    return [slice_batch(batch, i, min(i + rows, num_rows), multiple_of) for i in starts]
+    return microbatches(batch, rows, multiple_of, whole_groups=needs_groups)
 
 
 def to_device(batch: Batch | PairBatch, device: torch.device) -> Batch | PairBatch:
