@@ -16,9 +16,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -26,7 +24,7 @@ from megatron_gad.models.build import ModelOptions, build_language_model, build_
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.training.heads import LanguageHead, ScoreHead
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
-from megatron_gad.training.optimizer import Schedule, build_optimizer
+from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments
 from megatron_gad.training.options import (
     ComputeConfig,
     DiscriminatorConfig,
@@ -94,7 +92,12 @@ class Trainer:
         self._optimizer_config = optimizer_config
         self._settings = settings
         self._chunks = [self._wrap(chunk) for chunk in chunks]
-        self.optimizer = self._new_optimizer()
+        self.optimizer = build_optimizer(
+            self._chunks,
+            optimizer_config,
+            bf16=settings.compute.bf16,
+            distributed=settings.layout.use_distributed_optimizer,
+        )
         self.begin_stage(optimizer_config.lr, total_steps=1)
 
     @classmethod
@@ -126,7 +129,7 @@ class Trainer:
     def begin_stage(self, lr: float, total_steps: int, reset_optimizer: bool = False) -> None:
         """Start a learning-rate schedule; optionally forget the optimizer's moments."""
         if reset_optimizer:
-            self.optimizer = self._new_optimizer()
+            forget_moments(self.optimizer)
         self.schedule = Schedule(self.optimizer, self._optimizer_config, lr, total_steps)
 
     def train(self, batch: AnyBatch, loss: LossFunction, temperature: float = 1.0) -> StepOutput:
@@ -175,8 +178,10 @@ class Trainer:
     def snapshot_of(self, folder: str | Path) -> list[Tensor]:
         """Return a folder's weights as a snapshot; the trainer's own stay as they are."""
         own = self.snapshot()
-        load_hf_weights(self.modules, self.hf_config, folder)
-        self.swap(own)
+        try:
+            load_hf_weights(self.modules, self.hf_config, folder)
+        finally:
+            self.swap(own)
         return own
 
     @torch.no_grad()
@@ -197,24 +202,16 @@ class Trainer:
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for chunk in self.modules for parameter in chunk.parameters()]
 
-    def _new_optimizer(self) -> MegatronOptimizer:
-        settings = self._settings
-        return build_optimizer(
-            self._chunks,
-            self._optimizer_config,
-            bf16=settings.compute.bf16,
-            distributed=settings.layout.use_distributed_optimizer,
-        )
-
     def _wrap(self, chunk: torch.nn.Module) -> DistributedDataParallel:
         settings = self._settings
         chunk.to(self.parallel.device)
-        module = Float16Module(chunk.config, chunk) if settings.compute.bf16 else chunk
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=settings.layout.use_distributed_optimizer,
         )
-        wrapped = DistributedDataParallel(chunk.config, ddp_config, module)
+        # Without Megatron's Float16Module: the parameters have their type from the beginning, and
+        # it would make a float32 copy of all logits.
+        wrapped = DistributedDataParallel(chunk.config, ddp_config, chunk)
         chunk.config.finalize_model_grads_func = finalize_model_grads
         chunk.config.no_sync_func = wrapped.no_sync
         return wrapped

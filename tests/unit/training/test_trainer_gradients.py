@@ -1,0 +1,167 @@
+"""Losses and gradients of the trainer on one rank, against transformers and split invariance."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_gad.algorithms.discriminator import discriminator_loss
+from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.data.batching import pad_to
+from megatron_gad.training.options import ComputeConfig
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.types import Loss
+from tests.hf_reference import HfScorer, HfStudent, reference_gradients
+from tests.tiny_training import (
+    gradients,
+    make_discriminator,
+    make_student,
+    pair_rows,
+    student_batch,
+    weights,
+)
+
+V = 97
+POLICY = partial(policy_loss, options=PolicyOptions(kl_coef=0.1))
+SEQUENCE_MEAN = partial(policy_loss, options=PolicyOptions(aggregation="sequence_mean"))
+STUDENT_LOSSES = {"supervised": supervised_loss, "policy": POLICY, "sequence_mean": SEQUENCE_MEAN}
+BRADLEY_TERRY = partial(discriminator_loss, kind="bradley_terry")
+
+
+def assert_same(
+    ours: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 1e-6
+) -> None:
+    """Every tensor equal to within a part of its largest entry."""
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = max(1e-9, value.abs().max().item())
+        difference = (ours[name] - value).abs().max().item()
+        assert difference <= relative * scale, f"{name}: {difference / scale:.2g} of {scale:.3g}"
+
+
+@pytest.fixture(params=["qwen2", "qwen2_tied", "llama"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("loss", STUDENT_LOSSES.values(), ids=STUDENT_LOSSES.keys())
+def test_the_students_loss_and_gradients_equal_those_of_transformers(
+    place: Parallel, folder: Path, loss: Callable[..., Loss]
+) -> None:
+    batch = student_batch(V)
+    student = make_student(folder, place, compute=ComputeConfig(micro_batch_size=3))
+    output = student.train(batch, loss, temperature=0.8)
+    expected_loss, expected = reference_gradients(HfStudent(folder), batch, loss, 0.8)
+    assert output.metrics["loss"] == pytest.approx(expected_loss, rel=1e-5)
+    assert_same(gradients(student), expected, relative=2e-5)
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm().item()
+    assert output.metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_kind", ["bradley_terry", "cross_entropy"])
+@pytest.mark.parametrize("kind", ["last_token", "sum"])
+def test_the_discriminators_loss_and_gradients_equal_those_of_transformers(
+    place: Parallel, folder: Path, kind: str, loss_kind: Any
+) -> None:
+    pairs = pair_rows(V, num_trained=2)
+    loss = partial(discriminator_loss, kind=loss_kind)
+    compute = ComputeConfig(micro_batch_size=4)
+    discriminator = make_discriminator(folder, place, compute=compute, score=kind)
+    output = discriminator.train(pairs, loss)
+    reference = HfScorer(folder, kind)
+    expected_loss, expected = reference_gradients(reference, pairs, loss)
+    assert output.metrics["loss"] == pytest.approx(expected_loss, rel=1e-5)
+    torch.testing.assert_close(output.rows, reference.read(pairs).scores.detach())
+    assert_same(gradients(discriminator), expected, relative=2e-5)
+
+
+def test_the_supervised_loss_is_the_cross_entropy_of_all_response_tokens(
+    place: Parallel, qwen2: Path
+) -> None:
+    batch = student_batch(V)
+    reference = HfStudent(qwen2)
+    labels = torch.where(batch.response_mask, batch.tokens, -100)
+    expected = reference.model(batch.tokens, labels=labels).loss.item()
+    output = make_student(qwen2, place).train(batch, supervised_loss)
+    assert output.metrics["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_are_the_logprobs_from_before_the_update(place: Parallel, qwen2: Path) -> None:
+    batch = student_batch(V)
+    student = make_student(qwen2, place, compute=ComputeConfig(micro_batch_size=3))
+    before = student.logprobs(batch, temperature=0.8)
+    rows = student.train(batch, POLICY, temperature=0.8).rows
+    assert torch.equal(rows, before)
+    expected = HfStudent(qwen2).read(batch, 0.8).logprobs.detach()
+    torch.testing.assert_close(before, expected, atol=1e-5, rtol=1e-5)
+    assert (student.logprobs(batch, temperature=0.8) - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("loss", STUDENT_LOSSES.values(), ids=STUDENT_LOSSES.keys())
+@pytest.mark.parametrize(
+    ("rows", "width"),
+    [(2, 0), (3, 0), (1, 0), (8, 20), (3, 15)],
+    ids=["even", "uneven", "single", "padded", "uneven and padded"],
+)
+def test_splitting_and_padding_keep_the_students_gradient(
+    place: Parallel, qwen2: Path, loss: Callable[..., Loss], rows: int, width: int
+) -> None:
+    batch = student_batch(V)
+    whole = make_student(qwen2, place, compute=ComputeConfig(micro_batch_size=8))
+    split = make_student(qwen2, place, compute=ComputeConfig(micro_batch_size=rows))
+    expected = whole.train(batch, loss)
+    output = split.train(pad_to(batch, width) if width else batch, loss)
+    assert output.metrics == pytest.approx(expected.metrics, rel=2e-6)
+    torch.testing.assert_close(output.rows[:, : batch.tokens.shape[1]], expected.rows)
+    assert_same(gradients(split), gradients(whole), relative=2e-6)
+    # Where a gradient is almost 0, the first AdamW step turns its rounding into a step.
+    assert_same(weights(split), weights(whole), relative=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["last_token", "sum"])
+@pytest.mark.parametrize(("rows", "width"), [(4, 0), (1, 0), (8, 20)])
+def test_splitting_and_padding_keep_the_discriminators_gradient(
+    place: Parallel, qwen2: Path, kind: str, rows: int, width: int
+) -> None:
+    pairs = pair_rows(V)
+    whole = make_discriminator(qwen2, place, compute=ComputeConfig(micro_batch_size=8), score=kind)
+    compute = ComputeConfig(micro_batch_size=rows)
+    split = make_discriminator(qwen2, place, compute=compute, score=kind)
+    expected = whole.train(pairs, BRADLEY_TERRY)
+    output = split.train(pad_to(pairs, width) if width else pairs, BRADLEY_TERRY)
+    assert output.metrics == pytest.approx(expected.metrics, rel=2e-6)
+    torch.testing.assert_close(output.rows, expected.rows)
+    assert_same(gradients(split), gradients(whole), relative=2e-6)
+
+
+def test_recomputing_activations_keeps_the_gradient(place: Parallel, qwen2: Path) -> None:
+    batch = student_batch(V)
+    plain = make_student(qwen2, place)
+    recomputing = make_student(qwen2, place, compute=ComputeConfig(recompute_granularity="full"))
+    expected = plain.train(batch, POLICY)
+    output = recomputing.train(batch, POLICY)
+    assert output.metrics == pytest.approx(expected.metrics, rel=1e-6)
+    assert_same(gradients(recomputing), gradients(plain), relative=1e-6)
+
+
+def test_gradients_of_the_step_before_are_gone(place: Parallel, qwen2: Path) -> None:
+    batch = student_batch(V)
+    once, twice = (make_student(qwen2, place, lr=0.0, min_lr=0.0) for _ in range(2))
+    once.train(batch, POLICY)
+    twice.train(batch, supervised_loss)
+    twice.train(batch, POLICY)
+    assert_same(gradients(twice), gradients(once), relative=0.0)
+
+
+def test_a_batch_without_response_tokens_moves_nothing(place: Parallel, qwen2: Path) -> None:
+    batch = student_batch(V, rows=((3, 0), (2, 0)))
+    student = make_student(qwen2, place, weight_decay=0.0)
+    before = weights(student)
+    output = student.train(batch, supervised_loss)
+    assert output.metrics["grad_norm"] == 0.0 and output.metrics["loss"] == 0.0
+    assert_same(weights(student), before, relative=0.0)
