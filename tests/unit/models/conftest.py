@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def single_rank() -> Iterator[None]:
     """Start a world of one, and end it."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
