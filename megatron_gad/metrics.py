@@ -54,10 +54,11 @@ PROGRESS_KEYS = {
 class LogConfig:
     """What a run writes down.
 
-    log_interval: steps between log lines.
-    samples_interval: steps between files of samples; 0: none.
-    tensorboard: write event files.
-    wandb_project: also log to Weights & Biases; empty: no.
+    Attributes:
+        log_interval: steps between log lines.
+        samples_interval: steps between files of samples; 0: none.
+        tensorboard: write event files.
+        wandb_project: also log to Weights & Biases; empty: no.
     """
 
     log_interval: int = 1

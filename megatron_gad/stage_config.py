@@ -8,11 +8,13 @@ from typing import Literal
 class SeqkdConfig:
     """Stage ``seqkd``: cross-entropy on the teacher's responses, the baseline of the method.
 
-    epochs, steps: length; steps wins where both are given.
-    batch_size: responses per optimizer step, over all data ranks.
-    lr: learning rate of this stage.
-    patience: end the stage after this many evaluations without a better held-out loss; 0: never.
-    keep_best: hand over the weights with the best held-out loss instead of the last ones.
+    Attributes:
+        epochs: length in passes over the data.
+        steps: length in optimizer steps; wins over epochs.
+        batch_size: responses per optimizer step, over all data ranks.
+        lr: learning rate of this stage.
+        patience: end the stage after this many epochs without a better held-out loss; 0: never.
+        keep_best: hand over the weights with the best held-out loss instead of the last ones.
     """
 
     epochs: float = 3.0
@@ -27,14 +29,18 @@ class SeqkdConfig:
 class WarmupConfig:
     """Stage ``warmup``: cross-entropy for the student, pairs for the discriminator.
 
-    epochs, steps: length; steps wins where both are given.
-    prompts_per_step, group_size: prompts of a step over all data ranks, samples of each.
-    train_student: False leaves the student as it is and only teaches the discriminator.
-    discriminator_only_steps: the student starts to learn after this many steps.
-    student_lr, discriminator_lr: learning rates of this stage; None takes the models' own.
-    stop_below: end the stage when the running discriminator loss is below this; 0: by count only.
-    refuse_above: stop the run when the stage ends with a running loss above this; 0: never.
-    reset_optimizer: forget the optimizer states of the stage before.
+    Attributes:
+        epochs: length in passes over the data.
+        steps: length in optimizer steps; wins over epochs.
+        prompts_per_step: prompts of a step over all data ranks.
+        group_size: samples of each prompt.
+        train_student: False leaves the student as it is and only teaches the discriminator.
+        discriminator_only_steps: the student starts to learn after this many steps.
+        student_lr: learning rate of this stage; None takes student.lr.
+        discriminator_lr: learning rate of this stage; None takes discriminator.lr.
+        stop_below: end the stage when the running discriminator loss is below this; 0: by count.
+        refuse_above: stop the run when the stage ends with a running loss above this; 0: never.
+        reset_optimizer: forget the optimizer states of the stage before.
     """
 
     epochs: float = 1.0
@@ -54,18 +60,22 @@ class WarmupConfig:
 class AdversarialConfig:
     """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns.
 
-    epochs, steps: length; steps wins where both are given.
-    prompts_per_step, group_size: prompts of a step over all data ranks, samples of each.
-    discriminator_samples: samples of a group that train the discriminator; 0: all of them.
-        All are scored.
-    discriminator_interval: the discriminator learns every this many steps; it scores in each.
-    freeze_discriminator: it scores and never learns.
-    discriminator_only_steps: the student starts to learn after this many steps.
-    extra_discriminator_steps, extra_prompts: further discriminator steps, each on one fresh sample
-        of this many other prompts.
-    student_updates: optimizer steps of the student on one rollout batch.
-    student_lr, discriminator_lr: learning rates of this stage; None takes the models' own.
-    reset_optimizer: forget the optimizer states of the stage before.
+    Attributes:
+        epochs: length in passes over the data.
+        steps: length in optimizer steps; wins over epochs.
+        prompts_per_step: prompts of a step over all data ranks.
+        group_size: samples of each prompt.
+        discriminator_samples: samples of a group that train the discriminator; 0: all of them.
+            All are scored.
+        discriminator_interval: the discriminator learns every this many steps; it scores in each.
+        freeze_discriminator: it scores and never learns.
+        discriminator_only_steps: the student starts to learn after this many steps.
+        extra_discriminator_steps: further discriminator steps, on fresh samples.
+        extra_prompts: prompts of each such step, other ones, with one sample each.
+        student_updates: optimizer steps of the student on one rollout batch.
+        student_lr: learning rate of this stage; None takes student.lr.
+        discriminator_lr: learning rate of this stage; None takes discriminator.lr.
+        reset_optimizer: forget the optimizer states of the stage before.
     """
 
     epochs: float = 2.0
@@ -88,15 +98,17 @@ class AdversarialConfig:
 class GadConfig:
     """The algorithm.
 
-    discriminator_loss: Bradley-Terry on pairs, or binary cross-entropy on single responses.
-    advantage: grpo (centred, divided by the group's std), dr_grpo (centred), rloo (leave one out).
-    kl_coef: weight of the KL to the reference; at 0 no reference forward is paid.
-    kl_estimator: k1, k2 or k3 (http://joschu.net/blog/kl-approx.html).
-    kl_in: in the loss, or subtracted from the reward.
-    reference: the student as it was when the stage began, or the base model of [student] path.
-    clip_range: clip of the probability ratio; without effect at one update per batch.
-    aggregation: mean over all tokens, or over responses of their token means.
-    tis_cap: truncated importance sampling against engine mismatch, the cap of the ratio; 0: off.
+    Attributes:
+        discriminator_loss: Bradley-Terry on pairs, or binary cross-entropy on single responses.
+        advantage: grpo (centred, divided by the group's std), dr_grpo (centred), rloo (leave one
+            out).
+        kl_coef: weight of the KL to the reference; at 0 no reference forward is paid.
+        kl_estimator: k1, k2 or k3 (http://joschu.net/blog/kl-approx.html).
+        kl_in: in the loss, or subtracted from the reward.
+        reference: the student as it was when the stage began, or the base model of [student] path.
+        clip_range: clip of the probability ratio; without effect at one update per batch.
+        aggregation: mean over all tokens, or over responses of their token means.
+        tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
     """
 
     discriminator_loss: Literal["bradley_terry", "cross_entropy"] = "bradley_terry"

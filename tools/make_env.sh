@@ -76,7 +76,7 @@ install_cpu_torch() {
             "torch==$torch_version+cpu" 2>/dev/null; then
             return
         fi
-        echo "No CPU build of torch $torch_version found, $cpu_index included; taking PyPI's"
+        echo "No CPU build of torch $torch_version found, also not at $cpu_index; taking PyPI's (+4 GB)"
     fi
     pip_install "torch==$torch_version"
 }

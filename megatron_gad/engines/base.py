@@ -36,12 +36,14 @@ class SamplingConfig:
 class RolloutConfig:
     """How responses are sampled in training.
 
-    engine: which engine samples.
-    temperature: also divides the student's logits in the policy loss, so that it is on-policy.
-    top_p, top_k: 1.0 and 0 switch them off.
-    max_batch_size: rows that the embedded engine decodes at once.
-    logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a sampled
-        token; None: 1e-3 in fp32, no bound in bf16; 0: never.
+    Attributes:
+        engine: which engine samples.
+        temperature: also divides the student's logits in the policy loss, so that it is on-policy.
+        top_p: sample from the likeliest tokens of this total probability; 1 switches it off.
+        top_k: sample from this many likeliest tokens; 0 switches it off.
+        max_batch_size: rows that the embedded engine decodes at once.
+        logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a
+            sampled token; None: 1e-3 in fp32, no bound in bf16; 0: never.
     """
 
     engine: Literal["embedded", "sglang"] = "embedded"

@@ -11,9 +11,12 @@ ScoreKind = Literal["last_token", "sum"]
 class ParallelConfig:
     """The layout, under Megatron's names. Data parallelism is what is left of the world size.
 
-    sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
-    use_distributed_optimizer: shard optimizer states over data ranks; needs CUDA.
-    distributed_timeout_minutes: a collective that waits longer ends the run.
+    Attributes:
+        tensor_model_parallel_size: ranks that share every layer (TP).
+        pipeline_model_parallel_size: ranks that share the layers among them (PP).
+        sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
+        use_distributed_optimizer: shard optimizer states over data ranks; needs CUDA.
+        distributed_timeout_minutes: a collective that waits longer ends the run.
     """
 
     tensor_model_parallel_size: int = 1
@@ -27,13 +30,14 @@ class ParallelConfig:
 class ComputeConfig:
     """How forward and backward are computed; nothing here changes the result beyond rounding.
 
-    micro_batch_size: rows of one forward; the discriminator takes as many whole groups as fit in
-        it, at least one (see discriminator.split_groups).
-    bf16: weights and activations in bfloat16, main weights and gradients in float32.
-    recompute_granularity: full or selective activation recompute; None keeps activations.
-    transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
-    fp8_format: FP8 training with Transformer Engine.
-    logprob_chunk_size: tokens whose float32 logits are held at once.
+    Attributes:
+        micro_batch_size: rows of one forward; the discriminator takes as many whole groups as fit
+            in it, at least one (see discriminator.split_groups).
+        bf16: weights and activations in bfloat16, main weights and gradients in float32.
+        recompute_granularity: full or selective activation recompute; None keeps activations.
+        transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
+        fp8_format: FP8 training with Transformer Engine.
+        logprob_chunk_size: tokens whose float32 logits are held at once.
     """
 
     micro_batch_size: int = 4
@@ -48,10 +52,15 @@ class ComputeConfig:
 class OptimizerConfig:
     """AdamW without decay on norms and biases.
 
-    lr: learning rate where the stage gives none.
-    lr_decay_style, lr_warmup_steps: the schedule, counted from the start of each stage.
-    min_lr: end of the cosine.
-    clip_grad: bound of the global gradient norm; 0: none.
+    Attributes:
+        lr: learning rate where the stage gives none.
+        min_lr: end of the cosine.
+        lr_decay_style: the schedule, counted from the start of each stage.
+        lr_warmup_steps: linear rise from 0 at the start of each stage.
+        weight_decay: decoupled (AdamW).
+        adam_beta1: decay of the first moment.
+        adam_beta2: decay of the second moment.
+        clip_grad: bound of the global gradient norm; 0: none.
     """
 
     lr: float = 1e-6
@@ -68,7 +77,8 @@ class OptimizerConfig:
 class StudentConfig(OptimizerConfig):
     """The model that learns.
 
-    path: Hugging Face folder with config, safetensors weights and tokenizer.
+    Attributes:
+        path: Hugging Face folder with config, safetensors weights and tokenizer.
     """
 
     path: str = ""
@@ -78,11 +88,12 @@ class StudentConfig(OptimizerConfig):
 class DiscriminatorConfig(OptimizerConfig):
     """The model that scores.
 
-    path: Hugging Face folder; empty starts from the student's weights when the stage begins.
-    score: read the last token's value, or sum the values of all response tokens.
-    head_std: standard deviation of the scalar head's first weights.
-    split_groups: where a whole group does not fit in memory: score first, then train row by row
-        on the closed-form gradients. Equal gradients for one more forward.
+    Attributes:
+        path: Hugging Face folder; empty starts from the student's weights when the stage begins.
+        score: read the last token's value, or sum the values of all response tokens.
+        head_std: standard deviation of the scalar head's first weights.
+        split_groups: where a whole group does not fit in memory: score first, then train row by
+            row on the closed-form gradients. Equal gradients for one more forward.
     """
 
     path: str = ""
@@ -95,12 +106,13 @@ class DiscriminatorConfig(OptimizerConfig):
 class CheckpointConfig:
     """Where a run lives and what it keeps.
 
-    save: the run directory; everything the run writes is in it.
-    load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
-    save_interval: steps between checkpoints; 0: only at the end of each stage.
-    keep_last: older checkpoints than this many are deleted; 0 keeps all.
-    export: models written as Hugging Face folders ``<save>/<model>_hf`` when the run ends.
-    export_stages: also write ``<save>/<model>_hf_<stage>`` when each stage ends.
+    Attributes:
+        save: the run directory; everything the run writes is in it.
+        load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
+        save_interval: steps between checkpoints; 0: only at the end of each stage.
+        keep_last: older checkpoints than this many are deleted; 0 keeps all.
+        export: models written as Hugging Face folders ``<save>/<model>_hf`` when the run ends.
+        export_stages: also write ``<save>/<model>_hf_<stage>`` when each stage ends.
     """
 
     save: str = "runs/run"

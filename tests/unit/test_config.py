@@ -65,6 +65,14 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     assert config.compute.bf16 is False
 
 
+def test_every_flag_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_config(["--help"])
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    followed = zip(lines, lines[1:], strict=False)
+    assert [flag for flag, text in followed if flag[:2] == "--" and text[:8] == "(default"] == []
+
+
 def test_every_field_is_a_flag_under_megatrons_name_or_with_its_tables(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
