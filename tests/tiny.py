@@ -7,8 +7,6 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -23,7 +21,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
@@ -49,7 +47,7 @@ def make_hf_folder(
         overrides: further fields of the family's configuration.
     """
     config_class, model_class = CLASSES[family]
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,

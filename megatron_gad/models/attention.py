@@ -21,7 +21,7 @@ from megatron_gad.models.autograd import Rotate
 
 
 class RotaryTable:
-    """Cosines and sines by position, computed once per length for all layers of a model."""
+    """Cosines and sines by position, computed once for all layers of a model."""
 
     def __init__(self, inverse_frequencies: Tensor) -> None:
         """Take the angle per position of every rotated pair, [head_dim / 2] float32."""
@@ -38,10 +38,12 @@ class RotaryTable:
         Returns:
             cos and sin, [T, 1, head_dim] each.
         """
+        num_positions = positions if isinstance(positions, int) else int(positions.max()) + 1
+        # Rounded up to a power of two, so that batches of many lengths share few tables.
+        size = 1 << (num_positions - 1).bit_length()
+        cos, sin = self._up_to(size, like.device, like.dtype)
         if isinstance(positions, int):
-            cos, sin = self._up_to(positions, like.device, like.dtype)
-            return cos, sin
-        cos, sin = self._up_to(int(positions.max()) + 1, like.device, like.dtype)
+            return cos[:positions], sin[:positions]
         return cos[positions], sin[positions]
 
     def _compute(
@@ -49,8 +51,8 @@ class RotaryTable:
     ) -> tuple[Tensor, Tensor]:
         angles = torch.outer(torch.arange(num_positions).float(), self.inverse_frequencies)
         cos, sin = angles.cos(), angles.sin()
-        tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return tuple(table.unsqueeze(1).to(device, dtype) for table in tables)
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return cos.unsqueeze(1).to(device, dtype), sin.unsqueeze(1).to(device, dtype)
 
 
 class CoreAttention(MegatronModule):
@@ -140,6 +142,7 @@ class CoreAttention(MegatronModule):
 
     def _attend_context_parallel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend from this rank's two chunks of the sequence to the keys of all ranks."""
+        assert self.cp_group is not None
         positions = context_parallel_positions(query.size(0), self.cp_group.size())
         own = positions[self.cp_group.rank()]
         query, key = self._rotate(query, key, own)

@@ -108,9 +108,10 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
     family = family_of(hf_config)
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     interleaved = options.virtual_pipeline_model_parallel_size is not None
-    recompute = {"recompute_granularity": options.recompute_granularity}
-    if options.recompute_granularity == "full":
-        recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    recomputes_all = options.recompute_granularity == "full"
+    fp8: Any = {"fp8": options.fp8_format}
+    if options.fp8_recipe is not None:
+        fp8["fp8_recipe"] = options.fp8_recipe
     return TransformerConfig(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
@@ -131,8 +132,6 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         perform_initialization=False,
         cuda_graph_scope=[],
         transformer_impl=options.transformer_impl,
-        fp8=options.fp8_format,
-        **({"fp8_recipe": options.fp8_recipe} if options.fp8_recipe else {}),
         tensor_model_parallel_size=options.tensor_model_parallel_size,
         pipeline_model_parallel_size=options.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=options.virtual_pipeline_model_parallel_size,
@@ -148,7 +147,10 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         # Without these an interleaved schedule on two stages silently computes wrong gradients.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        **recompute,
+        recompute_granularity=options.recompute_granularity,
+        recompute_method="uniform" if recomputes_all else None,
+        recompute_num_layers=1 if recomputes_all else None,
+        **fp8,
     )
 
 

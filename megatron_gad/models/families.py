@@ -1,8 +1,8 @@
 """The supported model families: what differs among them, and whether a folder is one of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -22,7 +22,7 @@ class Family:
     class_prefix: str
     has_qkv_bias: bool
     has_qk_norm: bool
-    rotary_embedding: Callable[[PretrainedConfig], torch.nn.Module]
+    rotary_embedding: type[torch.nn.Module]
 
 
 FAMILIES = {
@@ -71,7 +71,8 @@ def inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor:
     Returns:
         [head_dim / 2] float32, on the CPU, scaling for long contexts included.
     """
-    return family_of(hf_config).rotary_embedding(hf_config).inv_freq.detach().clone().float()
+    rotary: Any = family_of(hf_config).rotary_embedding(hf_config)
+    return rotary.inv_freq.detach().clone().float()
 
 
 def rope_type(hf_config: PretrainedConfig) -> str:

@@ -47,8 +47,11 @@ def read_tensors(folder: Path, wanted: Collection[str]) -> Iterator[tuple[str, T
                 if name in wanted:
                     yield name, tensors.get_tensor(name)
                 elif not name.endswith(DERIVED):
-                    shape = tensors.get_slice(name).get_shape()
-                    yield name, torch.empty(shape, device="meta")
+                    stored = tensors.get_slice(name)
+                    yield (
+                        name,
+                        torch.empty(stored.get_shape(), dtype=stored[:0].dtype, device="meta"),
+                    )
 
 
 def save_hf_folder(
@@ -144,7 +147,7 @@ def _config_json(
     The original file, not what this version of transformers would write: inference engines with an
     older one do not know the newer keys, and would take their own defaults, silently.
     """
-    source = Path(hf_config.name_or_path) / "config.json"
+    source = Path(hf_config.name_or_path or "") / "config.json"
     if hf_config.name_or_path and source.exists():
         config = json.loads(source.read_text(encoding="utf-8"))
     else:

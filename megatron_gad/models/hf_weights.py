@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -112,7 +113,7 @@ def _places(slots: dict[str, Slot]) -> dict[str, Place]:
     if num_stages == 1:
         return mine
     places_by_stage: list[dict[str, Place]] = [{}] * num_stages
-    group = parallel_state.get_pipeline_model_parallel_group()
+    group: Any = parallel_state.get_pipeline_model_parallel_group()
     torch.distributed.all_gather_object(places_by_stage, mine, group=group)
     return {name: place for places in reversed(places_by_stage) for name, place in places.items()}
 
@@ -125,7 +126,7 @@ def _broadcast_part(slot: Slot | None, place: Place) -> Tensor:
     else:
         part = torch.empty(place.part_shape, dtype=place.dtype, device=current_device())
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        group = parallel_state.get_pipeline_model_parallel_group()
+        group: Any = parallel_state.get_pipeline_model_parallel_group()
         torch.distributed.broadcast(part, group=group, group_src=place.stage)
     return part
 
@@ -136,7 +137,7 @@ def _gather(part: Tensor, cut_axis: int | None) -> Tensor:
     if cut_axis is None or size == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(size)]
-    group = parallel_state.get_tensor_model_parallel_group()
+    group: Any = parallel_state.get_tensor_model_parallel_group()
     torch.distributed.all_gather(parts, part, group=group)
     return torch.cat(parts, dim=cut_axis)
 

@@ -1,6 +1,7 @@
 """The modules put into Megatron's layer specification where Transformer Engine is not used."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -30,11 +31,11 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = torch.nn.Parameter(
-            torch.ones(hidden_size, dtype=config.params_dtype, device=current_device())
-        )
+        ones = torch.ones(hidden_size, dtype=config.params_dtype, device=current_device())
+        weight: Any = torch.nn.Parameter(ones)
         # Megatron sums the gradients of marked parameters over the tensor parallel ranks.
-        self.weight.sequence_parallel = config.sequence_parallel
+        weight.sequence_parallel = config.sequence_parallel
+        self.weight = weight
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise; hidden: [..., H], any float dtype, same shape and dtype out."""
@@ -47,12 +48,13 @@ class GatedMLP(MLP):
     """Megatron's MLP with the gated activation in fewer passes over memory."""
 
     def __init__(self, config: TransformerConfig) -> None:
+        tp_group: Any = get_tensor_model_parallel_group()
         submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
         super().__init__(
             config,
             submodules,
             ffn_hidden_size=config.ffn_hidden_size,
-            tp_group=get_tensor_model_parallel_group(),
+            tp_group=tp_group,
         )
 
     def forward(
@@ -75,7 +77,9 @@ def local_block_spec(
         num_layers: of this stage.
         inverse_frequencies: of the rotary embedding, [head_dim / 2] float32.
     """
-    head_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    norm: Any = RMSNorm
+    head_norm: Any = RMSNorm if config.qk_layernorm else IdentityOp
+    add_residual: Any = get_bias_dropout_add
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
         core_attention=partial(CoreAttention, RotaryTable(inverse_frequencies)),
@@ -92,10 +96,10 @@ def local_block_spec(
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=attention,
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=add_residual,
             pre_mlp_layernorm=RMSNorm,
             mlp=GatedMLP,
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=add_residual,
             # Checkpoints carry the fused modules' names, so that either kind reads the other's.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -103,7 +107,7 @@ def local_block_spec(
             },
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
 def current_device() -> torch.device:

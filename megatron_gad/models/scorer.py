@@ -31,9 +31,11 @@ class ScoreHead(MegatronModule):
         super().__init__(config=config)
         self.tp_group = tp_group
         drawn = torch.randn(1, config.hidden_size, generator=generator) * head_std
-        self.weight = torch.nn.Parameter(drawn.to(current_device(), config.params_dtype))
+        weight: Any = torch.nn.Parameter(drawn.to(current_device(), config.params_dtype))
         # Each rank sees its part of the sequence only: Megatron has to sum the weight's gradients.
-        self.weight.sequence_parallel = config.sequence_parallel
+        weight.sequence_parallel = config.sequence_parallel
+        weight.is_embedding_or_output_parameter = True
+        self.weight = weight
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Score every token.
@@ -70,14 +72,14 @@ class ScorerModel(GPTModel):
         if not post_process:
             return
         self.post_process = self.decoder.post_process = True
+        norm: Any = self.decoder.submodules.layer_norm
         self.decoder.final_layernorm = build_module(
-            self.decoder.submodules.layer_norm,
+            norm,
             config=self.config,
             hidden_size=self.config.hidden_size,
             eps=self.config.layernorm_epsilon,
         )
         self.output_layer = ScoreHead(self.config, head_std, generator, self.pg_collection.tp)
-        self.output_layer.weight.is_embedding_or_output_parameter = True
 
     def _postprocess(self, hidden_states: Tensor, **_unused: Any) -> Tensor:
         """Return the scores [B, T] float32 on the last stage, the hidden states elsewhere."""

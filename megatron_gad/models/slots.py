@@ -7,6 +7,7 @@ in linear_qkv, gate lies over up in linear_fc1. One table of such slots serves b
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,11 +63,12 @@ def slots_of(chunks: Iterable[torch.nn.Module], hf_config: PretrainedConfig) -> 
     return slots
 
 
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(module: torch.nn.Module) -> Any:
     """Return the model inside Megatron's wrappers for data parallelism and half precision."""
-    while hasattr(module, "module"):
-        module = module.module
-    return module
+    inner: Any = module
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner
 
 
 def layer_names(hf_config: PretrainedConfig) -> list[str]:
@@ -83,7 +85,7 @@ def layer_names(hf_config: PretrainedConfig) -> list[str]:
     return [EMBEDDING, *names, FINAL_NORM]
 
 
-def _head_slots(chunk: torch.nn.Module, hf_config: PretrainedConfig) -> Iterator[Slot]:
+def _head_slots(chunk: Any, hf_config: PretrainedConfig) -> Iterator[Slot]:
     """Yield the slot of the score head or output layer, where this chunk has weights for it."""
     weight = chunk.output_layer.weight
     if isinstance(chunk, ScorerModel):
@@ -94,7 +96,7 @@ def _head_slots(chunk: torch.nn.Module, hf_config: PretrainedConfig) -> Iterator
         yield _cut(EMBEDDING, weight, 0, hf_config.vocab_size)
 
 
-def _layer_slots(layer: torch.nn.Module, hf_config: PretrainedConfig) -> Iterator[Slot]:
+def _layer_slots(layer: Any, hf_config: PretrainedConfig) -> Iterator[Slot]:
     """Yield the slots of one transformer layer, of the local or Transformer Engine's modules."""
     prefix = f"model.layers.{layer.layer_number - 1}."
     attention, mlp = layer.self_attention, layer.mlp
@@ -125,7 +127,7 @@ def _query_key_value(parameter: Tensor, hf_config: PretrainedConfig) -> tuple[Te
     return parameter.detach().view(shape).split([heads_per_group, 1, 1], dim=1)
 
 
-def _norm(module: torch.nn.Module, linear: torch.nn.Module) -> Tensor:
+def _norm(module: Any, linear: Any) -> Tensor:
     """Return the weight of a norm that is its own module, or fused into the linear behind it."""
     fused = getattr(linear, "layer_norm_weight", None)
     return module.weight if fused is None else fused

@@ -108,7 +108,7 @@ def sum_gradients(chunks: list[torch.nn.Module]) -> None:
     ends = {0, mpu.get_pipeline_model_parallel_world_size() - 1}
     tied = [chunk for chunk in chunks if chunk.share_embeddings_and_output_weights]
     if tied and mpu.get_pipeline_model_parallel_rank() in ends and len(ends) == 2:
-        end = tied[0] if mpu.is_pipeline_first_stage() else tied[-1]
+        end: Any = tied[0] if mpu.is_pipeline_first_stage() else tied[-1]
         weight = end.shared_embedding_or_output_weight()
         all_reduce(weight.grad, group=mpu.get_embedding_group())
 
@@ -154,6 +154,7 @@ def run_case(folder: Path, case: str, layout: str, inputs: dict[str, Tensor]) ->
     sum_gradients(chunks)
     for chunk in chunks:
         for parameter in chunk.parameters():
+            assert parameter.grad is not None
             parameter.data.copy_(parameter.grad)
     gradients = dict(export_hf_weights(chunks, hf_config))
     if torch.distributed.get_rank() == 0:

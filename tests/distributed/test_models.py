@@ -44,7 +44,7 @@ def references(results: Path) -> dict[str, tuple[Tensor, dict[str, Tensor], dict
         output = (hidden[0] @ head.t()).squeeze(-1) if head is not None else hidden.logits
         weights = inputs["logit_weights" if head is None else "score_weights"]
         (output * weights).sum().backward()
-        parameters = {
+        parameters: dict[str, Tensor] = {
             name if head is None else f"model.{name}": parameter
             for name, parameter in model.named_parameters()
         }

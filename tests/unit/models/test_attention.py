@@ -23,10 +23,9 @@ def attention(tmp_path) -> CoreAttention:
 def random_qkv(num_tokens: int, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw query, key and value [T, B, heads or groups, width]."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(num_tokens, num_rows, heads, WIDTH, generator=generator)
-        for heads in (HEADS, GROUPS, GROUPS)
-    )
+    shapes = [(num_tokens, num_rows, heads, WIDTH) for heads in (HEADS, GROUPS, GROUPS)]
+    query, key, value = (torch.randn(shape, generator=generator) for shape in shapes)
+    return query, key, value
 
 
 def attend_in_words(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:

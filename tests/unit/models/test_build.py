@@ -55,6 +55,7 @@ def gradients(model: torch.nn.Module, folder: Path, tokens: Tensor) -> dict[str,
         logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
     ).backward()
     for parameter in model.parameters():
+        assert parameter.grad is not None
         parameter.data.copy_(parameter.grad)
     return dict(export_hf_weights([model], load_hf_config(folder)))
 
@@ -74,6 +75,7 @@ def test_logits_and_gradients_equal_those_of_transformers(
     loss.backward()
     computed = gradients(model, folder, tokens)
     for name, parameter in reference.named_parameters():
+        assert parameter.grad is not None
         scale = parameter.grad.abs().max().item()
         torch.testing.assert_close(computed[name], parameter.grad, atol=1e-5 * scale, rtol=1e-4)
 

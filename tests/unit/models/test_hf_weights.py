@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def exported(folder: Path, source: object) -> dict[str, Tensor]:
+def exported(folder: Path, source: Any) -> dict[str, Tensor]:
     """Load a language model of the folder's shape from a source and export it."""
     config = load_hf_config(folder)
     chunks = build_language_model(config, ModelOptions())
