@@ -3,14 +3,12 @@
 import math
 from collections.abc import Iterator
 
-import torch
-from transformers import AutoModel, AutoModelForCausalLM
-
 from megatron_gad.config import RunConfig, to_toml
 from megatron_gad.config_checks import data_parallel_size
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import HUB, load_prompts
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.planning.shapes import shape_from_config
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 
 
@@ -74,16 +72,10 @@ def _model_lines(config: RunConfig) -> Iterator[str]:
 
 
 def _describe_model(path: str, is_scorer: bool) -> str:
-    shape = load_hf_config(path)
-    # On the meta device a model of any size is built in no memory, so the count is exact.
-    with torch.device("meta"):
-        kind = AutoModel if is_scorer else AutoModelForCausalLM
-        model = kind.from_config(shape)
-    head = shape.hidden_size if is_scorer else 0
-    count = head + sum(parameter.numel() for parameter in model.parameters())
+    shape = shape_from_config(load_hf_config(path).to_dict())
     return (
-        f"{path}: {shape.model_type}, {shape.num_hidden_layers} layers, "
-        f"width {shape.hidden_size}, {count:,} parameters"
+        f"{path}: {shape.model_type}, {shape.num_layers} layers, "
+        f"width {shape.hidden_size}, {shape.num_parameters(is_scorer):,} parameters"
     )
 
 

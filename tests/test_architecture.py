@@ -15,9 +15,12 @@ LAYERS = (
     ("types", "records", "training.cpu"),
     ("algorithms", "data", "models", "metrics"),
     ("training", "engines"),
-    ("rollout", "judging", "agreement", "schedule", "teacher", "evaluation", "reporting"),
     (
-        *("__main__", "train", "stages", "stage_ends", "resume", "parts", "plan"),
+        *("rollout", "judging", "agreement", "schedule", "planning"),
+        *("teacher", "evaluation", "reporting"),
+    ),
+    (
+        *("__main__", "train", "stages", "stage_ends", "resume", "parts", "plan", "workloads"),
         *("config", "config_file", "config_checks", "stage_checks", "model_checks", "stage_config"),
     ),
 )

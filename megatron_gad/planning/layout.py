@@ -1,0 +1,125 @@
+"""How a model's parameters are divided over ranks, exactly as the model builder divides them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_gad.planning.shapes import ModelShape
+
+Recompute = Literal["full", "selective"] | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the shards live.
+
+    tensor, pipeline, data: sizes of the training layout; their product is the world.
+    expert: ranks that share the experts out among them; 1 cuts each expert over ``tensor``.
+    engine_tensor: GPUs of one copy of the rollout engine; divides tensor * pipeline.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+    engine_tensor: int = 1
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    recompute: Recompute = None
+
+    @property
+    def model_group(self) -> int:
+        """Return the ranks that hold one copy of the models."""
+        return self.tensor * self.pipeline
+
+    @property
+    def world(self) -> int:
+        """Return the GPUs that the layout uses."""
+        return self.model_group * self.data
+
+    @property
+    def expert_shards(self) -> int:
+        """Return the ranks over which the experts of a layer are divided."""
+        return self.expert if self.expert > 1 else self.tensor
+
+    @property
+    def expert_copies(self) -> int:
+        """Return the ranks that hold the same shard of the experts."""
+        return max(1, self.tensor * self.data // self.expert_shards)
+
+    def describe(self) -> str:
+        """Return the layout in a few words."""
+        words = f"TP {self.tensor} x PP {self.pipeline} x DP {self.data}"
+        if self.expert > 1:
+            words += f", EP {self.expert}"
+        words += f", engine TP {self.engine_tensor}"
+        return words + (f", {self.recompute} recompute" if self.recompute else "")
+
+
+@dataclass(frozen=True)
+class StageParameters:
+    """Parameters that one rank of a pipeline stage holds; experts apart, they have fewer copies."""
+
+    dense: int
+    expert: int
+
+    @property
+    def total(self) -> int:
+        """Return both kinds together."""
+        return self.dense + self.expert
+
+
+def stage_parameters(
+    shape: ModelShape, layout: Layout, is_scorer: bool
+) -> tuple[StageParameters, ...]:
+    """Return what a rank of each pipeline stage holds, from first to last.
+
+    Norms and routers are whole on every tensor-parallel rank; the vocabulary is rounded up to a
+    multiple of them; a tied embedding is held once more by the last stage.
+    """
+    shards = layout.tensor
+    attention = (shape.attention_matrices + shape.attention_biases) // shards
+    share = shape.num_moe_layers / shape.num_layers
+    num_layers = shape.num_layers // layout.pipeline
+    num_mixtures = round(share * num_layers)
+    dense = num_layers * (attention + shape.norm_parameters)
+    dense += (num_layers - num_mixtures) * shape.ffn_parameters // shards
+    dense += num_mixtures * shape.router_parameters
+    experts = shape.num_experts * shape.expert_parameters // layout.expert_shards * num_mixtures
+    embedding = -(-shape.vocab_size // shards) * shape.hidden_size
+    stages = []
+    for index in range(layout.pipeline):
+        is_first, is_last = index == 0, index == layout.pipeline - 1
+        own = dense + (embedding if is_first else 0)
+        if is_last:
+            has_own_head = not shape.is_tied or not is_first
+            head = embedding if has_own_head else 0
+            own += shape.hidden_size + (shape.hidden_size if is_scorer else head)
+        stages.append(StageParameters(own, experts))
+    return tuple(stages)
+
+
+def layout_problems(shape: ModelShape, layout: Layout) -> list[str]:
+    """Return which numbers of the shape the layout does not divide."""
+    divided = [
+        ("tensor parallel size", layout.tensor, "attention heads", shape.num_heads),
+        ("tensor parallel size", layout.tensor, "key-value heads", shape.num_kv_heads),
+        ("tensor parallel size", layout.tensor, "feed-forward width", shape.ffn_size),
+        ("pipeline parallel size", layout.pipeline, "layers", shape.num_layers),
+        ("engine's tensor parallel size", layout.engine_tensor, "heads", shape.num_heads),
+        ("engine's tensor parallel size", layout.engine_tensor, "KV heads", shape.num_kv_heads),
+        ("engine's size", layout.engine_tensor, "ranks of a model", layout.model_group),
+    ]
+    if layout.expert > 1:
+        ranks = layout.tensor * layout.data
+        divided += [
+            ("expert parallel size", layout.expert, "experts", shape.num_experts),
+            ("expert parallel size", layout.expert, "tensor x data ranks", ranks),
+        ]
+    elif shape.num_experts:
+        width = shape.expert_ffn_size
+        divided.append(("tensor parallel size", layout.tensor, "width of an expert", width))
+    return [
+        f"{title} {size} does not divide the {number} {what}"
+        for title, size, what, number in divided
+        if number % size
+    ]

@@ -1,0 +1,167 @@
+"""Bytes on one GPU, by role and phase, and what is left for the KV cache."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_gad.planning.layout import Layout, stage_parameters
+from megatron_gad.planning.shapes import ModelShape
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of one parameter in each place.
+
+    weight: of the model's own copy; working: added by copies in another format (FP8 and its
+        transpose); gradient: of the accumulation buffer; optimizer: of main weights and moments;
+        activation, engine: of one activation, and of one weight of the engine.
+    """
+
+    weight: int
+    working: int
+    gradient: int
+    optimizer: int
+    activation: int
+    engine: int
+
+
+def precision_of(bf16: bool, fp8: bool) -> Precision:
+    """Return what the trainer allocates: float32 gradients and moments, main weights with bf16."""
+    if not bf16:
+        return Precision(weight=4, working=0, gradient=4, optimizer=8, activation=4, engine=4)
+    return Precision(
+        weight=2, working=2 if fp8 else 0, gradient=4, optimizer=12, activation=2, engine=2
+    )
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Bytes that a trained model holds on one GPU."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """Return all of it."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def moved(self) -> int:
+        """Return what goes to the host when the model leaves: gradients are made anew."""
+        return self.weights + self.optimizer
+
+
+def model_state(
+    shape: ModelShape, layout: Layout, precision: Precision, is_scorer: bool
+) -> ModelState:
+    """Return weights, gradients and optimizer of the fullest pipeline stage.
+
+    M = n (b_weight + b_gradient + b_optimizer / D) for the n parameters of a rank, with D the
+    ranks that share the same optimizer states: the data ranks, or the copies of the experts, and 1
+    without the distributed optimizer.
+    """
+    is_sharded = layout.distributed_optimizer
+    dense_copies = layout.data if is_sharded else 1
+    expert_copies = layout.expert_copies if is_sharded else 1
+    states = []
+    for stage in stage_parameters(shape, layout, is_scorer):
+        sharded = -(-stage.dense // dense_copies) + -(-stage.expert // expert_copies)
+        states.append(
+            ModelState(
+                weights=stage.total * (precision.weight + precision.working),
+                gradients=stage.total * precision.gradient,
+                optimizer=sharded * precision.optimizer,
+            )
+        )
+    return max(states, key=lambda state: state.total)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """The largest microbatch that one model sees.
+
+    rows, tokens: its rows, each padded to ``tokens``. count: of a step on one data rank.
+    chunk: tokens whose float32 logits are held at once; 0 for a scorer, which has none.
+    """
+
+    rows: int
+    tokens: int
+    count: int
+    chunk: int
+
+
+def activation_bytes(
+    shape: ModelShape, layout: Layout, precision: Precision, microbatch: Microbatch
+) -> int:
+    """Return activations and logits of the fullest pipeline stage while a model trains.
+
+    Per layer s b h (18 + 4 f / h) bytes in 16 bits, all divided by TP under sequence parallelism;
+    without it 10 of the 18, the norms' and the matrices' inputs, are whole on every rank. Full
+    recompute keeps a layer's input, 2 s b h, and one layer while it is computed again. A pipeline
+    holds min(PP, microbatches) microbatches on its first stage (Korthikanti et al.,
+    arXiv 2205.05198).
+    """
+    tokens = microbatch.rows * microbatch.tokens
+    in_flight = min(layout.pipeline, microbatch.count)
+    num_layers = shape.num_layers // layout.pipeline
+    inputs = tokens * shape.hidden_size * precision.activation
+    layer = _layer_activations(shape, layout, precision, tokens)
+    if layout.recompute == "full":
+        kept = inputs // layout.tensor if layout.sequence_parallel else inputs
+        body, one_pass = num_layers * kept * in_flight + layer, num_layers * kept + layer
+    else:
+        body, one_pass = num_layers * layer * in_flight, num_layers * layer
+    logits = 0
+    if microbatch.chunk:
+        columns = -(-shape.vocab_size // layout.tensor)
+        # The logits and their gradient, and a float32 chunk with its softmax.
+        logits = 2 * tokens * columns * precision.activation
+        logits += 2 * min(microbatch.chunk, tokens) * columns * FLOAT32_BYTES
+    return max(body, one_pass + logits) if layout.pipeline > 1 else body + logits
+
+
+def _layer_activations(shape: ModelShape, layout: Layout, precision: Precision, tokens: int) -> int:
+    """Return the bytes that one layer keeps for its backward pass."""
+    is_mixture = shape.num_moe_layers > 0
+    width = shape.experts_per_token * shape.expert_ffn_size if is_mixture else shape.ffn_size
+    whole = 0 if layout.sequence_parallel else 10
+    divided = 18 - whole + 4 * width / shape.hidden_size
+    per_token = shape.hidden_size * (whole + divided / layout.tensor)
+    return int(tokens * per_token * precision.activation / 2)
+
+
+def engine_weight_bytes(shape: ModelShape, layout: Layout, precision: Precision) -> int:
+    """Return the bytes of the engine's weights on one of its GPUs."""
+    return shape.num_parameters() * precision.engine // layout.engine_tensor
+
+
+def kv_bytes_per_token(shape: ModelShape, layout: Layout, precision: Precision) -> int:
+    """Return the bytes of one token's keys and values on one of the engine's GPUs."""
+    width = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    return max(1, width * precision.engine // layout.engine_tensor)
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """Bytes on one GPU in one phase, by role.
+
+    Roles are student, discriminator and engine (what they keep between steps), activations,
+    swap_buffers and kv_cache.
+    """
+
+    phase: str
+    by_role: Mapping[str, int]
+    usable: int
+
+    @property
+    def total(self) -> int:
+        """Return what the phase needs."""
+        return sum(self.by_role.values())
+
+    @property
+    def missing(self) -> int:
+        """Return the bytes that do not fit."""
+        return max(0, self.total - self.usable)

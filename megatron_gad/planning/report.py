@@ -1,0 +1,182 @@
+"""A plan as a text for people and as JSON for programs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from megatron_gad.planning.devices import GIB, usable_bytes
+from megatron_gad.planning.request import Request
+from megatron_gad.planning.search import Plan
+from megatron_gad.planning.shapes import ModelShape
+from megatron_gad.planning.time import StageTime, swap_bytes, swap_seconds
+
+ROLES = ("student", "discriminator", "engine", "activations", "swap_buffers", "kv_cache")
+SHOWN_PLANS = 6
+HOUR = 3600
+
+
+def format_report(request: Request, configured: Plan | str, plans: Sequence[Plan]) -> str:
+    """Return the text.
+
+    configured: the plan of the configuration's own layout, or why there is none.
+    plans: of the search, fastest first; empty where nothing fits.
+    """
+    lines = [*_question(request), ""]
+    if isinstance(configured, str):
+        lines += [f"Configured layout: {configured}", ""]
+    else:
+        lines += [
+            f"Configured layout: {configured.layout.describe()}",
+            *_answer(request, configured),
+        ]
+        lines.append("")
+    if plans and plans[0] == configured:
+        lines.append("The configured layout is the fastest found.")
+    elif plans:
+        lines += [f"Fastest found: {plans[0].layout.describe()}", *_answer(request, plans[0])]
+        lines += [f"  flags          {flags(plans[0])}"]
+    if len(plans) > 1:
+        lines += ["", f"The next of {len(plans):,} layouts that fit:", *_others(plans)]
+    return "\n".join(lines)
+
+
+def to_json(request: Request, configured: Plan | str, plans: Sequence[Plan]) -> dict[str, Any]:
+    """Return the same as plain values: bytes, seconds and tokens, nothing rounded."""
+    is_error = isinstance(configured, str)
+    return {
+        "device": request.device.name,
+        "num_gpus": request.num_gpus,
+        "usable_bytes": usable_bytes(request.device, request.assume),
+        "student_parameters": request.student.num_parameters(),
+        "discriminator_parameters": request.discriminator.num_parameters(is_scorer=True),
+        "assumptions": vars(request.assume),
+        "lengths": vars(request.lengths),
+        "swap_bytes": swap_bytes(request) if request.has_engine else 0,
+        "configured": {"problem": configured} if is_error else _plan_json(request, configured),
+        "plans": [_plan_json(request, plan) for plan in plans[:SHOWN_PLANS]],
+    }
+
+
+def flags(plan: Plan) -> str:
+    """Return the flags of the command that choose a plan's layout."""
+    layout = plan.layout
+    words = [f"--tensor-model-parallel-size {layout.tensor}"]
+    words.append(f"--pipeline-model-parallel-size {layout.pipeline}")
+    if layout.expert > 1:
+        words.append(f"--expert-model-parallel-size {layout.expert}")
+    if layout.sequence_parallel:
+        words.append("--sequence-parallel")
+    if layout.distributed_optimizer:
+        words.append("--use-distributed-optimizer")
+    if layout.recompute:
+        words.append(f"--recompute-granularity {layout.recompute}")
+    return " ".join(words)
+
+
+def _question(request: Request) -> Iterator[str]:
+    device, lengths = request.device, request.lengths
+    usable = usable_bytes(device, request.assume) / GIB
+    yield (
+        f"{request.num_gpus} x {device.name}: {device.memory_bytes / GIB:.1f} GiB each, "
+        f"{usable:.1f} usable"
+    )
+    yield _line("student", _describe(request.student, is_scorer=False))
+    if request.has_engine:
+        yield _line("discriminator", _describe(request.discriminator, is_scorer=True))
+    yield _line(
+        "tokens",
+        f"mean prompt {lengths.prompt}, mean response {lengths.response} (assumed); "
+        f"at most {lengths.max_prompt} and {lengths.max_response}",
+    )
+    prompts = request.num_data_prompts
+    yield _line("prompts", f"{prompts:,}" if prompts else "not known; --num-prompts gives epochs")
+
+
+def _describe(shape: ModelShape, is_scorer: bool) -> str:
+    return (
+        f"{shape.model_type}, {shape.num_layers} layers, width {shape.hidden_size}, "
+        f"{shape.num_parameters(is_scorer):,} parameters"
+    )
+
+
+def _answer(request: Request, plan: Plan) -> Iterator[str]:
+    yield "  GiB a GPU by phase:"
+    roles = [role for role in ROLES if any(role in phase.by_role for phase in plan.memory.phases)]
+    yield _row("", [*roles, "total"])
+    for phase in plan.memory.phases:
+        sizes = [phase.by_role.get(role, 0) for role in roles]
+        yield _row(phase.phase, [f"{size / GIB:.1f}" for size in (*sizes, phase.total)])
+    leaves = ", ".join(sorted(plan.memory.leaves)) or "nobody; everything stays"
+    yield _line("must leave", leaves)
+    yield _line("host memory", f"{plan.memory.host_bytes / GIB:.1f} GiB pinned for each GPU")
+    if request.has_engine:
+        yield from _engine_lines(request, plan)
+    yield "  Seconds a step:"
+    yield _row("", ["swap", "rollout", "discriminator", "student", "moves", "step", "epoch (h)"])
+    for stage in plan.stages:
+        yield _row(stage.stage, _stage_cells(stage))
+    for stage in plan.stages:
+        if stage.reference != stage.step:
+            ratio = stage.reference / stage.step
+            text = f"{stage.reference:.1f} s a step the reference implementation's way"
+            yield _line(stage.stage, f"{text}, {ratio:.2f} times as long")
+
+
+def _engine_lines(request: Request, plan: Plan) -> Iterator[str]:
+    tokens, lengths = plan.memory.cache_tokens, request.lengths
+    yield _line(
+        "KV cache",
+        f"{tokens:,} tokens a copy of the engine: {tokens // lengths.row:,} rows at their mean "
+        f"length, {tokens // lengths.max_row:,} at their longest",
+    )
+    seconds = swap_seconds(request, plan.layout)
+    yield _line("weight swap", f"{swap_bytes(request) / GIB:.1f} GiB in {seconds:.1f} s")
+
+
+def _stage_cells(stage: StageTime) -> list[str]:
+    phases = (stage.swap, stage.rollout.total, stage.discriminator, stage.student, stage.moves)
+    epoch = "?" if stage.epoch is None else f"{stage.epoch / HOUR:.1f}"
+    return [f"{seconds:.1f}" for seconds in (*phases, stage.step)] + [epoch]
+
+
+def _others(plans: Sequence[Plan]) -> Iterator[str]:
+    for plan in plans[1:SHOWN_PLANS]:
+        leaves = ", ".join(sorted(plan.memory.leaves)) or "nobody"
+        yield f"  {plan.seconds:7.1f} s a step  {plan.layout.describe()}; leaves: {leaves}"
+
+
+def _plan_json(request: Request, plan: Plan) -> dict[str, Any]:
+    memory = plan.memory
+    return {
+        "layout": vars(plan.layout) | {"gpus": plan.layout.world},
+        "flags": flags(plan),
+        "leaves": sorted(memory.leaves),
+        "host_bytes": memory.host_bytes,
+        "cache_tokens": memory.cache_tokens,
+        "bytes_by_phase": {phase.phase: dict(phase.by_role) for phase in memory.phases},
+        "swap_seconds": swap_seconds(request, plan.layout) if request.has_engine else 0.0,
+        "stages": [
+            {
+                "stage": stage.stage,
+                "seconds": {
+                    "swap": stage.swap,
+                    "rollout": stage.rollout.total,
+                    "discriminator": stage.discriminator,
+                    "student": stage.student,
+                    "moves": stage.moves,
+                },
+                "step_seconds": stage.step,
+                "epoch_seconds": stage.epoch,
+                "stage_seconds": stage.total,
+                "reference_step_seconds": stage.reference,
+            }
+            for stage in plan.stages
+        ],
+    }
+
+
+def _line(title: str, text: str) -> str:
+    return f"  {title:<15}{text}"
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    return f"    {title:<13}" + "".join(f"{cell:>15}" for cell in cells)

@@ -1,0 +1,162 @@
+"""Who lives on the device in which phase, and whether all of it fits."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from megatron_gad.planning.devices import usable_bytes
+from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.memory import (
+    Microbatch,
+    ModelState,
+    PhaseMemory,
+    activation_bytes,
+    engine_weight_bytes,
+    kv_bytes_per_token,
+    model_state,
+)
+from megatron_gad.planning.request import Request, microbatch_rows, num_microbatches
+
+# What may leave the device when it is not at work. An engine that leaves takes its cache along.
+CHOICES: tuple[frozenset[str], ...] = tuple(
+    frozenset(models) | engine
+    for engine in (frozenset(), frozenset({"kv_cache"}), frozenset({"kv_cache", "engine"}))
+    for models in ((), ("discriminator",), ("student",), ("discriminator", "student"))
+)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one GPU under one layout and residency.
+
+    leaves: roles that leave the device while they are not at work.
+    cache_tokens: tokens whose keys and values fit into one copy of the engine.
+    student, discriminator: states while on the device; host_bytes: pinned, for one GPU.
+    """
+
+    leaves: frozenset[str]
+    phases: tuple[PhaseMemory, ...]
+    cache_tokens: int
+    student: ModelState
+    discriminator: ModelState | None
+    host_bytes: int
+
+    @property
+    def missing(self) -> int:
+        """Return the bytes that the worst phase lacks; 0 where everything fits."""
+        return max(phase.missing for phase in self.phases)
+
+
+def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
+    """Yield the memory of a layout for every choice of who leaves, from nobody to everybody."""
+    precision = request.precision
+    student = model_state(request.student, layout, precision, is_scorer=False)
+    discriminator = None
+    if request.has_engine:
+        discriminator = model_state(request.discriminator, layout, precision, is_scorer=True)
+    activations = _activations(request, layout)
+    for leaves in CHOICES if request.has_engine else CHOICES[:1]:
+        yield _memory_plan(request, layout, leaves, (student, discriminator), activations)
+
+
+def _activations(request: Request, layout: Layout) -> dict[str, int]:
+    """Return the activations of the student's and the discriminator's largest microbatch."""
+    tokens, found = request.lengths.max_row, {"student": 0, "discriminator": 0}
+    for stage in request.stages:
+        rows = request.micro_batch_size
+        count = num_microbatches(stage.student_trained, rows, layout.data)
+        batch = Microbatch(rows, tokens, count, request.logprob_chunk_size)
+        needed = activation_bytes(request.student, layout, request.precision, batch)
+        found["student"] = max(found["student"], needed)
+        if stage.num_samples:
+            rows = microbatch_rows(request, stage.group_size)
+            count = num_microbatches(stage.discriminator_trained, rows, layout.data)
+            batch = Microbatch(rows, tokens, count, chunk=0)
+            needed = activation_bytes(request.discriminator, layout, request.precision, batch)
+            found["discriminator"] = max(found["discriminator"], needed)
+    return found
+
+
+def _memory_plan(
+    request: Request,
+    layout: Layout,
+    leaves: frozenset[str],
+    states: tuple[ModelState, ModelState | None],
+    activations: dict[str, int],
+) -> MemoryPlan:
+    """Put every role into the phases that it lives in; the KV cache gets what is left."""
+    student, discriminator = states
+    if discriminator is None:
+        phases = {"student": {"student": student.total, "activations": activations["student"]}}
+        cache, cache_tokens = 0, 0
+    else:
+        engine = engine_weight_bytes(request.student, layout, request.precision)
+        phases = _phases(request, leaves, (student, discriminator, engine), activations)
+        cache, cache_tokens = _cache(request, layout, leaves, phases)
+    usable = usable_bytes(request.device, request.assume)
+    host = student.weights if request.has_reference and discriminator else 0
+    host += student.moved if "student" in leaves else 0
+    host += discriminator.moved if discriminator and "discriminator" in leaves else 0
+    return MemoryPlan(
+        leaves=leaves,
+        phases=tuple(
+            PhaseMemory(
+                name, roles | ({"kv_cache": cache} if _has_cache(name, leaves) else {}), usable
+            )
+            for name, roles in phases.items()
+        ),
+        cache_tokens=cache_tokens,
+        student=student,
+        discriminator=discriminator,
+        host_bytes=host,
+    )
+
+
+def _phases(
+    request: Request,
+    leaves: frozenset[str],
+    roles: tuple[ModelState, ModelState, int],
+    activations: dict[str, int],
+) -> dict[str, dict[str, int]]:
+    """Return the bytes of every phase by role, the KV cache apart.
+
+    roles: states of student and discriminator, bytes of the engine's weights.
+    """
+    student, discriminator, engine = roles
+    working = {"student": student.total, "discriminator": discriminator.total, "engine": engine}
+    stays = {role: 0 if role in leaves else size for role, size in working.items()}
+    # A student that leaves shows the engine its weights last, when the rest is gone already.
+    shown = student.weights if "student" in leaves else student.total
+    buffers = 2 * request.assume.bucket_bytes
+    return {
+        "swap": stays | {"student": shown, "engine": engine, "swap_buffers": buffers},
+        "rollout": stays | {"engine": engine},
+        "discriminator": stays
+        | {"discriminator": discriminator.total, "activations": activations["discriminator"]},
+        "student": stays | {"student": student.total, "activations": activations["student"]},
+    }
+
+
+def _has_cache(phase: str, leaves: frozenset[str]) -> bool:
+    return phase == "rollout" or "kv_cache" not in leaves
+
+
+def _cache(
+    request: Request,
+    layout: Layout,
+    leaves: frozenset[str],
+    phases: dict[str, dict[str, int]],
+) -> tuple[int, int]:
+    """Return the bytes of the KV cache on one GPU and the tokens that fit into them.
+
+    It takes what the phases that it lives through leave free: at least one row at its longest,
+    whether that fits or not, and at most all rows of a replica at their longest.
+    """
+    usable = usable_bytes(request.device, request.assume)
+    lived = [roles for name, roles in phases.items() if _has_cache(name, leaves)]
+    free = min(usable - sum(roles.values()) for roles in lived)
+    each = kv_bytes_per_token(request.student, layout, request.precision)
+    replicas = layout.world // layout.engine_tensor
+    most_rows = max(-(-int(stage.num_samples) // replicas) for stage in request.stages)
+    longest = request.lengths.max_row
+    tokens = min(max(free // each, longest), max(1, most_rows) * longest)
+    return tokens * each, tokens

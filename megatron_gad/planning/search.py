@@ -1,0 +1,158 @@
+"""Every layout and residency that fits, fastest first; or what is missing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_gad.planning.layout import Layout, layout_problems
+from megatron_gad.planning.request import Request
+from megatron_gad.planning.residency import MemoryPlan, memory_plans
+from megatron_gad.planning.time import StageTime, stage_time
+
+TENSOR_SIZES = (1, 2, 4, 8)
+PIPELINE_SIZES = (1, 2, 4, 8, 16)
+EXPERT_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run, with its memory and time."""
+
+    layout: Layout
+    memory: MemoryPlan
+    stages: tuple[StageTime, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of a step of the last stage, by which plans are compared."""
+        return self.stages[-1].step
+
+
+def plan_layout(request: Request, layout: Layout) -> Plan:
+    """Return the fastest residency and engine size of one training layout.
+
+    layout: its ``engine_tensor`` is chosen here.
+
+    Raises:
+        ValueError: the layout does not divide the models or the batch, or nothing fits; says which
+            numbers, or which phase lacks how many bytes.
+    """
+    problems = divisibility_problems(request, replace(layout, engine_tensor=1))
+    if problems:
+        raise ValueError(f"{layout.describe()} is impossible: {'; '.join(problems)}")
+    sized = [replace(layout, engine_tensor=size) for size in TENSOR_SIZES]
+    possible = [each for each in sized if not divisibility_problems(request, each)]
+    plans = [plan for each in possible for plan in _fitting(request, each)]
+    if not plans:
+        nearest = min(
+            ((each, memory) for each in possible for memory in memory_plans(request, each)),
+            key=lambda pair: pair[1].missing,
+        )
+        raise ValueError(f"{nearest[0].describe()} does not fit: {_describe_missing(nearest[1])}")
+    return min(plans, key=_order)
+
+
+def find_plans(request: Request, base: Layout) -> list[Plan]:
+    """Return the best residency of every layout that fits, fastest first.
+
+    base: gives what is not searched: whether the optimizer is distributed, and the recompute that
+        is tried beside full recompute. A layout may leave GPUs idle, so more GPUs are never slower.
+
+    Raises:
+        ValueError: nothing fits; names the layout that comes nearest and what it lacks.
+    """
+    plans, nearest = [], None
+    for layout in layouts(request, base):
+        found = _fitting(request, layout)
+        if found:
+            plans.append(min(found, key=_order))
+        elif not plans:
+            memory = min(memory_plans(request, layout), key=lambda memory: memory.missing)
+            if nearest is None or memory.missing < nearest[1].missing:
+                nearest = layout, memory
+    if not plans:
+        if nearest is None:
+            raise ValueError(
+                f"no layout of up to {request.num_gpus} GPUs divides the models and the batch; "
+                "change --gpus or the prompts of a step"
+            )
+        raise ValueError(
+            f"nothing fits {request.num_gpus} x {request.device.name}; nearest is "
+            f"{nearest[0].describe()}: {_describe_missing(nearest[1])}"
+        )
+    return sorted(plans, key=_order)
+
+
+def layouts(request: Request, base: Layout) -> Iterator[Layout]:
+    """Yield every layout that divides the models, the batch and the node."""
+    recomputes = (base.recompute, "full") if base.recompute != "full" else ("full",)
+    for tensor in TENSOR_SIZES:
+        for pipeline in PIPELINE_SIZES:
+            for data in range(1, request.num_gpus // (tensor * pipeline) + 1):
+                for expert in EXPERT_SIZES if request.student.num_experts else (1,):
+                    for engine in TENSOR_SIZES:
+                        layout = replace(
+                            base,
+                            tensor=tensor,
+                            pipeline=pipeline,
+                            data=data,
+                            expert=expert,
+                            engine_tensor=engine,
+                            sequence_parallel=tensor > 1,
+                        )
+                        if not divisibility_problems(request, layout):
+                            yield from (replace(layout, recompute=r) for r in recomputes)
+
+
+def divisibility_problems(request: Request, layout: Layout) -> list[str]:
+    """Return what a layout does not divide: both models, the batch of each stage, the node."""
+    problems = layout_problems(request.student, layout)
+    problems += [
+        problem
+        for problem in layout_problems(request.discriminator, layout)
+        if request.has_engine and problem not in problems
+    ]
+    problems += [
+        f"{layout.data} data ranks do not divide the {stage.num_prompts} prompts of a {stage.kind} "
+        "step"
+        for stage in request.stages
+        if stage.num_prompts % layout.data
+    ]
+    if layout.world > request.num_gpus:
+        problems.append(f"it takes {layout.world} GPUs, there are {request.num_gpus}")
+    if max(layout.tensor, layout.engine_tensor) > request.device.gpus_per_node:
+        problems.append(
+            f"tensor parallelism spans more than the {request.device.gpus_per_node} GPUs of a node"
+        )
+    return problems
+
+
+def _order(plan: Plan) -> tuple[float, int, int, int]:
+    """Order plans by time; among equals fewer GPUs, smaller shards and fewer moves come first."""
+    layout = plan.layout
+    return plan.seconds, layout.world, layout.model_group, len(plan.memory.leaves)
+
+
+def _fitting(request: Request, layout: Layout) -> list[Plan]:
+    """Return a plan for every residency of a layout that fits."""
+    return [
+        Plan(
+            layout,
+            memory,
+            tuple(stage_time(request, layout, memory, work) for work in request.stages),
+        )
+        for memory in memory_plans(request, layout)
+        if not memory.missing
+    ]
+
+
+def _describe_missing(memory: MemoryPlan) -> str:
+    """Say which phase lacks how much, who holds it, and what would help."""
+    phase = max(memory.phases, key=lambda phase: phase.missing)
+    held = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in phase.by_role.items() if size)
+    gone = f" with {', '.join(sorted(memory.leaves))} away when idle" if memory.leaves else ""
+    return (
+        f"the {phase.phase} phase needs {phase.total / 2**30:.1f} GiB a GPU ({held}){gone} and "
+        f"{phase.usable / 2**30:.1f} GiB are usable: {phase.missing / 2**30:.1f} GiB are missing; "
+        "use more or larger GPUs, use_distributed_optimizer, a smaller micro_batch_size, "
+        "discriminator.split_groups or shorter data.max_*_tokens"
+    )

@@ -1,0 +1,118 @@
+r"""Plan memory and time of a run on GPUs that need not be here.
+
+    python tools/plan_run.py run.toml --gpus 16 --gpu-type h100-80g [--json plan.json]
+
+Formulas and assumptions are in docs/planning.md. Exit status: 0 a layout fits, 1 none does, 2 bad
+input.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from megatron_gad.config import RunConfig
+from megatron_gad.config_file import read_toml
+from megatron_gad.planning.devices import Assumptions, device_of
+from megatron_gad.planning.memory import precision_of
+from megatron_gad.planning.report import format_report, to_json
+from megatron_gad.planning.request import Request
+from megatron_gad.planning.search import find_plans, plan_layout
+from megatron_gad.planning.shapes import read_shape
+from megatron_gad.workloads import configured_layout, count_rows, lengths_of, stage_works
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is planned.
+
+    Attributes:
+        config: the run's TOML file.
+        gpus: how many there are.
+        gpu_type: a100-80g, h100-80g, h200-141g or b200-192g.
+        model_config: config.json of the student where its folder is not here.
+        json: file for the plan as JSON.
+        prompt_tokens, response_tokens: mean lengths, prompt and response alike for both sides.
+        num_prompts: usable rows of the data set; counted where the files are here.
+        assume: what no data sheet says.
+    """
+
+    config: tyro.conf.Positional[Path]
+    gpus: int
+    gpu_type: str
+    model_config: Path | None = None
+    json: Path | None = None
+    prompt_tokens: int = 150
+    response_tokens: int = 400
+    num_prompts: int | None = None
+    assume: Assumptions = field(default_factory=Assumptions)
+
+
+def main() -> int:
+    """Print the plan, write it where asked, and return the exit status."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        config = read_toml(arguments.config, RunConfig)
+        request = _request(arguments, config)
+    except ValueError as error:
+        print(f"plan_run: {error}", file=sys.stderr)
+        return 2
+    layout = configured_layout(config, request.num_gpus)
+    try:
+        configured = plan_layout(request, layout)
+    except ValueError as error:
+        configured = str(error)
+    problem, plans = "", []
+    try:
+        plans = find_plans(request, layout)
+    except ValueError as error:
+        problem = str(error)
+    print(format_report(request, configured, plans))
+    if problem:
+        print(f"plan_run: {problem}", file=sys.stderr)
+    if arguments.json:
+        found = to_json(request, configured, plans) | {"problem": problem or None}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0 if plans else 1
+
+
+def _request(arguments: Arguments, config: RunConfig) -> Request:
+    """Put the question together.
+
+    Raises:
+        ValueError: something cannot be read or planned; names it.
+    """
+    problems = arguments.assume.problems()
+    if arguments.gpus < 1:
+        problems.append(f"--gpus {arguments.gpus}; it has to be 1 or more")
+    if not config.stages:
+        problems.append("stages = [] plans nothing; name at least one")
+    if problems:
+        raise ValueError("\n".join(problems))
+    device = device_of(arguments.gpu_type)
+    compute, path = config.compute, config.discriminator.path
+    if compute.fp8_format and not device.fp8_flops:
+        raise ValueError(f"compute.fp8_format = {compute.fp8_format!r}: {device.name} has no FP8")
+    student = read_shape(arguments.model_config or Path(config.student.path))
+    return Request(
+        student=student,
+        discriminator=read_shape(Path(path)) if path else student,
+        device=device,
+        num_gpus=arguments.gpus,
+        stages=stage_works(config),
+        lengths=lengths_of(config.data, arguments.prompt_tokens, arguments.response_tokens),
+        precision=precision_of(compute.bf16, compute.fp8_format is not None),
+        is_fp8=compute.fp8_format is not None,
+        has_reference="adversarial" in config.stages and config.gad.kl_coef > 0,
+        micro_batch_size=compute.micro_batch_size,
+        split_groups=config.discriminator.split_groups,
+        logprob_chunk_size=compute.logprob_chunk_size,
+        num_data_prompts=arguments.num_prompts or count_rows(config.data),
+        assume=arguments.assume,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
