@@ -100,6 +100,17 @@ def parameters(trainer: Trainer) -> list[torch.nn.Parameter]:
     return [parameter for chunk in trainer.modules for parameter in chunk.parameters()]
 
 
+def training_state(trainer: Trainer) -> list[Tensor]:
+    """Copies of this rank's weights, of their float32 main copies if any, and of the moments."""
+    state = trainer.optimizer.chained_optimizers[0].optimizer.state
+    values = []
+    for parameter in parameters(trainer):
+        main = getattr(parameter, "main_param", parameter)
+        moments = [state[main][name] for name in ("step", "exp_avg", "exp_avg_sq")]
+        values += [parameter, main, *moments]
+    return [value.detach().clone() for value in values]
+
+
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
     """The gradients of the last step by Hugging Face name; clipped where the trainer clips."""
     return under_hf_names(trainer, [p.main_grad for p in parameters(trainer)])

@@ -13,6 +13,7 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
+from megatron_gad.training.optimizer import forget_moments, has_moments
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 
@@ -62,7 +63,7 @@ def save_checkpoint(
     parallel: Parallel,
     keep_last: int,
 ) -> None:
-    """Write a checkpoint, publish it, delete those older than the newest ``keep_last`` (0: none).
+    """Write a checkpoint, publish it, delete all but it and the ``keep_last`` - 1 before (0: none).
 
     Every rank calls it.
     """
@@ -75,7 +76,9 @@ def save_checkpoint(
             folder.mkdir(parents=True)
     parallel.barrier()
     for name, trainer in residents.models.items():
-        dist_checkpointing.save(_sharded_state(trainer), str(draft / name))
+        held = has_moments(trainer.optimizer)
+        state_to_save = {**_sharded_state(trainer), "has_moments": held}
+        dist_checkpointing.save(state_to_save, str(draft / name))
     for name, (trainer, snapshot) in residents.snapshots.items():
         trainer.swap(snapshot)
         dist_checkpointing.save(_sharded_weights(trainer), str(draft / name))
@@ -84,7 +87,7 @@ def save_checkpoint(
     if parallel.is_writer:
         (draft / STATE).write_text(json.dumps(state, indent=1))
         _publish(run_folder, draft, target, iteration)
-        _prune(run_folder, keep_last)
+        _prune(run_folder, iteration, keep_last)
     parallel.barrier()
 
 
@@ -95,7 +98,11 @@ def read_state(run_folder: Path, iteration: int) -> dict[str, Any]:
 
 def load_model(folder: Path, trainer: Trainer) -> None:
     """Restore a trainer's parameters and optimizer; any layout may load what any layout saved."""
-    loaded = dist_checkpointing.load(_sharded_state(trainer, is_loading=True), str(folder))
+    # An optimizer that took no step saved no moments, and has to be asked for none.
+    held = dist_checkpointing.load_common_state_dict(str(folder))["has_moments"]
+    if not held:
+        forget_moments(trainer.optimizer)
+    loaded = dist_checkpointing.load(_sharded_state(trainer, is_loading=held), str(folder))
     _load_weights(trainer, loaded["model"])
     trainer.optimizer.load_state_dict(loaded["optimizer"])
 
@@ -103,8 +110,11 @@ def load_model(folder: Path, trainer: Trainer) -> None:
 def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
     """Return parameters saved as a snapshot; the trainer's own are left as they were."""
     own = trainer.snapshot()
-    _load_weights(trainer, dist_checkpointing.load(_sharded_weights(trainer), str(folder))["model"])
-    trainer.swap(own)
+    try:
+        loaded = dist_checkpointing.load(_sharded_weights(trainer), str(folder))
+        _load_weights(trainer, loaded["model"])
+    finally:
+        trainer.swap(own)
     return own
 
 
@@ -123,14 +133,26 @@ def _load_weights(trainer: Trainer, weights: dict[str, Any]) -> None:
 
 
 def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> None:
-    shutil.rmtree(target, ignore_errors=True)
+    """Give the draft its name and point the marker at it, then drop what stood there before."""
+    replaced = target.with_name(target.name + ".old")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.rename(replaced)
     draft.rename(target)
     marker = run_folder / (LATEST + ".draft")
     marker.write_text(str(iteration))
     marker.rename(run_folder / LATEST)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _prune(run_folder: Path, keep_last: int) -> None:
-    whole = sorted(p for p in run_folder.glob("iter_*") if (p / STATE).exists())
-    for folder in whole[:-keep_last] if keep_last else []:
+def _prune(run_folder: Path, newest: int, keep_last: int) -> None:
+    """Delete older checkpoints than are to be kept, and drafts that a crash left behind.
+
+    Checkpoints beyond the newest were left behind by a run that was set back; they do not count.
+    """
+    for draft in run_folder.glob("iter_*.draft"):
+        shutil.rmtree(draft)
+    whole = sorted(path for path in run_folder.glob("iter_*") if (path / STATE).exists())
+    older = [path for path in whole if path <= iteration_folder(run_folder, newest)]
+    for folder in older[:-keep_last] if keep_last else []:
         shutil.rmtree(folder)

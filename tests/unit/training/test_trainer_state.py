@@ -22,6 +22,7 @@ from tests.tiny_training import (
     pair_rows,
     parameters,
     student_batch,
+    training_state,
     weights,
 )
 
@@ -48,16 +49,6 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hf_folder(tmp_path_factory.mktemp("other"), seed=7)
 
 
-def everything(trainer: Trainer) -> list[Tensor]:
-    """Copies of the parameters, their float32 main copies where there are any, and the moments."""
-    state = trainer.optimizer.chained_optimizers[0].optimizer.state
-    values = []
-    for parameter in parameters(trainer):
-        main = getattr(parameter, "main_param", parameter)
-        values += [parameter, main, *state[main].values()]
-    return [value.detach().clone() for value in values]
-
-
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
     """Bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -74,10 +65,10 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     ids=["logprobs", "evaluate", "hf_weights", "snapshot"],
 )
 def test_looking_changes_nothing(student: Trainer, look: Callable[[Trainer], Tensor]) -> None:
-    before = everything(student)
+    before = training_state(student)
     seen = look(student)
     assert not seen.requires_grad
-    assert same(everything(student), before)
+    assert same(training_state(student), before)
     copied = seen.clone()
     student.train(student_batch(V), supervised_loss)
     assert torch.equal(seen, copied)
@@ -94,7 +85,7 @@ def test_looking_does_not_change_the_next_step(
             student.logprobs(batch)
             student.evaluate(batch, supervised_loss)
         student.train(batch, supervised_loss)
-        results.append(everything(student))
+        results.append(training_state(student))
     assert same(*results)
 
 
@@ -154,21 +145,21 @@ def test_loaded_weights_are_trained_from(
         student = make_student(first, place, compute=compute)
         student.load_hf_weights(other_folder)
         student.train(batch, supervised_loss)
-        results.append(everything(student))
+        results.append(training_state(student))
     assert same(*results)
 
 
 def test_a_swap_lends_the_weights_and_gives_them_back(student: Trainer) -> None:
     batch = student_batch(V)
-    before, logprobs = everything(student), student.logprobs(batch)
+    before, logprobs = training_state(student), student.logprobs(batch)
     snapshot = student.snapshot()
     kept = [tensor.clone() for tensor in snapshot]
     student.train(batch, supervised_loss)
-    after = everything(student)
+    after = training_state(student)
     student.swap(snapshot)
     assert torch.equal(student.logprobs(batch), logprobs)
     student.swap(snapshot)
-    assert same(everything(student), after) and not same(after, before)
+    assert same(training_state(student), after) and not same(after, before)
     assert same(snapshot, kept)
 
 
@@ -177,18 +168,18 @@ def test_the_reference_computes_with_its_own_weights(student: Trainer) -> None:
     reference = Reference(student, student.snapshot())
     expected = student.logprobs(batch, 0.8)
     student.train(batch, supervised_loss)
-    after = everything(student)
+    after = training_state(student)
     assert torch.equal(reference.logprobs(batch, 0.8), expected)
-    assert same(everything(student), after)
+    assert same(training_state(student), after)
     assert not torch.equal(student.logprobs(batch, 0.8), expected)
 
 
 def test_a_snapshot_of_a_folder_leaves_the_own_weights(
     student: Trainer, other_folder: Path
 ) -> None:
-    before = everything(student)
+    before = training_state(student)
     snapshot = student.snapshot_of(other_folder)
-    assert same(everything(student), before)
+    assert same(training_state(student), before)
     student.swap(snapshot)
     expected = HfStudent(other_folder).parameters
     for name, value in student.hf_weights():
@@ -198,11 +189,11 @@ def test_a_snapshot_of_a_folder_leaves_the_own_weights(
 def test_a_folder_that_cannot_be_read_leaves_the_own_weights(
     student: Trainer, tmp_path: Path
 ) -> None:
-    before = everything(student)
+    before = training_state(student)
     bigger = make_hf_folder(tmp_path, intermediate_size=64)
     with pytest.raises(ValueError, match=r"down_proj.*another config\.json"):
         student.snapshot_of(bigger)
-    assert same(everything(student), before)
+    assert same(training_state(student), before)
 
 
 def test_restored_weights_are_those_of_the_snapshot(student: Trainer) -> None:

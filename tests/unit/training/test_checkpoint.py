@@ -1,0 +1,208 @@
+"""Checkpoints on one rank. What other layouts make of them: test_training.py of distributed."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_gad.algorithms.discriminator import discriminator_loss
+from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.training.checkpoint import (
+    LATEST,
+    STATE,
+    Residents,
+    iteration_folder,
+    latest_iteration,
+    load_model,
+    load_snapshot,
+    read_state,
+    save_checkpoint,
+)
+from megatron_gad.training.options import ComputeConfig
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.reference import Reference
+from megatron_gad.training.trainer import Trainer
+from tests.tiny_training import (
+    make_discriminator,
+    make_student,
+    pair_rows,
+    student_batch,
+    training_state,
+    weights,
+)
+
+V = 97
+POLICY = partial(policy_loss, options=PolicyOptions(kl_coef=0.1))
+BRADLEY_TERRY = partial(discriminator_loss, kind="bradley_terry")
+
+
+@dataclass
+class Models:
+    """What a run in its last stage trains with."""
+
+    student: Trainer
+    discriminator: Trainer
+    reference: Reference
+
+    def step(self) -> list[float]:
+        """Train both once; returns what was measured."""
+        batch = student_batch(V)
+        batch = batch.with_ref_logprobs(self.reference.logprobs(batch, 0.8))
+        judged = self.discriminator.train(pair_rows(V), BRADLEY_TERRY)
+        learned = self.student.train(batch, POLICY, 0.8)
+        return [*judged.metrics.values(), *learned.metrics.values()]
+
+    def everything(self) -> list[Tensor]:
+        """Copies of all weights, main weights and moments."""
+        values = [tensor.clone() for tensor in self.reference.snapshot]
+        return values + training_state(self.student) + training_state(self.discriminator)
+
+    def residents(self) -> Residents:
+        return Residents(
+            {"student": self.student, "discriminator": self.discriminator},
+            {"reference": (self.student, self.reference.snapshot)},
+        )
+
+
+def make_models(place: Parallel, folder: Path, compute: ComputeConfig) -> Models:
+    student = make_student(folder, place, compute=compute, lr=1e-3)
+    discriminator = make_discriminator(folder, place, compute=compute, lr=1e-3)
+    return Models(student, discriminator, Reference(student, student.snapshot()))
+
+
+def load_models(source: Path, place: Parallel, folder: Path, compute: ComputeConfig) -> Models:
+    """As a new process would: models of the base weights, then what the checkpoint holds."""
+    models = make_models(place, folder, compute)
+    load_model(source / "student", models.student)
+    load_model(source / "discriminator", models.discriminator)
+    models.reference = Reference(
+        models.student, load_snapshot(source / "reference", models.student)
+    )
+    return models
+
+
+@pytest.mark.parametrize(
+    "compute", [ComputeConfig(), ComputeConfig(bf16=True)], ids=["fp32", "bf16"]
+)
+def test_going_on_from_a_checkpoint_is_going_on(
+    place: Parallel, qwen2_tied: Path, tmp_path: Path, compute: ComputeConfig
+) -> None:
+    models = make_models(place, qwen2_tied, compute)
+    for _ in range(2):
+        models.step()
+    at_save = models.everything()
+    save_checkpoint(tmp_path, 2, models.residents(), {"answer": 42}, place, keep_last=0)
+    assert all(map(torch.equal, models.everything(), at_save))
+    uninterrupted = [models.step() for _ in range(2)]
+
+    assert latest_iteration(tmp_path) == 2
+    assert read_state(tmp_path, 2) == {"answer": 42}
+    resumed = load_models(iteration_folder(tmp_path, 2), place, qwen2_tied, compute)
+    assert all(map(torch.equal, resumed.everything(), at_save))
+    assert [resumed.step() for _ in range(2)] == uninterrupted
+    assert all(map(torch.equal, resumed.everything(), models.everything()))
+
+
+@pytest.mark.parametrize(
+    "compute", [ComputeConfig(), ComputeConfig(bf16=True)], ids=["fp32", "bf16"]
+)
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_a_model_that_took_no_step_yet_goes_on_too(
+    place: Parallel, qwen2: Path, tmp_path: Path, compute: ComputeConfig, trained_before: bool
+) -> None:
+    batch = student_batch(V)
+    student = make_student(qwen2, place, compute=compute)
+    save_checkpoint(tmp_path, 1, Residents({"student": student}), {}, place, keep_last=0)
+    loaded = make_student(qwen2, place, compute=compute)
+    if trained_before:
+        loaded.train(batch, POLICY)
+    load_model(iteration_folder(tmp_path, 1) / "student", loaded)
+    for _ in range(2):
+        assert loaded.train(batch, POLICY).metrics == student.train(batch, POLICY).metrics
+    expected = weights(student)
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.hf_weights())
+
+
+def test_moments_that_were_forgotten_stay_forgotten(
+    place: Parallel, qwen2: Path, tmp_path: Path
+) -> None:
+    batch = student_batch(V)
+    student = make_student(qwen2, place)
+    student.train(batch, POLICY)
+    student.begin_stage(0.01, total_steps=1, reset_optimizer=True)
+    save_checkpoint(tmp_path, 1, Residents({"student": student}), {}, place, keep_last=0)
+    loaded = make_student(qwen2, place)
+    load_model(iteration_folder(tmp_path, 1) / "student", loaded)
+    loaded.begin_stage(0.01, total_steps=1)
+    student.train(batch, POLICY)
+    loaded.train(batch, POLICY)
+    expected = weights(student)
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.hf_weights())
+
+
+@pytest.fixture(scope="module")
+def resident(place: Parallel, qwen2: Path) -> Residents:
+    """A model to write, where it does not matter which."""
+    return Residents({"student": make_student(qwen2, place)})
+
+
+def iterations(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def test_only_the_newest_are_kept(place: Parallel, tmp_path: Path, resident: Residents) -> None:
+    for iteration in (1, 5, 20):
+        save_checkpoint(tmp_path, iteration, resident, {}, place, keep_last=2)
+    assert iterations(tmp_path) == ["iter_0000005", "iter_0000020"]
+    assert latest_iteration(tmp_path) == 20
+
+
+def test_a_half_written_checkpoint_is_ignored_and_cleared_away(
+    place: Parallel, tmp_path: Path, resident: Residents
+) -> None:
+    """Also one that has everything but its name."""
+    save_checkpoint(tmp_path, 1, resident, {"step": 1}, place, keep_last=2)
+    draft = tmp_path / "iter_0000002.draft"
+    draft.mkdir()
+    (draft / STATE).write_text("{}")
+    assert latest_iteration(tmp_path) == 1
+    save_checkpoint(tmp_path, 3, resident, {"step": 3}, place, keep_last=2)
+    assert iterations(tmp_path) == ["iter_0000001", "iter_0000003"]
+
+
+def test_a_run_that_was_set_back_keeps_what_it_writes(
+    place: Parallel, tmp_path: Path, resident: Residents
+) -> None:
+    for iteration in (10, 20):
+        save_checkpoint(tmp_path, iteration, resident, {}, place, keep_last=2)
+    (tmp_path / LATEST).write_text("10\n")
+    assert latest_iteration(tmp_path) == 10
+    save_checkpoint(tmp_path, 15, resident, {}, place, keep_last=1)
+    assert latest_iteration(tmp_path) == 15
+    assert iterations(tmp_path) == ["iter_0000015", "iter_0000020"]
+
+
+def test_a_checkpoint_of_the_same_iteration_is_replaced(
+    place: Parallel, tmp_path: Path, resident: Residents
+) -> None:
+    for stage in (0, 1):
+        save_checkpoint(tmp_path, 7, resident, {"stage": stage}, place, keep_last=1)
+    assert read_state(tmp_path, 7) == {"stage": 1}
+    assert iterations(tmp_path) == ["iter_0000007"]
+
+
+def test_without_a_marker_there_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "iter_0000004").mkdir()
+    assert latest_iteration(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["4", "release", ""])
+def test_a_marker_that_points_nowhere_is_named(tmp_path: Path, text: str) -> None:
+    """The folder of iteration 4 is there, but not whole."""
+    (tmp_path / "iter_0000004").mkdir()
+    (tmp_path / LATEST).write_text(text)
+    with pytest.raises(ValueError, match=rf"{LATEST} says '{text}'.*iter_\* folder that holds"):
+        latest_iteration(tmp_path)
