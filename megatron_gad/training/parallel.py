@@ -103,6 +103,7 @@ def initialize(config: ParallelConfig, seed: int) -> Parallel:
 
     Raises ValueError where the layout does not divide the world.
     """
+    _check_layout(config, environment_world_size())
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank())
@@ -117,6 +118,16 @@ def initialize(config: ParallelConfig, seed: int) -> Parallel:
     )
     model_parallel_cuda_manual_seed(seed)
     return _describe(torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
+
+
+def _check_layout(config: ParallelConfig, world_size: int) -> None:
+    tensor, pipeline = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+    if world_size % (tensor * pipeline):
+        raise ValueError(
+            f"tensor_model_parallel_size = {tensor} times pipeline_model_parallel_size = "
+            f"{pipeline} does not divide the {world_size} started ranks; start a multiple of "
+            f"{tensor * pipeline} (torchrun --nproc-per-node), or use smaller sizes"
+        )
 
 
 def _start_torch_distributed(backend: str, timeout: timedelta) -> None:
