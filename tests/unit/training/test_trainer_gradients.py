@@ -17,6 +17,8 @@ from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Loss
 from tests.hf_reference import HfScorer, HfStudent, reference_gradients
+from tests.largest_float32 import LargestFloat32
+from tests.tiny import make_hf_folder
 from tests.tiny_training import (
     gradients,
     make_discriminator,
@@ -165,3 +167,18 @@ def test_a_batch_without_response_tokens_moves_nothing(place: Parallel, qwen2: P
     output = student.train(batch, supervised_loss)
     assert output.metrics["grad_norm"] == 0.0 and output.metrics["loss"] == 0.0
     assert_same(weights(student), before, relative=0.0)
+
+
+def test_a_step_in_bf16_holds_no_float32_copy_of_all_logits(
+    place: Parallel, tmp_path: Path
+) -> None:
+    """Whatever the optimizer holds in float32 has the size of the largest weight."""
+    num_tokens, vocab_size, width = 8 * 60, 500, 32
+    folder = make_hf_folder(tmp_path, vocab_size=vocab_size)
+    compute = ComputeConfig(micro_batch_size=8, bf16=True, logprob_chunk_size=16)
+    student = make_student(folder, place, compute=compute)
+    batch = student_batch(vocab_size, rows=((1, 59),) * 8)
+    with LargestFloat32() as largest:
+        student.train(batch, supervised_loss)
+    assert largest.num_elements < num_tokens * vocab_size / 4
+    assert largest.num_elements >= max(16 * vocab_size, width * vocab_size)

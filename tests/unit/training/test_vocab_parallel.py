@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_gad.training.vocab_parallel import VocabShard, response_logprobs, vocab_shard
+from tests.largest_float32 import LargestFloat32
 
 B, T, V = 3, 7, 11
 PADDED = 16
@@ -116,21 +116,6 @@ def test_a_batch_without_response_gives_zeros_and_runs_backward() -> None:
     assert torch.equal(logprobs, torch.zeros(B, T)) and torch.equal(entropy, torch.zeros(B, T))
     logprobs.sum().backward()
     assert logits.grad is not None and not logits.grad.any()
-
-
-class LargestFloat32(TorchDispatchMode):
-    """Remembers the most elements of any float32 tensor that an operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(value, Tensor) and value.dtype == torch.float32:
-                self.num_elements = max(self.num_elements, value.numel())
-        return result
 
 
 def test_no_float32_copy_of_all_logits_is_ever_made() -> None:
