@@ -47,8 +47,8 @@ def _folder_problems(table: str, folder: Path) -> Iterator[str]:
     key = f"{table}.path = {str(folder)!r}"
     if not folder.is_dir():
         yield (
-            f"{key} is not a folder; download the model (huggingface-cli download <name> "
-            "--local-dir <folder>) and name the folder, relative to where the command runs"
+            f"{key} is not a folder; download the model (hf download NAME "
+            "--local-dir FOLDER) and name the folder, relative to where the command runs"
         )
         return
     if not (folder / "config.json").is_file():

@@ -1,0 +1,101 @@
+"""Every recipe under examples/ can be started: its file is read and passes all checks."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from safetensors.torch import save_file
+from transformers import Qwen2Config
+
+from megatron_gad.config import RunConfig
+from megatron_gad.config_file import read_toml
+from megatron_gad.plan import describe_plan
+from tests.tiny_tokenizer import make_tokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RECIPES = sorted(EXAMPLES.glob("*/run.toml"))
+
+
+@pytest.fixture(scope="module")
+def qwen_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the shape of Qwen2.5-7B-Instruct, a small tokenizer and no weights."""
+    folder = tmp_path_factory.mktemp("qwen")
+    Qwen2Config(
+        vocab_size=152_064,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+    ).save_pretrained(folder)
+    save_file({}, folder / "model.safetensors")
+    make_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with the columns of the paper's data set, 600 rows."""
+    file = tmp_path_factory.mktemp("data") / "train.parquet"
+    turns = [{"role": "user", "content": "Which way do you face?"}]
+    columns = {"content": [turns] * 600, "teacher_response": ["north"] * 600}
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file
+
+
+def with_files(config: RunConfig, model: Path, data: Path) -> RunConfig:
+    """Put real files where a recipe names files that a download or an earlier step makes."""
+    has_eval = bool(config.data.eval_path)
+    return replace(
+        config,
+        student=replace(config.student, path=str(model)),
+        data=replace(config.data, path=str(data), eval_path=str(data) if has_eval else ""),
+    )
+
+
+def num_ranks(config: RunConfig) -> int:
+    """Return the fewest ranks that a recipe's layout needs."""
+    parallel = config.parallel
+    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+
+
+def test_there_is_a_recipe_for_every_example_of_a_run() -> None:
+    assert {path.parent.name for path in RECIPES} >= {"tiny", "quickstart", "lmsys_qwen2.5_7b"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
+def test_every_recipe_passes_its_checks(recipe: Path, qwen_7b: Path, parquet: Path) -> None:
+    config = with_files(read_toml(recipe, RunConfig), qwen_7b, parquet)
+    assert config.check(num_ranks(config)) == []
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    config = read_toml(EXAMPLES / "lmsys_qwen2.5_7b" / "run.toml", RunConfig)
+    assert config.stages == ("warmup", "adversarial")
+    assert (config.warmup.epochs, config.adversarial.epochs) == (1, 2)
+    assert config.warmup.discriminator_only_steps == 10
+    for stage in (config.warmup, config.adversarial):
+        assert (stage.prompts_per_step, stage.group_size) == (256, 8)
+        assert (stage.student_lr, stage.discriminator_lr) == (None, None)
+    for model in (config.student, config.discriminator):
+        assert (model.lr, model.lr_decay_style, model.weight_decay) == (1e-6, "constant", 0.01)
+        assert (model.adam_beta1, model.adam_beta2, model.clip_grad) == (0.9, 0.999, 0.2)
+    gad = config.gad
+    assert (gad.kl_coef, gad.kl_estimator, gad.kl_in) == (0.001, "k3", "loss")
+    assert (gad.discriminator_loss, gad.advantage, gad.clip_range) == ("bradley_terry", "grpo", 0.2)
+    assert (config.data.max_prompt_tokens, config.data.max_response_tokens) == (2048, 1536)
+    rollout = config.rollout
+    assert (rollout.temperature, rollout.top_p, rollout.top_k) == (0.8, 1.0, 0)
+
+
+def test_the_papers_recipe_is_planned_at_its_real_size(qwen_7b: Path, parquet: Path) -> None:
+    recipe = EXAMPLES / "lmsys_qwen2.5_7b" / "run.toml"
+    plan = describe_plan(with_files(read_toml(recipe, RunConfig), qwen_7b, parquet), 16)
+    assert "TP 4 x PP 2 x DP 2, sequence parallel" in plan
+    assert "7,615,616,512 parameters" in plan  # as its model card counts them: 7.61 billion
+    assert "3 steps (1 epoch(s)) of 256 prompts x 8 samples, lr 1e-06" in plan
+    assert "5 steps (2 epoch(s)) of 256 prompts x 8 samples, lr 1e-06" in plan
