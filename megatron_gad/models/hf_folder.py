@@ -71,8 +71,13 @@ def save_hf_folder(
         hf_config: its configuration, from load_hf_config.
         tokenizer_folder: whose tokenizer and generation_config.json are copied.
         out_folder: the folder to write.
+
+    Raises:
+        ValueError: out_folder holds something else than a model.
     """
     out_folder = Path(out_folder)
+    if out_folder.exists() and any(out_folder.iterdir()):
+        _check_is_model(out_folder)
     beside = out_folder.with_name(out_folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -84,6 +89,15 @@ def save_hf_folder(
             shutil.copyfile(file, beside / file.name)
     shutil.rmtree(out_folder, ignore_errors=True)
     beside.rename(out_folder)
+
+
+def _check_is_model(folder: Path) -> None:
+    """Raise ValueError where a folder would be replaced that no model was ever written to."""
+    if not (folder / "config.json").exists():
+        raise ValueError(
+            f"{folder} exists and holds no config.json, so it is no model to be replaced; "
+            "name a new folder, or empty this one"
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -150,6 +150,15 @@ def test_a_written_folder_is_the_model_for_transformers(tmp_path: Path, monkeypa
     assert torch.equal(before(tokens).logits, after(tokens).logits)
 
 
+def test_a_folder_that_holds_no_model_is_not_replaced(tmp_path: Path) -> None:
+    source = make_hf_folder(tmp_path / "in")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "important.txt").write_text("keep me")
+    with pytest.raises(ValueError, match=r"notes exists and holds no config\.json"):
+        save_hf_folder([], load_hf_config(source), source, tmp_path / "notes")
+    assert (tmp_path / "notes" / "important.txt").read_text() == "keep me"
+
+
 def test_a_written_scorer_is_a_sequence_classifier_for_transformers(tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path / "in", "qwen3", tie=True)
     config = load_hf_config(folder)
