@@ -1,0 +1,26 @@
+"""Converts several times on the same four ranks; started by test_conversion.py.
+
+Arguments: a JSON list with the command line of every conversion.
+"""
+
+import json
+import sys
+
+import torch.distributed as dist
+import tyro
+
+from megatron_gad.training import parallel
+from tools.convert_checkpoint import Arguments, convert
+
+# isort: split
+from megatron.core import parallel_state
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    for argv in json.loads(sys.argv[1]):
+        arguments = tyro.cli(Arguments, args=argv)
+        place = parallel.initialize(arguments.layout(), seed=0)
+        status = convert(arguments, place)
+        assert status == 0, f"exit status {status} of {' '.join(argv)}"
+        parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
