@@ -9,7 +9,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv}
 torch_version=${TORCH_VERSION:-2.13.0}
-cpu_index=https://download.pytorch.org/whl/cpu
 
 # A name on PATH can be a stub that runs nothing, so each candidate is tried.
 is_usable() {
@@ -62,7 +61,8 @@ has_gpu() {
 }
 
 # PyPI's torch for Linux brings gigabytes of CUDA. The CPU build is sought where pip looks by
-# itself, then at PyTorch's own index; if that cannot be reached, PyPI's build works as well.
+# itself (PIP_EXTRA_INDEX_URL can add a place), then by uv, which knows where PyTorch keeps it; if
+# neither has it, PyPI's build works as well.
 install_cpu_torch() {
     if "$venv/bin/python" -c 'import torch' 2>/dev/null; then
         return
@@ -72,11 +72,11 @@ install_cpu_torch() {
         if pip_install "torch==$torch_version+cpu" 2>/dev/null; then
             return
         fi
-        if pip_install --timeout 15 --retries 1 --extra-index-url "$cpu_index" \
-            "torch==$torch_version+cpu" 2>/dev/null; then
+        if command -v uv >/dev/null && uv pip install --quiet --python "$venv/bin/python" \
+            --torch-backend cpu "torch==$torch_version" 2>/dev/null; then
             return
         fi
-        echo "No CPU build of torch $torch_version found, also not at $cpu_index; taking PyPI's (+4 GB)"
+        echo "No CPU build of torch $torch_version found; taking PyPI's, which is much larger"
     fi
     pip_install "torch==$torch_version"
 }
