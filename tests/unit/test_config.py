@@ -1,6 +1,8 @@
 """The configuration: what the user writes is what the run gets, and every mistake is named."""
 
 import dataclasses
+import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +71,7 @@ def test_every_flag_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_config(["--help"])
     lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
-    followed = zip(lines, lines[1:], strict=False)
+    followed = itertools.pairwise(lines)
     assert [flag for flag, text in followed if flag[:2] == "--" and text[:8] == "(default"] == []
 
 
@@ -191,3 +193,19 @@ def test_the_file_comes_first(tmp_path: Path) -> None:
     file.write_text("seed = 7\n")
     with pytest.raises(ValueError, match="has to be the first argument"):
         load_config(["--bf16", str(file)])
+
+
+def written(default: object) -> str:
+    """Return how the documentation writes a default."""
+    if default is None:
+        return "not set"
+    return f"`{json.dumps(default)}`" if not isinstance(default, float) else f"`{default:g}`"
+
+
+def test_the_documentation_has_every_key_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    tables = {part.split("]")[0]: part for part in text.split("### [")[1:]}
+    tables["discriminator"] += tables["student"]
+    for name, section in section_types(RunConfig).items():
+        for key, default in dataclasses.asdict(section()).items():
+            assert f"| `{key}` | {written(default)} |" in tables[name], (name, key)
