@@ -161,4 +161,4 @@ class Loss:
 
     total: Tensor
     count: Tensor
-    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
