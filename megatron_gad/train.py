@@ -146,12 +146,13 @@ def _say(parts: Run, message: str) -> None:
 class _StopRequest:
     """Turns SIGTERM, SIGINT and SIGUSR1 into a checkpoint after the step that is running.
 
-    A second signal ends the process at once. Used as ``with _StopRequest() as stop:``.
+    A second SIGINT ends the process at once. Used as ``with _StopRequest() as stop:``.
     """
 
     def __init__(self) -> None:
         self.name = ""
         self.is_requested = False
+        self._num_interrupts = 0
 
     def __enter__(self) -> "_StopRequest":
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
@@ -168,6 +169,10 @@ class _StopRequest:
         return self.is_requested
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.name:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        # Launcher, scheduler and other ranks pass one request on, each in its own time: a signal
+        # that comes again asks for nothing new. Only a person presses Ctrl-C twice.
+        if number == signal.SIGINT:
+            self._num_interrupts += 1
+            if self._num_interrupts > 1:
+                raise KeyboardInterrupt
+        self.name = self.name or signal.Signals(number).name

@@ -35,7 +35,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, Stored]:
     return {
         name: Stored(tuple(tensor.global_shape), tensor.dtype)
         for name, tensor in found.items()
-        if name.startswith(MODEL_PARTS)
+        if isinstance(tensor, ShardedTensor) and name.startswith(MODEL_PARTS)
     }
 
 
