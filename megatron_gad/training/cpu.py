@@ -80,8 +80,20 @@ NO_FUSER = (
     ),
 )
 
+# A checkpoint is written by threads in place of processes. Processes keep CUDA out of the writing;
+# without it they only cost: the first save waits for one that imports everything anew, and a fork
+# of a process with OpenMP threads may hang.
+WRITER_THREADS = (
+    Rule(
+        "writer_processes",
+        r'\bmp\.get_context\("(fork|spawn)"\)',
+        '__import__("multiprocessing.dummy", fromlist=["dummy"])',
+    ),
+)
+
 # Extra rules of single modules; all of them have to match.
 EDITS = {
+    "megatron.core.dist_checkpointing.strategies.filesystem_async": WRITER_THREADS,
     "megatron.core.jit": NO_FUSER,
     "megatron.core.tensor_parallel.random": CPU_GENERATOR,
 }
