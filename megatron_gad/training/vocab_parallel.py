@@ -78,10 +78,13 @@ class _PickedLogprobs(torch.autograd.Function):
         logprobs, entropies, log_normalisers = [], [], []
         for row, target in zip(rows.split(chunk_size), targets.split(chunk_size), strict=True):
             values = _scaled_rows(logits, row, shard, temperature)
-            log_z, mean = _normaliser_and_mean(values, shard)
-            logprobs.append(_taken(values, target, shard) - log_z)
-            entropies.append(log_z - mean)
-            log_normalisers.append(log_z)
+            top = _largest(values, shard)
+            # Everything relative to the largest value, so that no digits are lost to a common one.
+            values.sub_(top[:, None])
+            log_sum, mean = _log_sum_and_mean(values, shard)
+            logprobs.append(_taken(values, target, shard) - log_sum)
+            entropies.append(log_sum - mean)
+            log_normalisers.append(top + log_sum)
         empty = logits.new_zeros(0, dtype=torch.float32)
         ctx.save_for_backward(logits, rows, targets, torch.cat([empty, *log_normalisers]))
         ctx.shard, ctx.temperature, ctx.chunk_size = shard, temperature, chunk_size
@@ -114,16 +117,21 @@ def _scaled_rows(logits: Tensor, rows: Tensor, shard: VocabShard, temperature: f
     return values.div_(temperature) if shard.size else values.fill_(NO_WEIGHT)
 
 
-def _normaliser_and_mean(values: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
-    """Return log of the partition sum and the mean of the values under softmax, each [N]."""
+def _largest(values: Tensor, shard: VocabShard) -> Tensor:
+    """Return the largest value of each row over all shards, [N]."""
     top = values.amax(dim=1)
     if shard.group is not None:
         dist.all_reduce(top, op=dist.ReduceOp.MAX, group=shard.group)
-    weights = (values - top[:, None]).exp_()
+    return top
+
+
+def _log_sum_and_mean(values: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
+    """Return log sum exp of the values and their mean under softmax, each [N], over all shards."""
+    weights = values.exp()
     sums = torch.stack([weights.sum(1), weights.mul_(values).sum(1)])
     if shard.group is not None:
         dist.all_reduce(sums, group=shard.group)
-    return top + sums[0].log(), sums[1] / sums[0]
+    return sums[0].log(), sums[1] / sums[0]
 
 
 def _taken(values: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
