@@ -39,11 +39,15 @@ def student_batch(vocab_size: int, rows: tuple[tuple[int, int], ...] = ROWS) -> 
     return batch.with_advantages(torch.randn(len(rows), generator=generator))
 
 
-def pair_rows(vocab_size: int, num_trained: int = GROUP_SIZE) -> PairBatch:
+def pair_rows(
+    vocab_size: int,
+    num_trained: int = GROUP_SIZE,
+    rows: tuple[tuple[int, int], ...] = PAIR_ROWS,
+) -> PairBatch:
     """A batch of random ids for the discriminator: groups of the teacher and three rollouts."""
-    tokens, lengths, response_mask = _random_rows(vocab_size, PAIR_ROWS)
+    tokens, lengths, response_mask = _random_rows(vocab_size, rows)
     trained = torch.arange(1 + GROUP_SIZE) <= num_trained
-    trained = trained.repeat(len(PAIR_ROWS) // (1 + GROUP_SIZE))
+    trained = trained.repeat(len(rows) // (1 + GROUP_SIZE))
     return PairBatch(tokens, lengths, response_mask, trained, GROUP_SIZE)
 
 

@@ -1,0 +1,186 @@
+"""Four ranks at every layout train as one rank does, and read each other's checkpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from tests.distributed.launch import run_on_ranks
+from tests.distributed.training_cases import CASES, LAYOUTS, VOCAB_SIZE, Trained, run_case
+from tests.tiny import make_hf_folder
+
+EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the worker found."""
+    folder = tmp_path_factory.mktemp("training")
+    for name, family, tie in (
+        ("qwen2", "qwen2", False),
+        ("qwen2-tied", "qwen2", True),
+        ("llama", "llama", False),
+    ):
+        make_hf_folder(folder / name, family, VOCAB_SIZE, tie=tie, num_hidden_layers=4)
+    torch.save(vocabulary_inputs(), folder / "vocabulary.pt")
+    run_on_ranks(Path(__file__).with_name("training_worker.py"), 4, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Parallel]:
+    yield initialize(ParallelConfig(), seed=0)
+    shut_down()
+
+
+@pytest.fixture(scope="module")
+def expected(results: Path, place: Parallel) -> dict[str, Trained]:
+    """What one rank makes of every case."""
+    return {name: run_case(name, results, ParallelConfig(), place) for name in CASES}
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=False)
+
+
+def assert_close(
+    found: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 0.0
+) -> None:
+    """Equal to within a part of each tensor's largest entry; by default bit for bit."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (found[name] - value).abs().max().item()
+        scale = value.abs().max().item()
+        assert difference <= relative * scale, f"{name}: {difference:.3g} of {scale:.3g}"
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_metrics_equal_those_of_one_rank(results, expected, case, layout) -> None:
+    found: Trained = load(results / f"{case}-{layout}.pt")
+    for ours, theirs in zip(found.metrics, expected[case].metrics, strict=True):
+        assert {"loss", "grad_norm", "lr"} <= ours.keys()
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=5e-6)
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_rows_equal_those_of_one_rank(results, expected, case, layout) -> None:
+    found: Trained = load(results / f"{case}-{layout}.pt")
+    torch.testing.assert_close(
+        torch.cat(found.rows), torch.cat(expected[case].rows), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_gradients_equal_those_of_one_rank(results, expected, case, layout) -> None:
+    """Clipped ones, so that the norm has to be right, too."""
+    found: Trained = load(results / f"{case}-{layout}.pt")
+    assert_close(found.gradients, expected[case].gradients, relative=1e-5)
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_updated_weights_equal_those_of_one_rank(results, expected, case, layout) -> None:
+    found: Trained = load(results / f"{case}-{layout}.pt")
+    # AdamW makes a whole step of a gradient that is almost 0, so single weights may differ more.
+    assert_close(found.weights, expected[case].weights, relative=5e-4)
+    differences = [
+        (found.weights[name] - value).abs().flatten()
+        for name, value in expected[case].weights.items()
+    ]
+    assert torch.cat(differences).mean() < 1e-8
+
+
+def vocabulary_inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    response_mask = torch.rand(3, 6, generator=generator) < 0.6
+    response_mask[:, 0] = False
+    return {
+        "logits": 3.0 * torch.randn(3, 6, 8, generator=generator),
+        "tokens": torch.randint(8, (3, 6), generator=generator),
+        "response_mask": response_mask,
+        "upstream": torch.randn(3, 6, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("vocab_size", [5, 6, 8])
+def test_a_sharded_vocabulary_gives_the_logprobs_of_a_whole_one(results, vocab_size) -> None:
+    """On four shards of two columns, five tokens leave padding alone for the last."""
+    logprobs, entropy, gradient = load(results / "vocabulary-sharded.pt")[vocab_size]
+    inputs = vocabulary_inputs()
+    mask, tokens = inputs["response_mask"], inputs["tokens"] % vocab_size
+    logits = inputs["logits"][..., :vocab_size].double().requires_grad_()
+    logp = torch.log_softmax(logits[:, :-1] / 0.8, dim=-1)
+    taken = torch.zeros(3, 6, dtype=torch.double)
+    taken[:, 1:] = logp.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    uncertainty = torch.zeros(3, 6, dtype=torch.double)
+    uncertainty[:, 1:] = -(logp.exp() * logp).sum(-1)
+    taken, uncertainty = (torch.where(mask, x, 0.0) for x in (taken, uncertainty))
+    (taken * inputs["upstream"]).sum().backward()
+    torch.testing.assert_close(logprobs.double(), taken.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(entropy.double(), uncertainty.detach(), atol=1e-6, rtol=1e-6)
+    assert logits.grad is not None
+    whole = torch.nn.functional.pad(logits.grad, (0, 8 - vocab_size))
+    torch.testing.assert_close(gradient.double(), whole, atol=1e-6, rtol=1e-6)
+
+
+def test_every_rank_knows_its_place(results) -> None:
+    ranks = load(results / "place-tp2-dp2.pt")
+    assert [rank["data_rank"] for rank in ranks] == [0, 0, 1, 1]
+    assert [rank["is_engine_rank"] for rank in ranks] == [True, False, True, False]
+    assert [rank["engine_rank"] for rank in ranks] == [0, 0, 2, 2]
+    ranks = load(results / "place-pp2-dp2.pt")
+    assert [rank["data_rank"] for rank in ranks] == [0, 1, 0, 1]
+    assert [rank["is_engine_rank"] for rank in ranks] == [True, True, False, False]
+    assert [rank["engine_rank"] for rank in ranks] == [0, 1, 0, 1]
+    assert [rank["is_last_stage"] for rank in ranks] == [False, False, True, True]
+    assert [rank["last_stage"] for rank in ranks] == [2, 3, 2, 3]
+    ranks = load(results / "place-pp4.pt")
+    assert [rank["last_stage"] for rank in ranks] == [3, 3, 3, 3]
+    assert [rank["is_writer"] for rank in ranks] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("layout", "data_size"), [("dp4", 4), ("tp2-dp2", 2), ("tp2-pp2-sp", 1)])
+def test_data_ranks_share_rows_and_add_up(results, layout, data_size) -> None:
+    ranks = load(results / f"place-{layout}.pt")
+    size = 8 // data_size
+    for rank in ranks:
+        first = rank["data_rank"] * size
+        assert rank["share"] == list(range(first, first + size))
+        assert rank["data"] == list(range(data_size))
+        total = sum(range(data_size))
+        assert rank["sum"] == [data_size, total]
+        assert rank["mean"] == {"a": total / (2 * data_size), "b": 0.0}
+
+
+@pytest.mark.parametrize("layout", ["tp2-pp2-sp", "dp4", "pp2-dp2"])
+def test_a_checkpoint_is_loaded_bit_for_bit_at_any_layout(results, layout) -> None:
+    found = load(results / "checkpoints.pt")
+    saved, loaded = found["uninterrupted"][0], found[layout][0]
+    assert saved.keys() == loaded.keys()
+    for part, tensors in saved.items():
+        assert_close(loaded[part], tensors)
+    assert max(tensor.abs().max() for tensor in saved["policy-tied-exp_avg_sq"].values()) > 0
+
+
+def test_going_on_at_the_same_layout_is_bit_for_bit_the_same(results) -> None:
+    found = load(results / "checkpoints.pt")
+    _, metrics, after = found["uninterrupted"]
+    _, resumed_metrics, resumed = found["tp2-pp2-sp"]
+    assert resumed_metrics == metrics
+    for part, tensors in after.items():
+        assert_close(resumed[part], tensors)
+
+
+@pytest.mark.parametrize("layout", ["dp4", "pp2-dp2"])
+def test_going_on_at_another_layout_is_the_same_within_rounding(results, layout) -> None:
+    found = load(results / "checkpoints.pt")
+    _, metrics, after = found["uninterrupted"]
+    _, resumed_metrics, resumed = found[layout]
+    for ours, theirs in zip(resumed_metrics, metrics, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=5e-6)
+    for part in ("policy-tied", "bradley-terry", "policy-tied-exp_avg", "reference"):
+        assert_close(resumed[part], after[part], relative=1e-4)

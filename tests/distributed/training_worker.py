@@ -1,0 +1,180 @@
+"""Trains at every layout and moves checkpoints between them; started on four ranks.
+
+Arguments: the folder with the Hugging Face folders, into which the results go.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import barrier, destroy_process_group, get_rank
+
+from megatron_gad.training.checkpoint import (
+    Residents,
+    iteration_folder,
+    load_model,
+    load_snapshot,
+    save_checkpoint,
+)
+from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.parallel import Parallel, initialize
+from megatron_gad.training.trainer import Trainer
+from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
+from tests.distributed.training_cases import (
+    CASES,
+    LAYOUTS,
+    TWO_ROWS,
+    OPTIMIZER,
+    run_case,
+    share_of,
+)
+from tests.tiny_training import parameters, under_hf_names, weights
+
+# isort: split
+from megatron.core import parallel_state
+
+STUDENT, DISCRIMINATOR = "policy-tied", "bradley-terry"
+
+
+def save(path: Path, value: Any) -> None:
+    """Write what every rank knows, once."""
+    if get_rank() == 0:
+        torch.save(value, path)
+
+
+def start(layout: ParallelConfig) -> Parallel:
+    """Make the process groups of a layout in place of those before."""
+    parallel_state.destroy_model_parallel()
+    return initialize(layout, seed=0)
+
+
+def run_layouts(folder: Path) -> None:
+    """Train every case at every layout."""
+    for layout_name, layout in LAYOUTS.items():
+        place = start(layout)
+        save(folder / f"place-{layout_name}.pt", describe(place))
+        for case in CASES:
+            trained = run_case(case, folder, layout, place)
+            save(folder / f"{case}-{layout_name}.pt", trained)
+
+
+def describe(place: Parallel) -> list[dict[str, Any]]:
+    """What each rank gets from the methods of Parallel."""
+    mine = {
+        "data_rank": place.data_rank,
+        "is_engine_rank": place.is_engine_rank,
+        "is_last_stage": place.is_last_stage,
+        "is_writer": place.is_writer,
+        "share": place.share(list(range(8))),
+        "engine_rank": place.from_engine_rank(place.rank if place.is_engine_rank else None),
+        "last_stage": place.from_last_stage(place.rank if place.is_last_stage else None),
+        "data": place.gather_over_data(place.data_rank),
+        "sum": place.sum_over_data(torch.tensor([1.0, place.data_rank])).tolist(),
+        "mean": place.mean_over_data({"a": (float(place.data_rank), 2.0), "b": (0.0, 0.0)}),
+    }
+    return place.gather_over_world(mine)
+
+
+def run_vocabulary_shards(folder: Path) -> None:
+    """Logprobs over four shards, of which the last of five columns has padding alone."""
+    inputs = torch.load(folder / "vocabulary.pt")
+    place = start(ParallelConfig(tensor_model_parallel_size=4))
+    results = {}
+    for vocab_size in (5, 6, 8):
+        logits = inputs["logits"].clone()
+        logits[..., vocab_size:] = float("nan")
+        mine = logits.chunk(4, dim=-1)[place.rank].clone().requires_grad_()
+        logprobs, entropy = response_logprobs(
+            mine,
+            inputs["tokens"] % vocab_size,
+            inputs["response_mask"],
+            vocab_shard(mine.shape[-1], vocab_size),
+            temperature=0.8,
+            chunk_size=3,
+        )
+        (logprobs * inputs["upstream"]).sum().backward()
+        assert mine.grad is not None
+        gradient = torch.cat(place.gather_over_world(mine.grad), dim=-1)
+        results[vocab_size] = (logprobs.detach(), entropy, gradient)
+    save(folder / "vocabulary-sharded.pt", results)
+
+
+class Pair:
+    """A student with a reference, and a discriminator."""
+
+    def __init__(self, folder: Path, layout: ParallelConfig, place: Parallel) -> None:
+        self.place = place
+        self.trainers: dict[str, Trainer] = {}
+        for name in (STUDENT, DISCRIMINATOR):
+            case = CASES[name]
+            trainer = case.make(folder / case.folder, place, layout, TWO_ROWS, **OPTIMIZER)
+            self.trainers[name] = trainer
+        self.reference = self.trainers[STUDENT].snapshot()
+
+    def steps(self, count: int) -> list[dict[str, float]]:
+        """Train both; returns the metrics."""
+        metrics = []
+        for _ in range(count):
+            for name, trainer in self.trainers.items():
+                part = share_of(CASES[name].batch(), self.place)
+                metrics.append(CASES[name].step(trainer, part).metrics)
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint as iteration 2."""
+        snapshots = {"reference": (self.trainers[STUDENT], self.reference)}
+        save_checkpoint(folder, 2, Residents(self.trainers, snapshots), {}, self.place, 0)
+
+    def load(self, folder: Path) -> None:
+        """Go on from it."""
+        source = iteration_folder(folder, 2)
+        for name, trainer in self.trainers.items():
+            load_model(source / name, trainer)
+        self.reference = load_snapshot(source / "reference", self.trainers[STUDENT])
+
+    def everything(self) -> dict[str, dict[str, torch.Tensor]]:
+        """All weights and moments by their names."""
+        found = {}
+        for name, trainer in self.trainers.items():
+            found[name] = weights(trainer)
+            state = trainer.optimizer.chained_optimizers[0].optimizer.state
+            for moment in ("exp_avg", "exp_avg_sq"):
+                values = [state[p][moment] for p in parameters(trainer)]
+                found[f"{name}-{moment}"] = under_hf_names(trainer, values)
+        found["reference"] = under_hf_names(self.trainers[STUDENT], self.reference)
+        return found
+
+
+def run_checkpoints(folder: Path) -> None:
+    """Save at one layout; go on there, in new trainers there, and at other layouts."""
+    results: dict[str, Any] = {}
+    layout = LAYOUTS["tp2-pp2-sp"]
+    place = start(layout)
+    pair = Pair(folder, layout, place)
+    pair.steps(2)
+    pair.save(folder / "run")
+    at_save = pair.everything()
+    results["uninterrupted"] = (at_save, pair.steps(2), pair.everything())
+    for name in ("tp2-pp2-sp", "dp4", "pp2-dp2"):
+        place = start(LAYOUTS[name])
+        resumed = Pair(folder, LAYOUTS[name], place)
+        resumed.load(folder / "run")
+        loaded = resumed.everything()
+        results[name] = (loaded, resumed.steps(2), resumed.everything())
+    save(folder / "checkpoints.pt", results)
+
+
+def main() -> None:
+    """Run everything."""
+    torch.distributed.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    run_vocabulary_shards(folder)
+    run_layouts(folder)
+    run_checkpoints(folder)
+    barrier()
+    destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
