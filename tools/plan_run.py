@@ -34,7 +34,8 @@ class Arguments:
         gpu_type: a100-80g, h100-80g, h200-141g or b200-192g.
         model_config: config.json of the student where its folder is not here.
         json: file for the plan as JSON.
-        prompt_tokens, response_tokens: mean lengths, prompt and response alike for both sides.
+        prompt_tokens: mean tokens of a prompt.
+        response_tokens: mean tokens of a response, the teacher's and the student's.
         num_prompts: usable rows of the data set; counted where the files are here.
         assume: what no data sheet says.
     """

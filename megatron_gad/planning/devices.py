@@ -46,18 +46,23 @@ DEVICES = {
 class Assumptions:
     """What no data sheet says. Every one is a flag.
 
-    mfu, fp8_mfu: share of the dense peak that a forward or backward pass reaches.
-    padding: tokens computed for each token that is real; 1.0 when the rows are equally long.
-    hbm_efficiency, link_efficiency, host_efficiency: share of the published bandwidth reached, by
-        decoding, by collectives, and by copies between device and pinned host memory.
-    decode_seconds: of one decoding iteration beside reading and computing, at any batch.
-    decode_layer_seconds: added for every layer where the engine is tensor parallel.
-    tail_share: of the samples that run to max_response_tokens when the others have ended.
-    bucket_bytes, bucket_seconds: of a weight swap: size of a bucket, cost beside its bytes.
-    swap_seconds: fixed cost of a swap.
-    cache_seconds: to release and resume the KV cache; engine_seconds: cache and weights.
-    reserved_bytes, reserved_share: of device memory that no role gets: contexts of two processes,
-        communication buffers, fragmentation.
+    Attributes:
+        mfu: share of the dense bf16 peak that a forward or backward pass reaches.
+        fp8_mfu: the same of the FP8 peak.
+        padding: tokens computed for each token that is real; 1.0 when rows are equally long.
+        hbm_efficiency: share of the published memory bandwidth that decoding reaches.
+        link_efficiency: share of the NVLink or network bandwidth that collectives reach.
+        host_efficiency: share of the PCIe bandwidth that copies from and to pinned memory reach.
+        decode_seconds: of one decoding iteration beside reading and computing, at any batch.
+        decode_layer_seconds: added for every layer where the engine is tensor parallel.
+        tail_share: of the samples that run to the cap when the others have ended.
+        bucket_bytes: of one bucket of a weight swap.
+        bucket_seconds: cost of a bucket beside its bytes.
+        swap_seconds: fixed cost of a swap.
+        cache_seconds: to release and resume the KV cache, a step.
+        engine_seconds: to release and resume cache and weights of the engine, a step.
+        reserved_bytes: of device memory that no role gets: contexts of two processes, buffers.
+        reserved_share: of device memory that fragmentation takes.
     """
 
     mfu: float = 0.40

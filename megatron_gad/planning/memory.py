@@ -98,11 +98,8 @@ def activation_bytes(
 ) -> int:
     """Return activations and logits of the fullest pipeline stage while a model trains.
 
-    Per layer s b h (18 + 4 f / h) bytes in 16 bits, all divided by TP under sequence parallelism;
-    without it 10 of the 18, the norms' and the matrices' inputs, are whole on every rank. Full
-    recompute keeps a layer's input, 2 s b h, and one layer while it is computed again. A pipeline
-    holds min(PP, microbatches) microbatches on its first stage (Korthikanti et al.,
-    arXiv 2205.05198).
+    Full recompute keeps a layer's input, 2 s b h bytes, and one layer while it is computed again. A
+    pipeline holds min(PP, microbatches) microbatches on its first stage.
     """
     tokens = microbatch.rows * microbatch.tokens
     in_flight = min(layout.pipeline, microbatch.count)
@@ -124,12 +121,18 @@ def activation_bytes(
 
 
 def _layer_activations(shape: ModelShape, layout: Layout, precision: Precision, tokens: int) -> int:
-    """Return the bytes that one layer keeps for its backward pass."""
+    """Return the bytes that one layer keeps for its backward pass.
+
+    In 16 bits s b (8 h + 6 a + 6 k + 8 f), with a and k the widths of all query and of all key
+    heads: inputs and outputs of both norms; query, key and value before and after rotation, and
+    attention's result; gate, up, the activated gate and their product. Tensor parallelism divides
+    all of it under sequence parallelism, without it all but the norms'.
+    """
     is_mixture = shape.num_moe_layers > 0
     width = shape.experts_per_token * shape.expert_ffn_size if is_mixture else shape.ffn_size
-    whole = 0 if layout.sequence_parallel else 10
-    divided = 18 - whole + 4 * width / shape.hidden_size
-    per_token = shape.hidden_size * (whole + divided / layout.tensor)
+    heads = shape.head_dim * (shape.num_heads + shape.num_kv_heads)
+    norms = 8 * shape.hidden_size / (layout.tensor if layout.sequence_parallel else 1)
+    per_token = norms + (6 * heads + 8 * width) / layout.tensor
     return int(tokens * per_token * precision.activation / 2)
 
 

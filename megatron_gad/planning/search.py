@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.layout import Layout, layout_problems
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.residency import MemoryPlan, memory_plans
@@ -47,7 +48,9 @@ def plan_layout(request: Request, layout: Layout) -> Plan:
             ((each, memory) for each in possible for memory in memory_plans(request, each)),
             key=lambda pair: pair[1].missing,
         )
-        raise ValueError(f"{nearest[0].describe()} does not fit: {_describe_missing(nearest[1])}")
+        raise ValueError(
+            f"{nearest[0].describe()} does not fit: {_describe_missing(request, *nearest)}"
+        )
     return min(plans, key=_order)
 
 
@@ -77,7 +80,7 @@ def find_plans(request: Request, base: Layout) -> list[Plan]:
             )
         raise ValueError(
             f"nothing fits {request.num_gpus} x {request.device.name}; nearest is "
-            f"{nearest[0].describe()}: {_describe_missing(nearest[1])}"
+            f"{nearest[0].describe()}: {_describe_missing(request, *nearest)}"
         )
     return sorted(plans, key=_order)
 
@@ -145,14 +148,20 @@ def _fitting(request: Request, layout: Layout) -> list[Plan]:
     ]
 
 
-def _describe_missing(memory: MemoryPlan) -> str:
+def _describe_missing(request: Request, layout: Layout, memory: MemoryPlan) -> str:
     """Say which phase lacks how much, who holds it, and what would help."""
     phase = max(memory.phases, key=lambda phase: phase.missing)
-    held = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in phase.by_role.items() if size)
+    held = ", ".join(f"{role} {size / GIB:.1f}" for role, size in phase.by_role.items() if size)
     gone = f" with {', '.join(sorted(memory.leaves))} away when idle" if memory.leaves else ""
+    remedies = {
+        "more or larger GPUs": True,
+        "parallel.use_distributed_optimizer": not layout.distributed_optimizer,
+        "a smaller micro_batch_size": request.micro_batch_size > 1,
+        "discriminator.split_groups": request.has_engine and not request.split_groups,
+        "shorter data.max_*_tokens": True,
+    }
     return (
-        f"the {phase.phase} phase needs {phase.total / 2**30:.1f} GiB a GPU ({held}){gone} and "
-        f"{phase.usable / 2**30:.1f} GiB are usable: {phase.missing / 2**30:.1f} GiB are missing; "
-        "use more or larger GPUs, use_distributed_optimizer, a smaller micro_batch_size, "
-        "discriminator.split_groups or shorter data.max_*_tokens"
+        f"the {phase.phase} phase needs {phase.total / GIB:.1f} GiB a GPU ({held}){gone} and "
+        f"{phase.usable / GIB:.1f} GiB are usable: {phase.missing / GIB:.1f} GiB are missing; "
+        f"use {', '.join(words for words, helps in remedies.items() if helps)}"
     )

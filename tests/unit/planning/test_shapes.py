@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ KEYS = (
 )
 
 
-def hf(model_type: str, sizes: tuple[int, ...], **more: object) -> dict:
+def hf(model_type: str, sizes: tuple[int, ...], **more: Any) -> dict[str, Any]:
     """Return what matters of a config.json; sizes in the order of KEYS."""
     return {"model_type": model_type, **dict(zip(KEYS, sizes, strict=True)), **more}
 
@@ -61,17 +62,24 @@ PUBLISHED = {
         30_532_122_624,
     ),
 }
-SMALL = dict(zip(KEYS, (32, 48, 4, 4, 2, 97), strict=True))
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SMALL: dict[str, Any] = dict(zip(KEYS, (32, 48, 4, 4, 2, 97), strict=True))
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+
+def mixture(**more: Any) -> Qwen3MoeConfig:
+    """Return a small Qwen3-MoE."""
+    return Qwen3MoeConfig(**(SMALL | EXPERTS | more))
+
+
 SMALL_CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "llama_tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**SMALL),
     "qwen2_tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SMALL, head_dim=24),
-    "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=24),
-    "qwen3_moe_mixed": Qwen3MoeConfig(**SMALL, **EXPERTS, decoder_sparse_step=2),
-    "qwen3_moe_dense": Qwen3MoeConfig(**SMALL, **EXPERTS, mlp_only_layers=[0, 3]),
+    "qwen3_moe": mixture(head_dim=24),
+    "qwen3_moe_mixed": mixture(decoder_sparse_step=2),
+    "qwen3_moe_dense": mixture(mlp_only_layers=[0, 3]),
 }
 
 

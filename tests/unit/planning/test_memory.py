@@ -1,0 +1,218 @@
+"""Bytes by role: against what the trainer allocates, published figures and hand counts."""
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.planning.devices import GIB, Assumptions, usable_bytes
+from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.memory import (
+    Microbatch,
+    activation_bytes,
+    kv_bytes_per_token,
+    model_state,
+    precision_of,
+)
+from megatron_gad.planning.residency import memory_plans
+from megatron_gad.planning.shapes import read_shape
+from megatron_gad.training.options import (
+    ComputeConfig,
+    DiscriminatorConfig,
+    ParallelConfig,
+    StudentConfig,
+)
+from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from megatron_gad.training.trainer import Trainer, TrainerSettings
+from megatron_gad.types import Batch, Loss
+from tests.tiny import make_hf_folder
+from tests.unit.planning.requests import QWEN, TP4, make_request
+
+BF16 = precision_of(bf16=True, fp8=False)
+
+
+def total(output: object, batch: Batch) -> Loss:
+    """Sum whatever the model puts out."""
+    value = getattr(output, "logprobs", None)
+    value = getattr(output, "scores", None) if value is None else value
+    assert value is not None
+    return Loss(value.sum(), torch.tensor(value.numel()), {})
+
+
+def storages(tensors: list[Tensor]) -> dict[int, int]:
+    """Return the bytes of each storage behind the tensors, once."""
+    held = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in held}
+
+
+def allocated(trainer: Trainer) -> dict[str, int]:
+    """Return the bytes of the tensors behind parameters, gradients and optimizer."""
+    parameters = [p for chunk in trainer.modules for p in chunk.parameters()]
+    weights = storages([p.detach() for p in parameters])
+    parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+    states = [(p, s) for part in parts for p, s in part.optimizer.state.items()]
+    kept = [value for _, state in states for value in state.values() if isinstance(value, Tensor)]
+    main = [parameter.detach() for parameter, _ in states]
+    optimizer = {k: v for k, v in storages(kept + main).items() if k not in weights}
+    gradients = [p.main_grad for p in parameters]  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "weights": sum(weights.values()),
+        "gradients": sum(storages(gradients).values()),
+        "optimizer": sum(optimizer.values()),
+    }
+
+
+def live_bytes() -> int:
+    """Return the bytes of all tensors that the process holds."""
+    gc.collect()
+    return sum(storages([x for x in gc.get_objects() if isinstance(x, Tensor)]).values())
+
+
+def make_trainer(
+    folder: Path, place: Parallel, settings: TrainerSettings, is_scorer: bool
+) -> Trainer:
+    """Return a model with a folder's weights."""
+    shape = load_hf_config(folder)
+    if is_scorer:
+        trainer = Trainer.scorer(shape, DiscriminatorConfig(), place, settings)
+    else:
+        trainer = Trainer.language_model(shape, StudentConfig(), place, settings)
+    trainer.load_hf_weights(folder)
+    return trainer
+
+
+def full_rows(num_rows: int, width: int) -> Batch:
+    """Return rows without padding."""
+    tokens = torch.arange(num_rows * width).view(num_rows, width) % 97
+    mask = torch.ones(num_rows, width, dtype=torch.bool)
+    return Batch(tokens, torch.full((num_rows,), width), mask)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("is_scorer", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_trainer_holds_the_bytes_that_are_planned(
+    tmp_path: Path, family: str, is_scorer: bool, bf16: bool
+) -> None:
+    folder = make_hf_folder(
+        *(tmp_path, family),
+        vocab_size=512,
+        tie=family == "qwen3",
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+    )
+    planned = model_state(read_shape(folder), Layout(), precision_of(bf16, False), is_scorer)
+    place = initialize(ParallelConfig(), seed=0)
+    before = live_bytes()
+    try:
+        settings = TrainerSettings(ParallelConfig(), ComputeConfig(bf16=bf16), seed=0)
+        trainer = make_trainer(folder, place, settings, is_scorer)
+        trainer.train(full_rows(2, 6), total)
+        found = allocated(trainer)
+        held = live_bytes() - before
+    finally:
+        shut_down()
+    assert found["weights"] == planned.weights
+    assert found["gradients"] == pytest.approx(planned.gradients, rel=0.01)
+    assert found["optimizer"] == pytest.approx(planned.optimizer, rel=0.01)
+    # Nothing that the plan does not know stays allocated: rotary tables and counters are small.
+    assert held == pytest.approx(planned.total, rel=0.05)
+
+
+@pytest.mark.parametrize(("ffn", "num_kv_heads"), [(512, 4), (1024, 1)])
+@pytest.mark.parametrize(("family", "bf16"), [("qwen2", False), ("qwen2", True), ("llama", True)])
+def test_a_forward_pass_keeps_the_bytes_that_are_planned(
+    tmp_path: Path, ffn: int, num_kv_heads: int, family: str, bf16: bool
+) -> None:
+    folder = make_hf_folder(
+        *(tmp_path, family),
+        hidden_size=128,
+        intermediate_size=ffn,
+        num_hidden_layers=8,
+        num_key_value_heads=num_kv_heads,
+        max_position_embeddings=128,
+    )
+    batch = Microbatch(rows=2, tokens=96, count=1, chunk=0)
+    precision = precision_of(bf16, fp8=False)
+    planned = activation_bytes(read_shape(folder), Layout(), precision, batch)
+    place = initialize(ParallelConfig(), seed=0)
+    try:
+        settings = TrainerSettings(ParallelConfig(), ComputeConfig(bf16=bf16), seed=0)
+        trainer = make_trainer(folder, place, settings, is_scorer=True)
+        weights = storages([p for chunk in trainer.modules for p in chunk.parameters()])
+        kept: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            trainer.train(full_rows(2, 96), total)
+    finally:
+        shut_down()
+    measured = sum(size for key, size in storages(kept).items() if key not in weights)
+    # The final norm and the head keep a little too.
+    assert measured == pytest.approx(planned, rel=0.05)
+
+
+@pytest.mark.parametrize(("model", "gib"), [("7B", 43), ("14B", 83), ("32B", 183)])
+def test_both_states_have_the_known_size_at_tp4_on_eight_gpus(model: str, gib: int) -> None:
+    states = [model_state(QWEN[model], TP4, BF16, is_scorer) for is_scorer in (False, True)]
+    assert sum(state.total for state in states) / GIB == pytest.approx(gib, rel=0.15)
+
+
+def test_the_distributed_optimizer_shares_out_its_states_alone() -> None:
+    whole = model_state(QWEN["7B"], Layout(tensor=4, data=2), BF16, is_scorer=False)
+    shared = model_state(QWEN["7B"], TP4, BF16, is_scorer=False)
+    assert (shared.weights, shared.gradients) == (whole.weights, whole.gradients)
+    assert shared.optimizer == pytest.approx(whole.optimizer / 2)
+
+
+def test_keys_and_values_of_a_token_take_their_known_bytes() -> None:
+    # 2 x 28 layers x 4 heads x 128 x 2 bytes.
+    assert kv_bytes_per_token(QWEN["7B"], Layout(), BF16) == 57_344
+    assert kv_bytes_per_token(QWEN["7B"], Layout(engine_tensor=4), BF16) == 14_336
+
+
+def test_activations_follow_the_formula() -> None:
+    shape, batch = QWEN["7B"], Microbatch(rows=2, tokens=100, count=8, chunk=0)
+    layer = 200 * (8 * 3584 + 6 * 128 * (28 + 4) + 8 * 18944)
+    assert activation_bytes(shape, Layout(), BF16, batch) == 28 * layer
+    assert activation_bytes(shape, TP4, BF16, batch) == 28 * layer // 4
+    # Four stages of seven layers; the first holds four microbatches.
+    assert activation_bytes(shape, Layout(pipeline=4), BF16, batch) == 7 * layer * 4
+    full = activation_bytes(shape, Layout(recompute="full"), BF16, batch)
+    assert full == 28 * 200 * 3584 * 2 + layer
+    logits = activation_bytes(shape, Layout(), BF16, Microbatch(2, 100, 8, chunk=50)) - 28 * layer
+    assert logits == 152_064 * (200 * (2 + 2) + 50 * (4 + 4))
+
+
+@pytest.mark.parametrize(("model", "stays"), [("7B", True), ("14B", True), ("32B", False)])
+def test_up_to_14b_both_states_stay_on_an_h200_and_32b_alternates(model: str, stays: bool) -> None:
+    request = make_request(model, "h200-141g", micro_batch_size=1, split_groups=True)
+    fitting = [plan for plan in memory_plans(request, TP4) if not plan.missing]
+    assert any(not plan.leaves & {"student", "discriminator"} for plan in fitting) == stays
+    assert fitting, "alternating has to fit"
+
+
+def test_the_cache_gets_what_the_phases_leave_it() -> None:
+    request = make_request("7B", "h200-141g")
+    everything, *_ = memory_plans(request, TP4)
+    alone = next(plan for plan in memory_plans(request, TP4) if "kv_cache" in plan.leaves)
+    usable = usable_bytes(request.device, Assumptions())
+    for plan, phase in ((everything, 2), (alone, 1)):
+        cache = plan.phases[1].by_role["kv_cache"]
+        assert cache == plan.cache_tokens * kv_bytes_per_token(request.student, TP4, BF16)
+        free = usable - plan.phases[phase].total
+        assert plan.missing == 0
+        # Rounded down to tokens, or all rows of a replica at their longest.
+        assert 0 <= free < 57_344 or plan.cache_tokens == ROWS_OF_A_REPLICA * (2048 + 1536)
+    assert alone.cache_tokens >= everything.cache_tokens
+    assert [phase.phase for phase in alone.phases if "kv_cache" in phase.by_role] == ["rollout"]
+
+
+ROWS_OF_A_REPLICA = 256

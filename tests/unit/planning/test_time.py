@@ -1,0 +1,116 @@
+"""Seconds: against the known figures of worked examples, and counted by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_gad.planning.devices import Assumptions
+from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.residency import memory_plans
+from megatron_gad.planning.rollout_time import decode_seconds, rollout_time
+from megatron_gad.planning.time import (
+    discriminator_seconds,
+    forward_flops,
+    move_seconds,
+    stage_time,
+    student_seconds,
+    swap_bytes,
+    swap_seconds,
+)
+from megatron_gad.planning.work import StageWork, reference_work
+from tests.unit.planning.requests import ADVERSARIAL, QWEN, ROWS, TP4, make_request
+
+
+def training_seconds(model: str, layout: Layout, work: StageWork) -> float:
+    """Return the seconds of all passes through both models."""
+    request = make_request(model)
+    return student_seconds(request, layout, work) + discriminator_seconds(request, layout, work)
+
+
+@pytest.mark.parametrize("layout", [TP4, Layout(data=8), Layout(tensor=2, data=4)])
+@pytest.mark.parametrize(("model", "ours", "theirs"), [("7B", 40, 65), ("14B", 78, 126)])
+def test_training_takes_the_known_seconds_on_eight_h100(
+    layout: Layout, model: str, ours: float, theirs: float
+) -> None:
+    assert training_seconds(model, layout, ADVERSARIAL) == pytest.approx(ours, rel=0.15)
+    reference = training_seconds(model, layout, reference_work(ADVERSARIAL))
+    assert reference == pytest.approx(theirs, rel=0.15)
+
+
+def test_the_passes_add_up_to_the_known_units() -> None:
+    """In units of parameters x student tokens the reference spends 24 and fused scoring 14.75."""
+
+    def units(work: StageWork) -> float:
+        forwards = work.student_forwards + work.discriminator_forwards
+        return (2 * forwards + 6 * (work.student_trained + work.discriminator_trained)) / ROWS
+
+    assert units(ADVERSARIAL) == 14.75
+    assert units(reference_work(ADVERSARIAL)) == 24
+
+
+def test_a_forward_pass_costs_two_operations_a_matrix_entry_and_attention() -> None:
+    shape = QWEN["7B"]
+    matrices = shape.num_parameters() - 152_064 * 3584 - 28 * (2 * 3584 + 4608) - 3584
+    attention = 2 * 28 * 28 * 128 * 550
+    assert forward_flops(shape, 550, is_scorer=False) == 2 * matrices + attention
+
+
+def test_recompute_adds_a_forward_pass_and_a_pipeline_its_bubble() -> None:
+    request, train = make_request("7B"), replace(ADVERSARIAL, student_forwards=0)
+    plain = student_seconds(request, Layout(), train)
+    assert student_seconds(request, Layout(recompute="full"), train) == pytest.approx(plain * 4 / 3)
+    # 512 microbatches through two stages, of which the last has the head too.
+    entries = QWEN["7B"].multiplied_parameters()
+    head = 152_064 * 3584
+    imbalance = ((entries - head) / 2 + head) / (entries / 2)
+    piped = student_seconds(request, Layout(pipeline=2), train)
+    assert piped == pytest.approx(plain / 2 * imbalance * (1 + 1 / 512))
+
+
+def test_decoding_reads_the_weights_or_multiplies_whichever_takes_longer() -> None:
+    assume = Assumptions(mfu=1.0, hbm_efficiency=1.0, decode_seconds=0.0)
+    request = make_request("7B", assume=assume)
+    few = decode_seconds(request, Layout(), batch=1, context=100)
+    assert few == pytest.approx((2 * 7_615_616_512 + 100 * 57_344) / 3.35e12)
+    many = decode_seconds(request, Layout(), batch=4096, context=0)
+    assert many == pytest.approx(2 * QWEN["7B"].multiplied_parameters() * 4096 / 989.4e12)
+
+
+def test_a_cache_too_small_for_all_rows_takes_turns() -> None:
+    request = make_request("7B")
+    ample = rollout_time(request, Layout(data=8), ADVERSARIAL, 10**9)
+    scarce = rollout_time(request, Layout(data=8), ADVERSARIAL, 550 * 64)
+    assert (ample.batch, scarce.batch) == (256, 64)
+    assert scarce.body == pytest.approx(
+        4 * 400 * decode_seconds(request, Layout(data=8), 64, 150 + 200)
+    )
+    assert scarce.body > ample.body
+
+
+def test_a_swap_moves_all_weights_once() -> None:
+    request = make_request("7B")
+    assert swap_bytes(request) == 2 * 7_615_616_512
+    # 29 buckets of 512 MiB at 20 ms, half a second, three quarters over NVLink, loading.
+    expected = 0.5 + 29 * 0.02 + swap_bytes(request) * 0.75 / (450e9 * 0.8)
+    expected += 2 * swap_bytes(request) / (3.35e12 * 0.75)
+    assert swap_seconds(request, TP4) == pytest.approx(expected)
+
+
+def test_who_leaves_is_copied_out_and_in_once_a_step() -> None:
+    request = make_request("7B", has_reference=False)
+    nobody, *others = memory_plans(request, TP4)
+    assert move_seconds(request, nobody, ADVERSARIAL) == 0.0
+    away = next(plan for plan in others if plan.leaves == {"student"})
+    moved = 2 * (away.student.weights + away.student.optimizer)
+    assert move_seconds(request, away, ADVERSARIAL) == pytest.approx(moved / (64e9 * 0.4))
+
+
+def test_an_epoch_is_its_steps() -> None:
+    request = make_request("7B", num_data_prompts=2560)
+    memory, *_ = memory_plans(request, TP4)
+    time = stage_time(request, TP4, memory, replace(ADVERSARIAL, epochs=2.0))
+    parts = time.swap + time.rollout.total + time.discriminator + time.student + time.moves
+    assert time.step == parts
+    assert time.epoch == pytest.approx(10 * parts)
+    assert time.total == pytest.approx(20 * parts)
+    assert stage_time(make_request("7B"), TP4, memory, ADVERSARIAL).epoch is None
