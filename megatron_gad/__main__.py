@@ -4,11 +4,18 @@ import logging
 import sys
 
 from megatron_gad.config import CliOptions, RunConfig, load_config
+from megatron_gad.errors import RunStoppedError
 from megatron_gad.plan import describe_plan
-from megatron_gad.training.environment import environment_rank, environment_world_size
+from megatron_gad.training.environment import (
+    environment_rank,
+    environment_world_size,
+    launched_without_torchrun,
+)
 
 # What the shell sees where the input is at fault; argparse and its relatives use the same.
 BAD_INPUT = 2
+# ... and where a rule stopped the run.
+STOPPED = 3
 
 
 def main() -> int:
@@ -17,11 +24,11 @@ def main() -> int:
     try:
         config, options = load_config(sys.argv[1:])
         return _obey(config, options, rank)
-    except ValueError as error:
+    except (ValueError, RunStoppedError) as error:
         # An error can be this rank's alone, so every rank reports; only one at full length.
         message = str(error) if rank == 0 else f"rank {rank}: {str(error).splitlines()[0]}"
         print(f"megatron_gad: {message}", file=sys.stderr)
-        return BAD_INPUT
+        return STOPPED if isinstance(error, RunStoppedError) else BAD_INPUT
 
 
 def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
@@ -29,6 +36,11 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
         raise ValueError(
             f"--world-size {options.world_size} only plans; add --dry-run, or start that many "
             f"ranks: torchrun --nproc-per-node {options.world_size} -m megatron_gad ..."
+        )
+    if launched_without_torchrun():
+        raise ValueError(
+            "several Slurm tasks were started without torchrun, so each would be a run of its own; "
+            "start one task per node, and torchrun in it (examples/lmsys_qwen2.5_7b/slurm.sbatch)"
         )
     world_size = options.world_size or environment_world_size()
     problems = config.check(world_size)
@@ -49,9 +61,9 @@ def _train(config: RunConfig, rank: int) -> None:
     logging.basicConfig(format=" [%(asctime)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("megatron_gad").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     # Megatron takes seconds to import; --help, --dry-run and every mistake should not wait for it.
-    from megatron_gad.train import run  # noqa: PLC0415
+    from megatron_gad.train import train  # noqa: PLC0415
 
-    run(config)
+    train(config)
 
 
 if __name__ == "__main__":

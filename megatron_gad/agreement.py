@@ -1,14 +1,14 @@
 """Do the engine and the trainer hold the same student? Compared by log-probabilities of samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from megatron_gad.data.batching import policy_batch
+from megatron_gad.errors import RunStoppedError
 from megatron_gad.rollout import Sampler
 from megatron_gad.training.trainer import Trainer
-from megatron_gad.types import Batch, Group
+from megatron_gad.types import Batch
 
 FP32_BOUND = 1e-3
 
@@ -20,33 +20,23 @@ def gap_bound(configured: float | None, bf16: bool) -> float:
     return 0.0 if bf16 else FP32_BOUND
 
 
-def largest_gap(logprobs: Tensor, batch: Batch) -> float:
-    """Return max |trainer - engine| over response tokens of this data rank, in nats.
+def check_gap(
+    student: Trainer, sampler: Sampler, logprobs: Tensor, batch: Batch, bound: float
+) -> float:
+    """Return max |trainer - engine| over response tokens of all data ranks, in nats.
 
     logprobs: [B, T] float32 of the trainer at the sampling temperature, from before any update.
+    batch: carries the engine's rollout_logprobs.
+
+    Raises RunStoppedError, naming the tensor that differs most, where the gap passes the bound.
     """
     assert batch.rollout_logprobs is not None
     difference = (logprobs - batch.rollout_logprobs).abs()
-    return float(torch.where(batch.response_mask, difference, 0.0).max())
-
-
-def check_agreement(
-    student: Trainer,
-    sampler: Sampler,
-    groups: Sequence[Group],
-    temperature: float,
-    bound: float,
-) -> float:
-    """Compare one rollout of each of the first groups; return the gap over all data ranks.
-
-    Raises RuntimeError, naming the tensor that differs most, where the gap passes the bound.
-    """
-    first = [Group(group.prompt, group.rollouts[:1]) for group in groups[:4]]
-    batch = policy_batch(first)
-    gap = largest_gap(student.logprobs(batch, temperature), batch)
-    gap = max(student.parallel.gather_over_data(gap))
+    gap = student.parallel.max_over_data(
+        float(torch.where(batch.response_mask, difference, 0.0).max())
+    )
     if bound and not gap <= bound:
-        raise RuntimeError(
+        raise RunStoppedError(
             f"engine and trainer disagree by {gap:.3g} nats on a sampled token (bound {bound:g}, "
             f"rollout.logprob_gap_bound): {_worst_tensor(student, sampler)}"
         )

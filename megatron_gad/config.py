@@ -23,6 +23,7 @@ from megatron_gad.config_checks import (
     data_parallel_size,
 )
 from megatron_gad.config_file import format_toml, read_toml
+from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.metrics import LogConfig
@@ -44,7 +45,6 @@ from megatron_gad.training.options import (
 )
 
 StageName = Literal["seqkd", "warmup", "adversarial"]
-FLAT = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True)
@@ -136,18 +136,21 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
         argv: the arguments after the program's name.
 
     Raises:
-        ValueError: the file is wrong; all unknown keys and wrong types at once.
-        SystemExit: a flag is wrong (2, after a message on rank 0) or --help (0).
+        ValueError: the file is wrong, all unknown keys and wrong types at once, or flags are
+            unknown.
+        SystemExit: a flag's value is wrong (2, after a message on rank 0) or --help (0).
     """
     source = argv[0] if argv and not argv[0].startswith("-") else ""
     defaults = read_toml(Path(source), RunConfig) if source else RunConfig()
-    command = tyro.cli(
+    command, unknown = tyro.cli(
         _CommandLine,
         prog="megatron_gad",
         args=list(argv),
         default=_CommandLine(CliOptions(config=source), defaults),
         console_outputs=environment_rank() == 0,
+        return_unknown_args=True,
     )
+    refuse_unknown(unknown, known=flag_names(RunConfig, CliOptions))
     if command.options.config != source:
         raise ValueError(
             f"configuration file {command.options.config!r} comes after a flag; "

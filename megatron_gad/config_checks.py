@@ -5,6 +5,7 @@ The stages' sections are checked in ``stage_checks``, the models' files in ``mod
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,13 @@ def check_parallel(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
             "parallel.use_distributed_optimizer = True needs CUDA: without it the optimizer's "
             "checkpoints cannot be read back; leave it out on a CPU"
         )
+    elif parallel.use_distributed_optimizer and not (
+        find_spec("transformer_engine") or find_spec("apex")
+    ):
+        yield (
+            "parallel.use_distributed_optimizer = True needs the fused Adam of Transformer Engine "
+            "or Apex, and neither is installed; install megatron-gad[te], or leave it out"
+        )
 
 
 def check_compute(compute: ComputeConfig) -> Iterator[str]:
@@ -94,6 +102,11 @@ def check_run_directory(checkpoint: CheckpointConfig, log: LogConfig) -> Iterato
         yield "checkpoint.save = '' names no folder; name the run directory"
     elif Path(checkpoint.save).is_file():
         yield f"checkpoint.save = {checkpoint.save!r} is a file; name a folder"
+    elif not _can_be_written(Path(checkpoint.save)):
+        yield (
+            f"checkpoint.save = {checkpoint.save!r} cannot be written to; name a folder that can, "
+            "or change its permissions"
+        )
     marker = Path(checkpoint.load) / "latest_checkpointed_iteration.txt"
     if checkpoint.load and not marker.is_file():
         yield (
@@ -105,6 +118,14 @@ def check_run_directory(checkpoint: CheckpointConfig, log: LogConfig) -> Iterato
             f"log.wandb_project = {log.wandb_project!r}, but wandb is not installed; "
             "install megatron-gad[wandb], or leave it out"
         )
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Return whether a folder can be written to, or be made."""
+    existing = next(
+        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+    )
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def check_data(data: DataConfig) -> Iterator[str]:
@@ -148,6 +169,11 @@ def check_algorithm(gad: GadConfig) -> Iterator[str]:
     yield from violations("gad", gad, {"kl_coef": NOT_NEGATIVE})
     if not 0 < gad.clip_range < 1:
         yield f"gad.clip_range = {gad.clip_range} is not allowed; give a value between 0 and 1"
+    if gad.kl_coef > 0 and gad.kl_in == "loss" and gad.kl_estimator == "k1":
+        yield (
+            "gad.kl_estimator = 'k1' with kl_in = 'loss' has a gradient of zero in expectation; "
+            "use 'k2' or 'k3' in the loss, or kl_in = 'reward'"
+        )
     if gad.tis_cap != 0 and not gad.tis_cap >= 1:
         yield (
             f"gad.tis_cap = {gad.tis_cap} would scale every ratio down; "

@@ -63,6 +63,7 @@ class Run:
         self.eval_prompts = (
             _load(config, self.codec, config.data.eval_path) if config.data.eval_path else ()
         )
+        self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
         self.student = _build_student(config, parallel, self.settings)
         self.sampler = Sampler(_build_engine(config, parallel), self.codec, parallel)
@@ -111,6 +112,23 @@ class Run:
         config = self.config.discriminator
         hf_config = load_hf_config(config.path) if config.path else self.student.hf_config
         self._discriminator = Trainer.scorer(hf_config, config, self.parallel, self.settings)
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError where the data are too few for the ranks or for a step."""
+        size, num_rows = self.parallel.data_size, len(self.prompts)
+        if self.config.data.eval_path and len(self.eval_prompts) < size:
+            raise ValueError(
+                f"data.eval_path = {self.config.data.eval_path!r} has {len(self.eval_prompts)} "
+                f"usable rows for {size} data-parallel ranks; give at least one row per rank"
+            )
+        for name in set(self.config.stages) - {"seqkd"}:
+            count = getattr(self.config, name).prompts_per_step
+            if count > num_rows:
+                raise ValueError(
+                    f"{name}.prompts_per_step = {count}, but data.path has {num_rows} usable "
+                    "rows: the same prompt twice in a step gives the same responses twice; use "
+                    "fewer prompts with a larger group_size, or more data"
+                )
 
     def start_orders(self) -> None:
         """Begin the data orders of the current stage."""

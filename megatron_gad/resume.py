@@ -54,18 +54,12 @@ def load_latest(run: Run) -> bool:
 
     Raises ValueError where the checkpoint belongs to a run with other stages or data.
     """
-    source = Path(run.config.checkpoint.load or run.folder)
-    iteration = latest_iteration(source)
-    if iteration is None:
-        if run.config.checkpoint.load:
-            raise ValueError(f"checkpoint.load = {source}: there is no checkpoint in it")
+    found = _find_checkpoint(run)
+    if found is None:
         return False
+    source, iteration = found
     state = read_state(source, iteration)
-    if state["stages"] != list(run.config.stages):
-        raise ValueError(
-            f"the checkpoint in {source} belongs to a run with stages = {state['stages']}, this "
-            f"one has {list(run.config.stages)}; use the same stages, or another --save"
-        )
+    _check_stages(run, source, state)
     run.progress = Progress(**state["progress"])
     folder = iteration_folder(source, iteration)
     load_model(folder / "student", run.student)
@@ -80,6 +74,32 @@ def load_latest(run: Run) -> bool:
     return True
 
 
+def _find_checkpoint(run: Run) -> tuple[Path, int] | None:
+    """Return folder and iteration to go on from: the run's own, or else what --load names."""
+    iteration = latest_iteration(run.folder)
+    if iteration is not None:
+        return run.folder, iteration
+    if not run.config.checkpoint.load:
+        return None
+    source = Path(run.config.checkpoint.load)
+    iteration = latest_iteration(source)
+    if iteration is None:
+        raise ValueError(f"checkpoint.load = {str(source)!r}: there is no checkpoint in it")
+    return source, iteration
+
+
+def _check_stages(run: Run, source: Path, state: dict) -> None:
+    """Refuse a checkpoint whose past is not this run's; what is still to come may differ."""
+    progress = state["progress"]
+    num_begun = progress["stage_index"] + (progress["step_in_stage"] > 0)
+    stages = list(run.config.stages)
+    if state["stages"][:num_begun] != stages[:num_begun]:
+        raise ValueError(
+            f"the checkpoint in {source} comes after the stages {state['stages'][:num_begun]}, "
+            f"this run begins with {stages[:num_begun]}; use the same stages, or another --save"
+        )
+
+
 def _enter_stage(run: Run, folder: Path, state: dict) -> None:
     """Set up a stage that the checkpoint was taken in the middle of."""
     run.start_orders()
@@ -90,6 +110,11 @@ def _enter_stage(run: Run, folder: Path, state: dict) -> None:
     if not isinstance(run.stage, SeqkdConfig):
         run.discriminator.schedule.resume(state["schedule_steps"]["discriminator"])
     if needs_reference(run):
+        if "reference" not in state["snapshots"]:
+            raise ValueError(
+                f"gad.kl_coef = {run.config.gad.kl_coef:g}, but the stage began without a "
+                f"reference (kl_coef = 0), so {folder} holds none; keep kl_coef = 0 until it ends"
+            )
         run.reference = Reference(run.student, load_snapshot(folder / "reference", run.student))
     if "best" in state["snapshots"]:
         run.best_weights = load_snapshot(folder / "best", run.student)

@@ -46,8 +46,13 @@ class Sampler:
         # Ranks without an engine wait here for the group's first.
         return self._parallel.from_engine_rank(groups)
 
-    def sleep(self) -> None:
-        """Give the engine's device memory back; the next swap wakes it."""
+    def rest(self) -> None:
+        """Sampling is over for this step: give a GPU's memory back; the next swap wakes the engine.
+
+        In a CPU's memory it stays, and weights that did not change are not sent again.
+        """
+        if self._parallel.device.type != "cuda":
+            return
         if self._engine is not None:
             self._engine.sleep()
         self.weights_version = -1

@@ -1,18 +1,16 @@
 """How stages begin and when they end."""
 
-import logging
+import math
 from statistics import mean
 
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import teacher_batch
-from megatron_gad.parts import Run
+from megatron_gad.parts import Run, StageConfig
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.reference import Reference
 
 # Steps over which the discriminator's running loss is taken: one step's is too noisy to end on.
 RUNNING_STEPS = 20
-
-logger = logging.getLogger(__name__)
 
 
 def begin_stage(run: Run) -> None:
@@ -36,15 +34,33 @@ def begin_stage(run: Run) -> None:
 
 def set_schedules(run: Run, reset_optimizer: bool = False) -> None:
     """Start the learning-rate schedules of the current stage."""
-    stage, steps = run.stage, run.stage_steps
+    stage = run.stage
+    student_steps, discriminator_steps = optimizer_steps(stage, run.stage_steps)
     if isinstance(stage, SeqkdConfig):
-        run.student.begin_stage(stage.lr, steps)
+        run.student.begin_stage(stage.lr, student_steps)
         return
     student_lr = run.config.student.lr if stage.student_lr is None else stage.student_lr
-    run.student.begin_stage(student_lr, steps, reset_optimizer)
+    run.student.begin_stage(student_lr, student_steps, reset_optimizer)
     lr = stage.discriminator_lr
     lr = run.config.discriminator.lr if lr is None else lr
-    run.discriminator.begin_stage(lr, steps, reset_optimizer)
+    run.discriminator.begin_stage(lr, discriminator_steps, reset_optimizer)
+
+
+def optimizer_steps(stage: StageConfig, num_steps: int) -> tuple[int, int]:
+    """Return how often student and discriminator will have learned after this many steps.
+
+    This is what a schedule's warm-up and cosine are counted in.
+    """
+    if isinstance(stage, SeqkdConfig):
+        return num_steps, 0
+    student_turns = max(0, num_steps - stage.discriminator_only_steps)
+    if isinstance(stage, WarmupConfig):
+        return student_turns if stage.train_student else 0, num_steps
+    if stage.freeze_discriminator:
+        return student_turns * stage.student_updates, 0
+    judged = math.ceil(num_steps / stage.discriminator_interval)
+    extra = num_steps * stage.extra_discriminator_steps
+    return student_turns * stage.student_updates, judged + extra
 
 
 def needs_reference(run: Run) -> bool:
@@ -56,13 +72,18 @@ def reason_to_end(run: Run, metrics: dict[str, float]) -> str:
     """Return why the stage ends after this step, or an empty string. May add to the metrics."""
     stage = run.stage
     reason = ""
-    if isinstance(stage, SeqkdConfig) and run.eval_prompts and _epoch_ended(run):
+    is_last = run.progress.step_in_stage >= run.stage_steps
+    if isinstance(stage, SeqkdConfig) and run.eval_prompts and (is_last or _epoch_ended(run)):
         reason = _evaluate(run, stage, metrics)
     if isinstance(stage, WarmupConfig):
         reason = _discriminator_separates(run, stage, metrics["discriminator/loss"])
-    if not reason and run.progress.step_in_stage >= run.stage_steps:
-        reason = f"its {run.stage_steps} steps are done"
-    return reason
+    return reason or steps_are_done(run)
+
+
+def steps_are_done(run: Run) -> str:
+    """Return that the stage has had its steps, or an empty string."""
+    is_last = run.progress.step_in_stage >= run.stage_steps
+    return f"its {run.stage_steps} steps are done" if is_last else ""
 
 
 def refusal(run: Run) -> str:

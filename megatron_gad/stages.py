@@ -1,5 +1,6 @@
 """The three stages, one function for one step of each."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_gad.agreement import check_agreement, gap_bound, largest_gap
+from megatron_gad.agreement import check_gap, gap_bound
 from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
 from megatron_gad.algorithms.discriminator import split_scores
 from megatron_gad.algorithms.kl import sequence_kl
@@ -16,6 +17,7 @@ from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
 from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.errors import RunStoppedError
 from megatron_gad.judging import judge, score_only
 from megatron_gad.parts import Run
 from megatron_gad.rollout import describe_rollouts
@@ -44,6 +46,7 @@ def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
     """Teach the discriminator on fresh samples, and the student on the teacher's responses."""
     prompts = run.take_prompts(stage.prompts_per_step)
     groups, metrics = _sample(run, prompts, stage.group_size)
+    run.sampler.rest()
     pairs = pair_batch(groups)
     judged = _learn_from_pairs(run, pairs)
     metrics |= _prefixed("discriminator", judged.metrics)
@@ -60,14 +63,19 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     """Sample, let the discriminator score and learn, then raise what it scored above the group."""
     prompts = run.take_prompts(stage.prompts_per_step)
     groups, metrics = _sample(run, prompts, stage.group_size)
+    extra_pairs = _sample_extra_pairs(run, stage)
+    run.sampler.rest()
     batch = policy_batch(groups)
     pairs = pair_batch(groups, stage.discriminator_samples)
 
-    judged = _judge(run, pairs, _discriminator_learns(run, stage))
+    learns = _discriminator_learns(run, stage)
+    judged = _judge(run, pairs, learns)
     scores_PG = split_scores(judged.rows, stage.group_size)[1]
     metrics |= _prefixed("discriminator", judged.metrics)
-    metrics["tokens/trained"] = _num_tokens(run, pairs)
-    metrics["tokens/trained"] += _extra_discriminator_steps(run, stage)
+    for extra in extra_pairs:
+        _learn_from_pairs(run, extra)
+    trained = [pairs, *extra_pairs] if learns else extra_pairs
+    metrics["tokens/trained"] = sum(_num_tokens(run, each) for each in trained)
 
     batch = _with_reference(run, batch)
     rewards_PG = _rewards(run, batch, scores_PG)
@@ -77,8 +85,8 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     if run.progress.step_in_stage >= stage.discriminator_only_steps:
         batch = batch.with_advantages(advantages_PG.flatten())
         learned = _learn_from_rewards(run, batch, stage.student_updates)
-        gap = max(run.parallel.gather_over_data(largest_gap(learned.rows, batch)))
-        metrics["engine/logprob_gap_max"] = max(gap, metrics.get("engine/logprob_gap_max", 0.0))
+        gap = check_gap(run.student, run.sampler, learned.rows, batch, _gap_bound(run))
+        metrics["engine/logprob_gap_max"] = gap
         metrics |= _prefixed("student", learned.metrics)
         metrics["tokens/trained"] += stage.student_updates * _num_tokens(run, batch)
     return StepResult(metrics, _samples(groups, scores_PG, advantages_PG))
@@ -91,10 +99,15 @@ def _sample(run: Run, prompts: Sequence[Prompt], group_size: int) -> tuple[list[
     groups = _generate(run, prompts, group_size, draw=0)
     temperature = run.config.rollout.temperature
     if is_new:
-        bound = gap_bound(run.config.rollout.logprob_gap_bound, run.config.compute.bf16)
-        gap = check_agreement(run.student, run.sampler, groups, temperature, bound)
+        batch = policy_batch([Group(group.prompt, group.rollouts[:1]) for group in groups[:4]])
+        logprobs = run.student.logprobs(batch, temperature)
+        gap = check_gap(run.student, run.sampler, logprobs, batch, _gap_bound(run))
         metrics["engine/logprob_gap_max"] = gap
     return groups, metrics | run.parallel.mean_over_data(describe_rollouts(groups))
+
+
+def _gap_bound(run: Run) -> float:
+    return gap_bound(run.config.rollout.logprob_gap_bound, run.config.compute.bf16)
 
 
 def _swap_weights(run: Run) -> Metrics:
@@ -125,18 +138,21 @@ def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
     with run.timers("student"):
         learned = run.student.train(batch, supervised_loss)
     run.progress.weights_version += 1
+    _check_finite("student", learned)
     return {**_prefixed("student", learned.metrics), "tokens/trained": _num_tokens(run, batch)}
 
 
 def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
     config = run.config
     with run.timers("discriminator"):
-        return judge(
+        judged = judge(
             run.discriminator,
             pairs,
             config.gad.discriminator_loss,
             config.discriminator.split_groups,
         )
+    _check_finite("discriminator", judged)
+    return judged
 
 
 def _judge(run: Run, pairs: PairBatch, learns: bool) -> StepOutput:
@@ -151,19 +167,19 @@ def _discriminator_learns(run: Run, stage: AdversarialConfig) -> bool:
     return on_turn and not stage.freeze_discriminator
 
 
-def _extra_discriminator_steps(run: Run, stage: AdversarialConfig) -> float:
-    """Teach the discriminator on one fresh sample of many other prompts; return tokens trained."""
+def _sample_extra_pairs(run: Run, stage: AdversarialConfig) -> list[PairBatch]:
+    """Sample one response to each of many other prompts: a batch of pairs per extra step.
+
+    In one call, because the student does not change between these steps.
+    """
     num_steps = 0 if stage.freeze_discriminator else stage.extra_discriminator_steps
     if num_steps == 0:
-        return 0.0
-    # Sampled in one call: the student does not change between these steps.
-    prompts = run.take_extra_prompts(num_steps * stage.extra_prompts)
-    groups = _generate(run, prompts, group_size=1, draw=1)
-    size = len(groups) // num_steps
-    batches = [pair_batch(groups[i * size : (i + 1) * size]) for i in range(num_steps)]
-    for pairs in batches:
-        _learn_from_pairs(run, pairs)
-    return sum(_num_tokens(run, pairs) for pairs in batches)
+        return []
+    # Each step's prompts are shared over data ranks on their own: its batch is the same on any.
+    shares = [run.take_extra_prompts(stage.extra_prompts) for _ in range(num_steps)]
+    groups = _generate(run, [prompt for share in shares for prompt in share], 1, draw=1)
+    size = len(shares[0])
+    return [pair_batch(groups[i * size : (i + 1) * size]) for i in range(num_steps)]
 
 
 def _with_reference(run: Run, batch: Batch) -> Batch:
@@ -204,6 +220,7 @@ def _learn_from_rewards(run: Run, batch: Batch, num_updates: int) -> StepOutput:
             old = batch.with_old_logprobs(first.rows)
             learned = run.student.train(old, loss, temperature)
     run.progress.weights_version += num_updates
+    _check_finite("student", learned)
     return StepOutput(learned.metrics, first.rows)
 
 
@@ -212,6 +229,17 @@ def _reward_metrics(run: Run, rewards_PG: Tensor, advantages_PG: Tensor) -> Metr
     rewards = torch.cat(run.parallel.gather_over_data(rewards_PG.flatten()))
     share = run.parallel.mean_over_data({"advantage/zero_share": (float(zeros), float(count))})
     return {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std()), **share}
+
+
+def _check_finite(name: str, output: StepOutput) -> None:
+    """Raise RunStoppedError, on all ranks alike, where an update was made of broken numbers."""
+    seen = {key: output.metrics[key] for key in ("loss", "grad_norm") if key in output.metrics}
+    if not all(math.isfinite(value) for value in seen.values()):
+        raise RunStoppedError(
+            f"the {name}'s update has {seen}: its weights are lost. Resume from the newest "
+            f"checkpoint, which is from before, with a lower {name} learning rate, a smaller "
+            "clip_grad, or more lr_warmup_steps"
+        )
 
 
 def _num_tokens(run: Run, batch: Batch | PairBatch) -> float:

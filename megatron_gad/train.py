@@ -5,12 +5,19 @@ import signal
 import time
 
 from megatron_gad.config import RunConfig, to_toml
-from megatron_gad.metrics import advance, progress
+from megatron_gad.errors import RunStoppedError
+from megatron_gad.metrics import METRICS_FILE, advance, progress
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.parts import Run
 from megatron_gad.reporting.page import build_report
 from megatron_gad.resume import load_latest, save
-from megatron_gad.stage_ends import begin_stage, finish_stage, reason_to_end, refusal
+from megatron_gad.stage_ends import (
+    begin_stage,
+    finish_stage,
+    reason_to_end,
+    refusal,
+    steps_are_done,
+)
 from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step
 from megatron_gad.training import parallel
 
@@ -21,125 +28,128 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig) -> None:
+def train(config: RunConfig) -> None:
     """Train through all stages; go on from the newest checkpoint where there is one.
 
     Writes everything under ``config.checkpoint.save``. Raises ValueError for bad input and
-    RuntimeError where the run has to stop; the newest checkpoint is then still whole.
+    RunStoppedError where the run must not go on; the newest checkpoint is then still whole.
     """
     place = parallel.initialize(config.parallel, config.seed)
     try:
-        parts = Run(config, place)
+        run = Run(config, place)
         try:
-            _write_config(parts)
+            _write_config(run)
             with _StopRequest() as stop:
-                _walk_stages(parts, stop)
+                _walk_stages(run, stop)
         finally:
-            parts.close()
+            run.close()
+            _report(run)
     finally:
         parallel.shut_down()
 
 
-def _walk_stages(parts: Run, stop: "_StopRequest") -> None:
-    is_new_stage = not load_latest(parts)
-    parts.writer.truncate_after(parts.progress.iteration)
-    while parts.progress.stage_index < len(parts.config.stages):
+def _walk_stages(run: Run, stop: "_StopRequest") -> None:
+    is_new_stage = not load_latest(run)
+    run.writer.truncate_after(run.progress.iteration)
+    while run.progress.stage_index < len(run.config.stages):
         if is_new_stage:
-            begin_stage(parts)
-        reason = _run_stage(parts, stop)
+            begin_stage(run)
+        reason = _run_stage(run, stop)
         if stop.is_requested:
-            save(parts)
-            _say(parts, f"stopped by {stop.name} after step {parts.progress.iteration}; saved")
+            save(run)
+            _say(run, f"stopped by {stop.name} after step {run.progress.iteration}; saved")
             return
-        _say(parts, f"stage {parts.stage_name} ends: {reason}")
-        _hand_over(parts)
+        _say(run, f"stage {run.stage_name} ends: {reason}")
+        _hand_over(run)
         is_new_stage = True
-    _export(parts, suffix="")
-    _report(parts)
+    _export(run, suffix="")
 
 
-def _run_stage(parts: Run, stop: "_StopRequest") -> str:
+def _run_stage(run: Run, stop: "_StopRequest") -> str:
     """Take steps until the stage ends or the run is asked to stop; return why it ended."""
-    where, total = parts.progress, parts.stage_steps
-    interval = parts.config.checkpoint.save_interval
+    where, total = run.progress, run.stage_steps
+    interval = run.config.checkpoint.save_interval
     last_step = where.iteration - where.step_in_stage + total
-    with progress(total, parts.stage_name, parts.parallel.is_writer) as bar:
+    with progress(total, run.stage_name, run.parallel.is_writer) as bar:
         bar.update(where.step_in_stage)
-        while True:
-            result = _take_step(parts)
-            reason = reason_to_end(parts, result.metrics)
-            _record(parts, result, last_step)
+        reason = steps_are_done(run)  # a stopped stage may have been at its end
+        while not reason:
+            result = _take_step(run)
+            reason = reason_to_end(run, result.metrics)
+            _record(run, result, last_step)
             advance(bar, result.metrics)
-            if reason or stop.everywhere(parts.parallel):
-                return reason
-            if interval and where.iteration % interval == 0:
-                save(parts)
+            if stop.everywhere(run.parallel):
+                break
+            if not reason and interval and where.iteration % interval == 0:
+                save(run)
+    return reason
 
 
-def _take_step(parts: Run) -> StepResult:
+def _take_step(run: Run) -> StepResult:
     start = time.monotonic()
-    result = STEPS[parts.stage_name](parts, parts.stage)
-    parts.progress.iteration += 1
-    parts.progress.step_in_stage += 1
-    result.metrics.update(parts.timers.take())
+    result = STEPS[run.stage_name](run, run.stage)
+    run.progress.iteration += 1
+    run.progress.step_in_stage += 1
+    result.metrics.update(run.timers.take())
     result.metrics["time/step_s"] = time.monotonic() - start
-    result.metrics["data/epoch"] = parts.order.epoch
+    result.metrics["data/epoch"] = run.order.epoch
     return result
 
 
-def _record(parts: Run, result: StepResult, last_step: int) -> None:
-    where = parts.progress
-    name = parts.stage_name
-    parts.writer.write(where.iteration, name, result.metrics, where.consumed_samples, last_step)
-    interval = parts.config.log.samples_interval
-    is_due = interval and where.step_in_stage % interval in (0, 1)
+def _record(run: Run, result: StepResult, last_step: int) -> None:
+    where = run.progress
+    name = run.stage_name
+    run.writer.write(where.iteration, name, result.metrics, where.consumed_samples, last_step)
+    interval = run.config.log.samples_interval
+    is_due = interval and (where.step_in_stage == 1 or where.step_in_stage % interval == 0)
     if result.samples and is_due:
-        parts.writer.write_samples(where.iteration, name, result.samples)
+        run.writer.write_samples(where.iteration, name, result.samples)
 
 
-def _hand_over(parts: Run) -> None:
+def _hand_over(run: Run) -> None:
     """End the stage and save, so that the next one begins from a checkpoint."""
-    reason_against = refusal(parts)
+    reason_against = refusal(run)
     if reason_against:
-        save(parts)
-        raise RuntimeError(reason_against)
-    finish_stage(parts)
-    if parts.config.checkpoint.export_stages:
-        _export(parts, suffix=f"_{parts.stage_name}")
-    parts.progress.stage_index += 1
-    parts.progress.step_in_stage = 0
-    save(parts)
+        save(run)
+        raise RunStoppedError(reason_against)
+    finish_stage(run)
+    if run.config.checkpoint.export_stages:
+        _export(run, suffix=f"_{run.stage_name}")
+    run.progress.stage_index += 1
+    run.progress.step_in_stage = 0
+    save(run)
 
 
-def _export(parts: Run, suffix: str) -> None:
+def _export(run: Run, suffix: str) -> None:
     """Write the models that [checkpoint] export names as Hugging Face folders."""
-    for name in parts.config.checkpoint.export:
-        if name == "discriminator" and not parts.has_discriminator:
+    for name in run.config.checkpoint.export:
+        if name == "discriminator" and not run.has_discriminator:
             continue
-        trainer = parts.student if name == "student" else parts.discriminator
+        trainer = run.student if name == "student" else run.discriminator
         weights = trainer.hf_weights()
-        if parts.parallel.is_writer:
-            folder = parts.folder / f"{name}_hf{suffix}"
-            save_hf_folder(weights, trainer.hf_config, parts.config.student.path, folder)
+        if run.parallel.is_writer:
+            folder = run.folder / f"{name}_hf{suffix}"
+            save_hf_folder(weights, trainer.hf_config, run.config.student.path, folder)
         else:
             for _ in weights:
                 pass
 
 
-def _write_config(parts: Run) -> None:
-    if parts.parallel.is_writer:
-        draft = parts.folder / "config.toml.draft"
-        draft.write_text(to_toml(parts.config))
-        draft.rename(parts.folder / "config.toml")
+def _write_config(run: Run) -> None:
+    if run.parallel.is_writer:
+        draft = run.folder / "config.toml.draft"
+        draft.write_text(to_toml(run.config))
+        draft.rename(run.folder / "config.toml")
 
 
-def _report(parts: Run) -> None:
-    if parts.parallel.is_writer:
-        build_report(parts.folder)
+def _report(run: Run) -> None:
+    """Show what there is, however the run ended; a run without a step has nothing to show."""
+    if run.parallel.is_writer and (run.folder / METRICS_FILE).exists():
+        build_report(run.folder)
 
 
-def _say(parts: Run, message: str) -> None:
-    if parts.parallel.is_writer:
+def _say(run: Run, message: str) -> None:
+    if run.parallel.is_writer:
         logger.info(message)
 
 

@@ -12,7 +12,7 @@ PACKAGE = "megatron_gad"
 # A module belongs to the longest name that starts its own. Imports go to lower layers only; beside
 # each other only within one entry, or in the upper two layers, where the parts are put together.
 LAYERS = (
-    ("types", "records", "training.cpu"),
+    ("types", "errors", "records", "training.cpu"),
     ("algorithms", "data", "models", "metrics"),
     ("training", "engines"),
     (
@@ -21,7 +21,8 @@ LAYERS = (
     ),
     (
         *("__main__", "train", "stages", "stage_ends", "resume", "parts", "plan", "workloads"),
-        *("config", "config_file", "config_checks", "stage_checks", "model_checks", "stage_config"),
+        *("config", "config_file", "config_flags", "stage_config"),
+        *("config_checks", "stage_checks", "model_checks"),
     ),
 )
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))

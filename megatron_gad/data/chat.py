@@ -120,10 +120,14 @@ class ChatCodec:
         return encoded
 
     def decode_response(self, ids: Sequence[int]) -> str:
-        """Return the text of sampled ids, without the one end token and other special tokens."""
+        """Return the text of sampled ids without the one end token.
+
+        Special tokens in between are spelled out: a response that holds one must not read like a
+        clean one.
+        """
         content = ids[:-1] if len(ids) > 0 and ids[-1] in self.stop_ids else ids
         return self._tokenizer.decode(
-            list(content), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(content), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def _render(self, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:

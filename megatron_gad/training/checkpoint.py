@@ -122,9 +122,15 @@ def _sharded_weights(trainer: Trainer) -> dict[str, Any]:
     return {"model": trainer.modules[0].sharded_state_dict()}
 
 
+# The one layout of a distributed optimizer's state that any other layout can load.
+DISTRIBUTED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
 def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
     state = _sharded_weights(trainer)
-    optimizer = trainer.optimizer.sharded_state_dict(state["model"], is_loading=is_loading)
+    optimizer = trainer.optimizer.sharded_state_dict(
+        state["model"], is_loading=is_loading, metadata=DISTRIBUTED_OPTIMIZER
+    )
     return {**state, "optimizer": optimizer}
 
 

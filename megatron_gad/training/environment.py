@@ -16,3 +16,9 @@ def environment_world_size() -> int:
 def local_rank() -> int:
     """Return this process's number on its node; it picks the device."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def launched_without_torchrun() -> bool:
+    """Return whether Slurm started several tasks of which none knows of the others."""
+    num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return num_tasks not in ("", "1") and "RANK" not in os.environ

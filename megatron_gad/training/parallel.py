@@ -1,5 +1,6 @@
 """Process groups of one run, and what a rank needs to know about its place in them."""
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -70,6 +71,11 @@ class Parallel:
         gathered: list = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def max_over_data(self, value: float) -> float:
+        """Return the largest value over data ranks; nan where any is nan."""
+        values = self.gather_over_data(value)
+        return math.nan if any(math.isnan(each) for each in values) else max(values)
 
     def mean_over_data(self, sums: dict[str, tuple[float, float]]) -> dict[str, float]:
         """Return sum / count of every entry over data ranks, 0 where the count is 0."""

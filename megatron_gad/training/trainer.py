@@ -36,6 +36,7 @@ from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Batch, Loss, PairBatch
 
 AnyBatch = Batch | PairBatch
+FP8_TOKENS = 32
 LossFunction = Callable[..., Loss]
 
 
@@ -225,6 +226,9 @@ class Trainer:
         """
         sizes = self._settings
         multiple = sizes.layout.tensor_model_parallel_size if sizes.layout.sequence_parallel else 1
+        if sizes.compute.fp8_format:
+            # FP8 matrix products take token counts that are multiples of this, on every rank.
+            multiple *= FP8_TOKENS
         pieces = split_batch(batch, sizes.compute.micro_batch_size, multiple, loss is not None)
         computed = get_forward_backward_func()(
             forward_step_func=partial(self._forward, loss, temperature),

@@ -20,9 +20,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save
 
 
-@pytest.mark.parametrize(
-    ("iteration", "stage"), [(2, "seqkd"), (5, "warmup"), (8, "adversarial")]
-)
+@pytest.mark.parametrize(("iteration", "stage"), [(2, "seqkd"), (5, "warmup"), (8, "adversarial")])
 def test_a_restart_gives_the_bits_of_the_uninterrupted_run(
     iteration: int, stage: str, uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from examples.tiny.prepare import prepare
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config import RunConfig, load_config
 from megatron_gad.data.batching import teacher_batch
+from megatron_gad.errors import RunStoppedError
 from megatron_gad.parts import Run
 from megatron_gad.stage_ends import begin_stage, finish_stage, reason_to_end, refusal
 from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step
@@ -187,7 +188,7 @@ def test_an_engine_with_another_weight_stops_the_run_and_names_it(start) -> None
         held["model.layers.1.mlp.down_proj.weight"].data[3, 5] += 0.5
 
     run.sampler.engine.load_weights = load_and_damage
-    with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.down_proj\.weight .* 0\.5"):
+    with pytest.raises(RunStoppedError, match=r"model\.layers\.1\.mlp\.down_proj\.weight .* 0\.5"):
         take_step(run)
 
 

@@ -124,13 +124,16 @@ def test_control_tokens_spelled_out_in_a_response_stay_text(codec: ChatCodec, st
     assert codec.decode_response(ids) == text
 
 
-def test_only_the_last_end_token_is_stripped_and_other_special_tokens_vanish(
+def test_only_the_last_end_token_is_stripped_and_other_special_tokens_are_seen(
     tmp_path: Path,
 ) -> None:
+    # A discriminator that does not see them could not teach the student to leave them out.
     make_tokenizer(tmp_path, "qwen")
     codec = ChatCodec.from_folder(tmp_path, 64, 64)
     hello = codec.encode_response("hello")[0][:-1]
-    assert codec.decode_response([1, *hello, 0, *hello, 2]) == "hellohello"
+    text = codec.decode_response([1, *hello, 0, *hello, 2])
+    assert text == "<|im_start|>hello<|endoftext|>hello"
+    assert codec.encode_response(text)[0] != codec.encode_response("hellohello")[0]
     assert codec.decode_response(()) == ""
     assert codec.decode_response((2,)) == ""
 
