@@ -6,7 +6,9 @@ elsewhere (``--student.lr 1e-6``).
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -142,14 +144,16 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
     """
     source = argv[0] if argv and not argv[0].startswith("-") else ""
     defaults = read_toml(Path(source), RunConfig) if source else RunConfig()
-    command, unknown = tyro.cli(
-        _CommandLine,
-        prog="megatron_gad",
-        args=list(argv),
-        default=_CommandLine(CliOptions(config=source), defaults),
-        console_outputs=environment_rank() == 0,
-        return_unknown_args=True,
-    )
+    # Every rank parses the same words; one is enough to say what is wrong with them.
+    with nullcontext() if environment_rank() == 0 else redirect_stderr(StringIO()):
+        command, unknown = tyro.cli(
+            _CommandLine,
+            prog="megatron_gad",
+            args=list(argv),
+            default=_CommandLine(CliOptions(config=source), defaults),
+            console_outputs=environment_rank() == 0,
+            return_unknown_args=True,
+        )
     refuse_unknown(unknown, known=flag_names(RunConfig, CliOptions))
     if command.options.config != source:
         raise ValueError(
