@@ -14,7 +14,14 @@ from megatron_gad.config import RunConfig, load_config
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.parts import Run
-from megatron_gad.stage_ends import begin_stage, finish_stage, reason_to_end, refusal
+from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.stage_ends import (
+    begin_stage,
+    finish_stage,
+    optimizer_steps,
+    reason_to_end,
+    refusal,
+)
 from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step
 from megatron_gad.training import parallel
 
@@ -190,6 +197,41 @@ def test_an_engine_with_another_weight_stops_the_run_and_names_it(start) -> None
     run.sampler.engine.load_weights = load_and_damage
     with pytest.raises(RunStoppedError, match=r"model\.layers\.1\.mlp\.down_proj\.weight .* 0\.5"):
         take_step(run)
+
+
+def test_broken_numbers_stop_the_run_and_say_which_model(start) -> None:
+    run = start("seqkd", seqkd={"lr": 1e30}, student={"clip_grad": 0.0})
+    with pytest.raises(RunStoppedError, match=r"student's update .*nan.* learning rate"):
+        for _ in range(5):
+            take_step(run)
+
+
+def test_extra_steps_have_prompts_of_their_own(start) -> None:
+    run = start("adversarial", adversarial={"extra_discriminator_steps": 2, "extra_prompts": 4})
+    before = run.extra_order.epoch
+    take_step(run)
+    assert run.extra_order.epoch - before == pytest.approx(2 * 4 / 64)
+    assert run.order.epoch == pytest.approx(4 / 64)
+
+
+def test_a_step_larger_than_the_data_is_refused(start) -> None:
+    with pytest.raises(ValueError, match=r"warmup\.prompts_per_step = 65, but .* 64 usable rows"):
+        start("warmup", warmup={"prompts_per_step": 65})
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (SeqkdConfig(), (10, 0)),
+        (WarmupConfig(discriminator_only_steps=4), (6, 10)),
+        (WarmupConfig(train_student=False), (0, 10)),
+        (AdversarialConfig(extra_discriminator_steps=3), (10, 40)),
+        (AdversarialConfig(discriminator_interval=3, student_updates=2), (20, 4)),
+        (AdversarialConfig(freeze_discriminator=True, extra_discriminator_steps=3), (10, 0)),
+    ],
+)
+def test_schedules_are_as_long_as_the_models_learn(stage, expected) -> None:
+    assert optimizer_steps(stage, 10) == expected
 
 
 def test_seqkd_hands_over_its_best_weights(start) -> None:

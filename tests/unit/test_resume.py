@@ -1,0 +1,98 @@
+"""Which checkpoint a run goes on from, and which it refuses."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.tiny.prepare import prepare
+from megatron_gad.config import RunConfig, load_config
+from megatron_gad.parts import Run
+from megatron_gad.resume import load_latest, save
+from megatron_gad.stage_ends import begin_stage
+from megatron_gad.stages import adversarial_step, seqkd_step
+from megatron_gad.training import parallel
+
+STEPS = {"seqkd": seqkd_step, "adversarial": adversarial_step}
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[parallel.Parallel]:
+    """A world of one."""
+    yield parallel.initialize(RunConfig().parallel, 0)
+    parallel.shut_down()
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Student and data of the tiny example."""
+    folder = tmp_path_factory.mktemp("assets")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture
+def build(place: parallel.Parallel, assets: Path):
+    """Return a function that builds a run in a folder."""
+
+    def build_run(folder: Path, *flags: str) -> Run:
+        words = ["examples/tiny/run.toml", "--save", str(folder), "--no-tensorboard"]
+        words += ["--data.path", str(assets / "train.jsonl"), "--data.eval-path", ""]
+        config, _ = load_config([*words, "--student.path", str(assets / "student"), *flags])
+        return Run(config, place)
+
+    return build_run
+
+
+def run_and_save(run: Run, num_steps: int) -> None:
+    begin_stage(run)
+    for _ in range(num_steps):
+        STEPS[run.stage_name](run, run.stage)
+        run.progress.iteration += 1
+        run.progress.step_in_stage += 1
+    save(run)
+
+
+def test_the_runs_own_checkpoint_comes_before_the_one_that_load_names(build, tmp_path) -> None:
+    other, own = tmp_path / "other", tmp_path / "own"
+    run_and_save(build(other, "--stages", "seqkd"), 1)
+    started = build(own, "--stages", "seqkd", "--load", str(other))
+    assert load_latest(started)
+    assert started.progress.iteration == 1
+    started.progress.iteration = 7
+    save(started)
+    again = build(own, "--stages", "seqkd", "--load", str(other))
+    assert load_latest(again)
+    assert again.progress.iteration == 7
+
+
+def test_stages_may_be_added_behind_those_that_were_begun(build, tmp_path) -> None:
+    run_and_save(build(tmp_path, "--stages", "seqkd"), 1)
+    assert load_latest(build(tmp_path, "--stages", "seqkd", "warmup", "adversarial"))
+    with pytest.raises(ValueError, match=r"comes after the stages \['seqkd'\]"):
+        load_latest(build(tmp_path, "--stages", "warmup", "adversarial"))
+
+
+def test_kl_that_is_switched_on_inside_a_stage_is_refused_with_the_reason(build, tmp_path) -> None:
+    run_and_save(build(tmp_path, "--stages", "adversarial", "--gad.kl-coef", "0"), 1)
+    with pytest.raises(ValueError, match=r"gad\.kl_coef = 0\.001, but .* keep kl_coef = 0"):
+        load_latest(build(tmp_path, "--stages", "adversarial"))
+
+
+def test_other_data_are_refused(build, tmp_path, assets: Path) -> None:
+    run_and_save(build(tmp_path, "--stages", "seqkd"), 1)
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join((assets / "train.jsonl").read_text().splitlines(True)[:40]))
+    with pytest.raises(ValueError, match="num_rows = 64, this run has 40"):
+        load_latest(build(tmp_path, "--stages", "seqkd", "--data.path", str(fewer)))
+
+
+def test_a_half_written_checkpoint_is_not_seen(build, tmp_path) -> None:
+    run = build(tmp_path, "--stages", "seqkd")
+    run_and_save(run, 1)
+    shutil.copytree(tmp_path / "iter_0000001", tmp_path / "iter_0000002.draft")
+    again = build(tmp_path, "--stages", "seqkd")
+    assert load_latest(again)
+    assert again.progress == dataclasses.replace(run.progress)
