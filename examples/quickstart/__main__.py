@@ -55,10 +55,15 @@ def run_seed(out: Path, seed: int) -> dict[str, Any]:
     """Make the data, train the arms, measure them; return what ``results.json`` holds."""
     shutil.rmtree(out, ignore_errors=True)
     clock = Clock()
+    print(f"[1/3] Collecting the teacher's answers over HTTP, into {out / 'data'}", flush=True)
     data = collect_data(out / "data", seed)
     assets = Assets(data, make_student(out / "student", seed), seed)
     clock.lap("data")
     equal_folder = out / "seqkd_equal_compute"
+    print(
+        f"[2/3] Training: GAD here; beside it SeqKD for the same time ({equal_folder}.log)",
+        flush=True,
+    )
     with EqualComputeArm(assets, equal_folder) as equal:
         run_gad(assets, out)
         clock.lap("training")
@@ -69,6 +74,7 @@ def run_seed(out: Path, seed: int) -> dict[str, Any]:
         "seqkd_equal_compute": equal_folder / "student_hf",
         "gad": out / "student_hf",
     }
+    print("[3/3] Answering the held-out prompts with each student", flush=True)
     prompts = [json.loads(line)["content"][0]["content"] for line in data.test.open()]
     results: dict[str, Any] = {arm: measure(path, prompts, seed) for arm, path in folders.items()}
     clock.lap("evaluation")
