@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Small models compute slower, not faster, with more threads than cores per process.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart quickstart-seeds test test-gpu lint env clean
+.PHONY: help quickstart quickstart-seeds test test-gpu test-sglang lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,11 +18,15 @@ quickstart: $(READY) ## distil a tiny student on this machine, minutes; writes r
 quickstart-seeds: $(READY) ## the same on several seeds, with intervals; about an hour
 	$(PYTHON_IN) -m examples.quickstart --seeds 10 11 12 13 14 --out runs/quickstart_seeds
 
-test: $(READY) ## all tests that need no GPU
-	$(PYTHON_IN) -m pytest -m "not gpu"
+test: $(READY) ## all tests that need neither a GPU nor SGLang
+	$(PYTHON_IN) -m pytest -m "not gpu and not sglang"
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	$(PYTHON_IN) -m pytest -m gpu
+
+test-sglang: $(READY) ## the tests against a real SGLang server on the CPU (.venv-sglang, 2.6 GB)
+	tools/make_sglang_env.sh
+	$(PYTHON_IN) -m pytest -m sglang
 
 lint: $(READY) ## ruff (rules and format) and pyright
 	$(PYTHON_IN) -m ruff check .

@@ -22,12 +22,14 @@ from megatron_gad.config_checks import (
     check_parallel,
     check_rollout,
     check_run_directory,
+    check_sglang,
     data_parallel_size,
 )
 from megatron_gad.config_file import format_toml, read_toml
 from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
+from megatron_gad.engines.sglang_launch import SGLangConfig
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
 from megatron_gad.stage_checks import (
@@ -72,6 +74,7 @@ class RunConfig:
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     gad: GadConfig = field(default_factory=GadConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sglang: SGLangConfig = field(default_factory=SGLangConfig)
 
     def check(self, world_size: int) -> list[str]:
         """Return every violation, each with key, value, what is allowed and the remedy.
@@ -95,6 +98,8 @@ class RunConfig:
             *check_algorithm(self.gad),
             *check_rollout(self.rollout),
         ]
+        if self.rollout.engine == "sglang":
+            problems += check_sglang(self.sglang, data_size)
         if "seqkd" in self.stages:
             problems += check_seqkd(self.seqkd, has_eval, data_size)
         if "warmup" in self.stages:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.build import build_engine
+from megatron_gad.engines.sglang_launch import SGLangConfig
 from megatron_gad.metrics import MetricsWriter, Timers
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.rollout import Sampler
@@ -177,4 +178,14 @@ def _build_engine(config: RunConfig, parallel: Parallel):
         parallel.device,
         dtype,
         config.rollout.max_batch_size,
+        _servers_of_rank(config, parallel),
+    )
+
+
+def _servers_of_rank(config: RunConfig, parallel: Parallel) -> SGLangConfig:
+    """Return the settings with this data rank's share of the URLs."""
+    return replace(
+        config.sglang,
+        urls=config.sglang.urls[parallel.data_rank :: parallel.data_size],
+        log_folder=config.sglang.log_folder or str(Path(config.checkpoint.save) / "logs"),
     )

@@ -6,6 +6,8 @@ import torch
 
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.embedded import EmbeddedEngine
+from megatron_gad.engines.sglang import SGLangEngine
+from megatron_gad.engines.sglang_launch import SGLangConfig
 
 
 def build_engine(
@@ -14,21 +16,21 @@ def build_engine(
     device: torch.device | str,
     dtype: torch.dtype,
     max_batch_size: int = 256,
+    sglang: SGLangConfig | None = None,
 ) -> Engine:
     """Build the engine that samples responses; it is asleep until its first ``load_weights``.
 
-    name: "embedded".
+    name: "embedded" or "sglang".
     hf_folder: the student's Hugging Face folder; gives the model's shape.
     device, dtype: where and in what the engine computes.
-    max_batch_size: responses decoded at a time.
+    max_batch_size: responses that the embedded engine decodes at a time.
+    sglang: the servers of the SGLang engine; by default one with the package's defaults.
 
-    Raises ValueError for a name without an engine.
+    Raises ValueError for a name without an engine, and ServerStartError for a server that does not
+    come up.
     """
     if name == "embedded":
         return EmbeddedEngine(hf_folder, device, dtype, max_batch_size)
     if name == "sglang":
-        raise ValueError(
-            "rollout engine = 'sglang' is not available yet: it will come with the [sglang] extra; "
-            "use 'embedded'"
-        )
-    raise ValueError(f"rollout engine = {name!r}; the only choice is 'embedded'")
+        return SGLangEngine(sglang or SGLangConfig(), hf_folder, device, dtype)
+    raise ValueError(f"rollout engine = {name!r}; the choices are 'embedded' and 'sglang'")

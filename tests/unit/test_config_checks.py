@@ -34,7 +34,21 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
     ),
     (
         {"rollout": {"engine": "sglang"}},
-        "rollout.engine = 'sglang' is not available yet; use 'embedded'",
+        "rollout.engine = 'sglang', but that package is not installed; install "
+        "megatron-gad[sglang], name an interpreter that has it in sglang.python, name running "
+        "servers in sglang.urls, or use 'embedded'",
+    ),
+    (
+        {"rollout": {"engine": "sglang"}, "sglang": {"python": "/no/such/python"}},
+        "sglang.python = '/no/such/python' is no file; name the interpreter that has SGLang",
+    ),
+    (
+        {
+            "rollout": {"engine": "sglang"},
+            "sglang": {"urls": ("http://a:1",), "weight_transport": "tensor"},
+        },
+        "sglang.weight_transport = 'tensor' shares memory with servers that the run starts, "
+        "but sglang.urls is set; use 'disk', or leave urls out",
     ),
     (
         {"parallel": {"sequence_parallel": True}},

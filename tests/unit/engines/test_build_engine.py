@@ -5,6 +5,8 @@ import torch
 
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.embedded import EmbeddedEngine
+from megatron_gad.engines.sglang_launch import SGLangConfig
+from megatron_gad.engines.sglang_server import ServerStartError
 from tests.tiny import make_hf_folder
 
 
@@ -13,11 +15,13 @@ def test_embedded_builds_the_engine_in_this_process(tmp_path):
     assert isinstance(engine, EmbeddedEngine)
 
 
-def test_sglang_says_that_it_needs_its_extra_and_is_not_there_yet(tmp_path):
-    with pytest.raises(ValueError, match=r"\[sglang\] extra.*use 'embedded'"):
-        build_engine("sglang", tmp_path, "cpu", torch.float32)
+def test_sglang_without_its_package_says_so_with_the_last_lines_of_its_log(tmp_path):
+    folder = make_hf_folder(tmp_path / "model")
+    settings = SGLangConfig(log_folder=str(tmp_path / "logs"), start_timeout_s=60)
+    with pytest.raises(ServerStartError, match=r"No module named '?sglang"):
+        build_engine("sglang", folder, "cpu", torch.float32, sglang=settings)
 
 
 def test_an_unknown_engine_is_refused_with_the_choices(tmp_path):
-    with pytest.raises(ValueError, match="'vllm'; the only choice is 'embedded'"):
+    with pytest.raises(ValueError, match="'vllm'; the choices are 'embedded' and 'sglang'"):
         build_engine("vllm", tmp_path, "cpu", torch.float32)

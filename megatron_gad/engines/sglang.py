@@ -1,0 +1,250 @@
+"""The SGLang engine: servers started here, or given by URL, behind the ``Engine`` protocol."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.sglang_checksums import HeadCounts, find_mismatches
+from megatron_gad.engines.sglang_client import CallRefused, ServerFailed
+from megatron_gad.engines.sglang_dispatch import Dispatch
+from megatron_gad.engines.sglang_launch import (
+    SGLangConfig,
+    server_arguments,
+    server_environment,
+    start_server,
+    write_model_folder,
+)
+from megatron_gad.engines.sglang_replica import Replica
+from megatron_gad.engines.sglang_requests import make_requests, read_answer
+from megatron_gad.engines.sglang_server import ServerProcess
+from megatron_gad.engines.transport import (
+    Bucket,
+    DiskTransport,
+    TensorTransport,
+    Transport,
+    fill_buckets,
+)
+from megatron_gad.engines.weight_plan import WeightPlan
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.types import Group, Prompt
+
+logger = logging.getLogger(__name__)
+
+
+class SGLangEngine:
+    """Samples on SGLang servers; implements ``Engine``.
+
+    Each response is one request with its own ``sampling_seed``. A server heeds it only with
+    ``server_args.enable_deterministic_inference``; without, responses differ from run to run.
+    """
+
+    def __init__(
+        self,
+        config: SGLangConfig,
+        hf_folder: str | Path,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        """Start the servers, all at once, and wait until they can take weights.
+
+        hf_folder: only its config.json is read.
+
+        Raises ServerStartError, with the end of the server's log, where one does not come up.
+        """
+        self._config = config
+        self._dtype = dtype
+        self._device = torch.device(device)
+        hf_config = load_hf_config(hf_folder)
+        self._heads = HeadCounts(hf_config.num_attention_heads, hf_config.num_key_value_heads)
+        self._plan = WeightPlan.of_folder(hf_folder)
+        self._work_folder = Path(tempfile.mkdtemp(prefix="megatron_gad_sglang_"))
+        self._model_folder = write_model_folder(hf_config, self._work_folder / "model")
+        self._transport = build_transport(config)
+        self._buckets: list[Bucket] = []
+        self._version: int | None = None
+        self._num_swaps = 0
+        self._replicas: list[Replica] = []
+        try:
+            self._replicas += map(
+                self._build_replica, range(len(config.urls) or config.num_servers)
+            )
+            for replica in self._replicas:
+                replica.wait_until_healthy()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """The servers."""
+        return self._replicas
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Bring all weights to all servers; a server that fails meanwhile is started again.
+
+        named_tensors: read to the end whatever happens, since other ranks may take part in it.
+
+        Raises ValueError for weights that are not exactly the model's, and RuntimeError where a
+        server refuses them, holds them otherwise than sent, naming tensor and rank, or fails too
+        often.
+        """
+        self._version = None
+        self._buckets = []
+        self._transport.begin()
+        failures = self._stream(self._plan.fitting(named_tensors))
+        problems = self._plan.problems()
+        if problems:
+            raise ValueError(
+                f"{len(problems)} problems with the weights given to the SGLang engine: "
+                f"{'; '.join(problems[:20])}. Give every parameter of the model once, under its "
+                "Hugging Face name; with tied embeddings leave lm_head.weight out."
+            )
+        for replica in self._replicas:
+            error = failures.get(replica)
+            try:
+                if error is None:
+                    replica.end_load(self._transport, version)
+            except ServerFailed as failure:
+                error = failure
+            if isinstance(error, ServerFailed):
+                replica.recover(
+                    error, lambda r: r.load_all(self._transport, self._buckets, version)
+                )
+            elif error is not None:
+                raise error
+        interval = self._config.verify_interval
+        if interval and self._num_swaps % interval == 0:
+            self.verify()
+        self._num_swaps += 1
+        self._version = version
+
+    def verify(self) -> None:
+        """Compare what the servers hold with what was sent; RuntimeError names tensor and rank."""
+        if self._device.type != "cpu":
+            return
+        sent = {name: tensor for bucket in self._buckets for name, tensor in bucket.named}
+        for replica in self._replicas:
+            held = replica.api.checksums()
+            problems = [] if held is None else find_mismatches(held, sent, self._heads)
+            if problems:
+                raise RuntimeError(
+                    f"after the weight swap the SGLang server at {replica.name} holds other "
+                    f"weights than were sent: {'; '.join(problems[:10])}"
+                )
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Group]:
+        """Sample ``sampling.num_samples`` responses for each prompt, in the order given.
+
+        Raises RuntimeError without loaded weights or when a server fails too often, and ValueError
+        for a prompt without tokens.
+        """
+        version = self._version
+        if version is None:
+            raise RuntimeError("the engine has no weights: call load_weights before generate")
+        for prompt in prompts:
+            if not prompt.ids:
+                raise ValueError(f"prompt {prompt.index} has no token ids; drop it before sampling")
+        dispatch = Dispatch(
+            self._replicas,
+            list(make_requests(prompts, sampling)),
+            read=partial(read_answer, sampling=sampling, version=version),
+            load=lambda replica: replica.load_all(self._transport, self._buckets, version),
+        )
+        config = self._config
+        rollouts = dispatch.run(
+            config.max_running_requests, config.health_interval_s, config.health_timeout_s
+        )
+        size = sampling.num_samples
+        return [
+            Group(prompt, tuple(rollouts[number * size : (number + 1) * size]))
+            for number, prompt in enumerate(prompts)
+        ]
+
+    def held_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Return nothing: a server shows checksums only, which ``load_weights`` compares."""
+        return ()
+
+    def sleep(self) -> None:
+        """Give the servers' device memory back, weights included; on a CPU nothing is freed."""
+        if self._version is None:
+            return
+        self._version = None
+        for replica in self._replicas:
+            try:
+                replica.sleep()
+            except ServerFailed as error:
+                logger.warning(
+                    "SGLang server at %s ends instead of sleeping: %s", replica.name, error
+                )
+                replica.kill()  # its memory is free then, too; the next load starts it again
+
+    def close(self) -> None:
+        """End all servers of ours, and remove what was written for them."""
+        self._version = None
+        for replica in self._replicas:
+            replica.close()
+        self._transport.close()
+        self._buckets = []
+        shutil.rmtree(self._work_folder, ignore_errors=True)
+
+    def _build_replica(self, number: int) -> Replica:
+        config = self._config
+        start: str | Callable[[], ServerProcess]
+        if config.urls:
+            start = config.urls[number]
+        else:
+            start = partial(
+                start_server,
+                config,
+                self._model_folder,
+                server_arguments(config, self._device, self._dtype, number),
+                server_environment(os.environ, self._device),
+                log_name=f"sglang_{os.getpid()}_{number}.log",
+            )
+        return Replica(start, config.start_timeout_s, config.request_timeout_s, config.max_restarts)
+
+    def _stream(
+        self, named_tensors: Iterable[tuple[str, Tensor]]
+    ) -> dict[Replica, ServerFailed | CallRefused]:
+        """Send a bucket to all servers while the next is gathered. Returns the servers' errors."""
+        failures: dict[Replica, ServerFailed | CallRefused] = {}
+
+        def attempt(replica: Replica, call: Callable[[], None]) -> None:
+            if replica not in failures:
+                try:
+                    call()
+                except (ServerFailed, CallRefused) as error:
+                    failures[replica] = error
+
+        transport = self._transport
+        with ThreadPoolExecutor(len(self._replicas)) as pool:
+            sending = [
+                pool.submit(attempt, r, partial(r.begin_load, transport)) for r in self._replicas
+            ]
+            buffer_size = self._config.update_weight_buffer_size
+            for bucket in fill_buckets(named_tensors, self._dtype, buffer_size):
+                transport.stage(bucket)
+                self._buckets.append(bucket.on_host())
+                wait(sending)  # so that two buckets at most are on the device
+                sending = [
+                    pool.submit(attempt, r, partial(transport.send, r.api, bucket))
+                    for r in self._replicas
+                ]
+        return failures
+
+
+def build_transport(config: SGLangConfig) -> Transport:
+    """Return the way of the weights that the settings name."""
+    name = config.weight_transport
+    if name == "tensor" or (name == "auto" and not config.urls):
+        return TensorTransport(config.tensor_parallel_size)
+    return DiskTransport(Path(config.weight_folder) if config.weight_folder else None)

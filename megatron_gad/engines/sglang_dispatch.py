@@ -1,0 +1,158 @@
+"""Spreads requests over servers, and brings back the servers and requests that fail."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from megatron_gad.engines.sglang_client import CallRefused, Json, ServerFailed
+from megatron_gad.engines.sglang_replica import Replica
+from megatron_gad.types import Rollout
+
+WATCH_INTERVAL_S = 1.0
+JOIN_TIMEOUT_S = 10.0
+
+
+class Dispatch:
+    """One list of requests on its way through all servers.
+
+    Free places of any server take from one queue, so that a long response holds up its own place
+    only. A request of a server that fails goes back to the queue's front; it has no result until
+    it has one whole answer, so nothing is lost or counted twice.
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        requests: Sequence[Json],
+        read: Callable[[Json], Rollout],
+        load: Callable[[Replica], None],
+    ) -> None:
+        """requests: bodies for /generate, each with its own "rid".
+
+        read: makes a rollout of an answer; ServerFailed if no working server gives such a one.
+        load: gives a server that was started again the current weights.
+        """
+        self._replicas = replicas
+        self._requests = requests
+        self._read = read
+        self._load = load
+        self._pending = deque(range(len(requests)))
+        self._running: dict[int, Replica] = {}
+        self._rollouts: dict[int, Rollout] = {}
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+
+    def run(self, places: int, health_interval_s: float, health_timeout_s: float) -> list[Rollout]:
+        """Return the rollouts in the order of the requests.
+
+        places: requests that one server works on at a time.
+        health_interval_s, health_timeout_s: how often a server is asked how it is, and how long it
+            may take to answer before it counts as hung.
+
+        Raises what a server refuses, and RuntimeError when one fails too often.
+        """
+        places = min(places, len(self._requests))
+        threads = [
+            threading.Thread(target=self._serve, args=(replica,), daemon=True)
+            for replica in self._replicas
+            for _ in range(places)
+        ]
+        threads += [
+            threading.Thread(
+                target=self._watch, args=(r, health_interval_s, health_timeout_s), daemon=True
+            )
+            for r in self._replicas
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            with self._changed:
+                self._changed.wait_for(self._is_over)
+        except BaseException:
+            self._fail(RuntimeError("sampling was interrupted"))
+            raise
+        finally:
+            self._abort_running()
+            for thread in threads:
+                thread.join(JOIN_TIMEOUT_S)
+        if self._error is not None:
+            raise self._error
+        return [self._rollouts[number] for number in range(len(self._requests))]
+
+    def _is_over(self) -> bool:
+        return self._error is not None or len(self._rollouts) == len(self._requests)
+
+    def _serve(self, replica: Replica) -> None:
+        """Work on requests, one at a time, until all are done."""
+        while (number := self._take(replica)) is not None:
+            generation = replica.generation
+            try:
+                rollout = self._read(replica.generate(self._requests[number]))
+            except ServerFailed as error:
+                self._give_back(number)
+                self._bring_back(replica, generation, error)
+            except CallRefused as error:
+                self._fail(error)
+            else:
+                replica.num_failures = 0
+                self._finish(number, rollout)
+
+    def _take(self, replica: Replica) -> int | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._is_over())
+            if self._is_over():
+                return None
+            number = self._pending.popleft()
+            self._running[number] = replica
+            return number
+
+    def _finish(self, number: int, rollout: Rollout) -> None:
+        with self._changed:
+            self._running.pop(number, None)
+            self._rollouts[number] = rollout
+            self._changed.notify_all()
+
+    def _give_back(self, number: int) -> None:
+        with self._changed:
+            self._running.pop(number, None)
+            self._pending.appendleft(number)
+            self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def _bring_back(self, replica: Replica, generation: int, error: ServerFailed) -> None:
+        """Recover a server once, whichever of its places notices the failure first."""
+        with replica.lock:
+            if replica.generation != generation or self._is_over():
+                return
+            try:
+                replica.recover(error, self._load)
+            except RuntimeError as fatal:
+                self._fail(fatal)
+            replica.generation += 1
+
+    def _watch(self, replica: Replica, interval_s: float, timeout_s: float) -> None:
+        """End a server that hangs; its requests then fail, and are sent again."""
+        waited = 0.0
+        while not self._is_over():
+            with self._changed:
+                self._changed.wait_for(self._is_over, WATCH_INTERVAL_S)
+            waited += WATCH_INTERVAL_S
+            if waited < interval_s or self._is_over():
+                continue
+            waited = 0.0
+            generation = replica.generation
+            if not replica.is_alive(timeout_s) and not self._is_over():
+                with replica.lock:
+                    if replica.generation == generation:
+                        replica.kill()
+
+    def _abort_running(self) -> None:
+        with self._changed:
+            running = list(self._running.items())
+        for replica in self._replicas:
+            ids = [self._requests[n]["rid"] for n, owner in running if owner is replica]
+            replica.abort(ids)

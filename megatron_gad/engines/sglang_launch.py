@@ -1,0 +1,150 @@
+"""How SGLang servers are started: their settings, arguments, environment and model folder."""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PretrainedConfig
+
+from megatron_gad.engines.sglang_server import ServerProcess
+
+WeightTransport = Literal["auto", "tensor", "disk"]
+ArgumentValue = bool | int | float | str
+
+# torchrun's description of our ranks, which a server would take for its own.
+LAUNCHER_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"),
+)
+EXPANDABLE_SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF"  # what it sets breaks sharing memory by handle
+CPU_ARGUMENTS: dict[str, ArgumentValue] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "disable_cuda_graph": True,
+    "max_total_tokens": 65536,
+    "sleep_on_idle": True,
+}
+GPU_ARGUMENTS: dict[str, ArgumentValue] = {"enable_memory_saver": True}
+COMMON_ARGUMENTS: dict[str, ArgumentValue] = {
+    "skip_tokenizer_init": True,
+    "skip_server_warmup": True,
+    "load_format": "dummy",  # the weights come from load_weights alone
+}
+
+
+@dataclass(frozen=True)
+class SGLangConfig:
+    """The servers behind rollout.engine = "sglang".
+
+    Attributes:
+        urls: servers that run already, shared out between the data ranks; without any, each
+            model-parallel group starts its own.
+        python: interpreter of the environment that has SGLang; by default the one of the run.
+        num_servers: servers that a model-parallel group starts, on GPUs from its first rank's on.
+        tensor_parallel_size: of one server.
+        mem_fraction_static: share of a GPU's memory for a server's weights and its cache.
+        weight_transport: "tensor" shares memory with servers on this machine, "disk" writes files
+            that they read; "auto" takes the first for servers that the run starts.
+        update_weight_buffer_size: bytes of one bucket of weights.
+        weight_folder: of the files; by default on this machine's memory file system.
+        verify_interval: compare the servers' checksums on the first and on every so many-th swap;
+            0: never. Servers on GPUs are not compared.
+        max_running_requests: requests that a server works on at a time.
+        start_timeout_s: until a server is healthy.
+        request_timeout_s: until a server has answered a request.
+        health_interval_s: how often servers are asked how they are while they sample.
+        health_timeout_s: after how long without an answer they count as hung.
+        max_restarts: failures in a row of one server after which the run ends.
+        log_folder: of the servers' output; by default logs/ in the run directory.
+        server_args: further arguments of the server by name.
+    """
+
+    urls: tuple[str, ...] = ()
+    python: str = ""
+    num_servers: int = 1
+    tensor_parallel_size: int = 1
+    mem_fraction_static: float = 0.5
+    weight_transport: WeightTransport = "auto"
+    update_weight_buffer_size: int = 512 * 2**20
+    weight_folder: str = ""
+    verify_interval: int = 10
+    max_running_requests: int = 128
+    start_timeout_s: float = 900.0
+    request_timeout_s: float = 1800.0
+    health_interval_s: float = 10.0
+    health_timeout_s: float = 60.0
+    max_restarts: int = 3
+    log_folder: str = ""
+    server_args: dict[str, ArgumentValue] = field(default_factory=dict)
+
+
+def server_arguments(
+    config: SGLangConfig, device: torch.device, dtype: torch.dtype, number: int
+) -> dict[str, ArgumentValue]:
+    """Return the arguments of one of the servers of a model-parallel group, by name.
+
+    device: of the group's first rank. number: of the server, from 0.
+    """
+    size = config.tensor_parallel_size
+    arguments: dict[str, ArgumentValue] = {
+        **COMMON_ARGUMENTS,
+        "dtype": str(dtype).removeprefix("torch."),
+        "tensor_parallel_size": size,
+        "max_running_requests": config.max_running_requests,
+    }
+    if device.type == "cpu":
+        arguments |= CPU_ARGUMENTS
+    else:
+        arguments |= GPU_ARGUMENTS
+        arguments["mem_fraction_static"] = config.mem_fraction_static
+        arguments["base_gpu_id"] = (device.index or 0) + number * size
+    return arguments | {name.replace("-", "_"): v for name, v in config.server_args.items()}
+
+
+def as_flags(arguments: Mapping[str, ArgumentValue]) -> Iterator[str]:
+    """Yield arguments as a command line has them; False leaves one out."""
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            yield flag
+        elif value is not False:
+            yield from (flag, str(value))
+
+
+def server_environment(inherited: Mapping[str, str], device: torch.device) -> dict[str, str]:
+    """Return the environment of a server: this process's, without what describes our ranks."""
+    dropped = {*LAUNCHER_VARIABLES, EXPANDABLE_SEGMENTS}
+    environment = {name: value for name, value in inherited.items() if name not in dropped}
+    if device.type == "cpu":
+        environment["SGLANG_USE_CPU_ENGINE"] = "1"
+    return environment
+
+
+def write_model_folder(hf_config: PretrainedConfig, folder: Path) -> Path:
+    """Write the model's shape without weights, tokenizer and end tokens.
+
+    A server adds its model's own end tokens to the stop ids of every request.
+    """
+    hf_config.eos_token_id = None
+    hf_config.save_pretrained(folder)
+    return folder
+
+
+def start_server(
+    config: SGLangConfig,
+    model_folder: Path,
+    arguments: Mapping[str, ArgumentValue],
+    environment: Mapping[str, str],
+    log_name: str,
+) -> ServerProcess:
+    """Start a server; it is not healthy yet."""
+    python = config.python or sys.executable
+    command = [python, "-m", "sglang.launch_server", "--model-path", str(model_folder)]
+    folder = Path(config.log_folder or tempfile.gettempdir())
+    return ServerProcess([*command, *as_flags(arguments)], environment, folder / log_name)

@@ -1,0 +1,170 @@
+"""One SGLang server as the engine uses it: loaded, asked, put to sleep, and brought back."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from megatron_gad.engines.sglang_client import CallRefused, Json, ServerFailed, SGLangClient
+from megatron_gad.engines.sglang_server import ServerProcess, ServerStartError
+from megatron_gad.engines.sglang_versions import AFTER_WEIGHTS, BEFORE_WEIGHTS, ServerApi
+from megatron_gad.engines.transport import Bucket, Transport
+
+logger = logging.getLogger(__name__)
+
+STOP_PATIENCE_S = 5.0
+
+
+class Replica:
+    """A server of ours, or one that somebody else runs at a URL.
+
+    Every failure counts; after ``max_failures`` without a finished request in between, the run
+    ends with the server's last words.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], ServerProcess] | str,
+        start_timeout_s: float,
+        request_timeout_s: float,
+        max_failures: int,
+    ) -> None:
+        """start: starts a server of ours; or the URL of one that runs already."""
+        self._start = start
+        self._start_timeout_s = start_timeout_s
+        self._request_timeout_s = request_timeout_s
+        self._max_failures = max_failures
+        self._process: ServerProcess | None = None
+        self._is_asleep = False
+        self.num_failures = 0
+        self.num_restarts = 0
+        self.generation = 0  # grows with every recovery
+        self.lock = threading.Lock()
+        self.api: ServerApi
+        self.client: SGLangClient
+        self._connect(start if isinstance(start, str) else self._launch())
+
+    @property
+    def name(self) -> str:
+        """Its address."""
+        return self.client.url
+
+    @property
+    def process(self) -> ServerProcess | None:
+        """The server's process where it is ours."""
+        return self._process
+
+    def wait_until_healthy(self) -> None:
+        """Wait until it can generate. Raises ServerStartError."""
+        if self._process is not None:
+            self._process.wait_until_healthy(self._start_timeout_s)
+        elif not self.client.is_healthy(self._start_timeout_s):
+            raise ServerStartError(
+                f"the SGLang server at {self.name} does not answer /health; start it, or leave "
+                "sglang.urls out so that the run starts servers itself"
+            )
+
+    def is_alive(self, health_timeout_s: float) -> bool:
+        """Say whether it would work; a hung server would not."""
+        if self._process is not None and not self._process.is_alive:
+            return False
+        return self.client.is_healthy(health_timeout_s)
+
+    def begin_load(self, transport: Transport) -> None:
+        """Make room for weights and be ready to take them."""
+        if self._is_asleep:
+            self.api.resume_memory(BEFORE_WEIGHTS)
+        if transport.sends_buckets:
+            self.api.begin_weight_update()
+
+    def end_load(self, transport: Transport, version: int) -> None:
+        """Take what comes last; count as holding the version, awake, with empty caches."""
+        transport.finish(self.api)
+        if transport.sends_buckets:
+            self.api.end_weight_update()
+        if self._is_asleep:
+            # The cache's room comes after the transfer's buffers have gone.
+            self.api.resume_memory(AFTER_WEIGHTS)
+            self._is_asleep = False
+        self.api.finish_update(version)
+
+    def load_all(self, transport: Transport, buckets: Sequence[Bucket], version: int) -> None:
+        """Take all weights again, as after a restart."""
+        self.begin_load(transport)
+        for bucket in buckets:
+            transport.send(self.api, bucket)
+        self.end_load(transport, version)
+
+    def sleep(self) -> None:
+        """Give device memory back where the server can; it has to be idle."""
+        self.api.release_memory()
+        self._is_asleep = True
+
+    def recover(self, error: Exception, load: Callable[["Replica"], None]) -> None:
+        """Bring it back after a failure, with weights.
+
+        load: gives it the current weights.
+
+        Raises RuntimeError, with the server's last words, when it failed once too often.
+        """
+        while True:
+            self._count_failure(error)
+            try:
+                self.restart()
+                load(self)
+            except (ServerFailed, ServerStartError) as again:
+                error = again
+            else:
+                return
+
+    def _count_failure(self, error: Exception) -> None:
+        self.num_failures += 1
+        logger.warning("SGLang server failed (%d): %s", self.num_failures, error)
+        if self.num_failures > self._max_failures:
+            log = f"; {self._process.last_log_lines()}" if self._process else ""
+            raise RuntimeError(
+                f"the SGLang server at {self.name} failed {self.num_failures} times in a row, "
+                f"last with: {error} (sglang.max_restarts = {self._max_failures}){log}"
+            ) from error
+
+    def restart(self) -> None:
+        """Start the server anew, or wait for one that is not ours. Its weights are gone."""
+        self._is_asleep = False
+        if self._process is not None:
+            self._process.stop()
+            self._connect(self._launch())
+            self.num_restarts += 1
+        else:
+            self._connect(self.name)
+        self.wait_until_healthy()
+
+    def generate(self, body: Json) -> Json:
+        """Sample one response."""
+        return self.api.generate(body)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Stop requests on a server that goes on living."""
+        if self._process is None:
+            for request_id in request_ids:
+                try:
+                    self.api.abort(request_id)
+                except (ServerFailed, CallRefused) as error:
+                    logger.warning("abort of %s: %s", request_id, error)
+
+    def kill(self) -> None:
+        """End the server's process at once, where it is ours; its requests fail."""
+        if self._process is not None:
+            self._process.stop()
+
+    def close(self) -> None:
+        """End the server's process, where it is ours."""
+        if self._process is not None:
+            self._process.stop(STOP_PATIENCE_S)
+
+    def _launch(self) -> str:
+        assert not isinstance(self._start, str)
+        self._process = self._start()
+        return self._process.url
+
+    def _connect(self, url: str) -> None:
+        self.client = SGLangClient(url, self._request_timeout_s)
+        self.api = ServerApi(self.client)

@@ -1,0 +1,99 @@
+"""One SGLang server process of ours: started, watched and stopped by handle."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_gad.engines import sglang_keeper
+from megatron_gad.engines.sglang_client import SGLangClient
+
+POLL_S = 0.5
+HEALTH_TIMEOUT_S = 5.0
+
+
+class ServerStartError(RuntimeError):
+    """A server did not come up; the message ends with the last lines of its log."""
+
+
+class ServerProcess:
+    """A server in a process group of its own, whose output goes to a file.
+
+    No process of the group survives ``stop``, nor the end of this process, however that comes.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log_path: Path
+    ) -> None:
+        """Start it. command: arguments of the server without its address."""
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = log_path
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        address = ["--host", "127.0.0.1", "--port", str(self.port)]
+        keeper = [sys.executable, "-I", sglang_keeper.__file__, str(os.getpid())]
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*keeper, *command, *address],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the server's process still runs; a hung one does."""
+        return self._process.poll() is None
+
+    @property
+    def group(self) -> int:
+        """The id of the process group that holds the server and all that it starts."""
+        return self._process.pid
+
+    def wait_until_healthy(self, timeout_s: float) -> None:
+        """Wait until it can generate. Raises ServerStartError, after stopping it."""
+        client = SGLangClient(self.url, HEALTH_TIMEOUT_S)
+        deadline = time.monotonic() + timeout_s
+        while self.is_alive and time.monotonic() < deadline:
+            if client.is_healthy(HEALTH_TIMEOUT_S):
+                return
+            time.sleep(POLL_S)
+        ended = not self.is_alive
+        self.stop()
+        reason = "ended" if ended else f"was not healthy after {timeout_s:g} s"
+        raise ServerStartError(f"the SGLang server {reason}; {self.last_log_lines()}")
+
+    def last_log_lines(self, count: int = 25) -> str:
+        """Return the end of its log, with the file's name."""
+        lines = self.log_path.read_text(errors="replace").splitlines()[-count:]
+        return f"last lines of {self.log_path}:\n" + "\n".join(lines)
+
+    def stop(self, patience_s: float = 0.0) -> None:
+        """Kill the whole group and wait for its leader; again is harmless.
+
+        patience_s: how long it may take to end by itself, which leaves no files behind.
+        """
+        if self._process.returncode is not None:
+            return
+        if patience_s:
+            # The id still belongs to the group: its leader has not been waited for.
+            os.killpg(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+                return
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

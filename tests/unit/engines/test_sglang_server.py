@@ -1,0 +1,95 @@
+"""Server processes: whatever ends the run ends them too. Commands stand in for a server here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_gad.engines.sglang_server import ServerProcess, ServerStartError
+
+ROOT = Path(__file__).parents[3]
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return those of the processes that still run after some seconds."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if not left:
+            return []
+        time.sleep(0.2)
+    return left
+
+
+def test_no_process_survives_the_run_however_it_ends(tmp_path):
+    script = (
+        "import subprocess, sys, time\n"
+        "from pathlib import Path\n"
+        "from megatron_gad.engines.sglang_server import ServerProcess\n"
+        "inner = 'import subprocess, sys, time; "
+        'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]); '
+        "time.sleep(600)'\n"
+        f"server = ServerProcess([sys.executable, '-c', inner], {{}}, Path('{tmp_path}/log'))\n"
+        "print(server.group, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert parent.stdout is not None
+    group = int(parent.stdout.readline())
+    deadline = time.monotonic() + 20
+    while len(in_group(group)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes = in_group(group)
+    assert len(processes) == 3
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert wait_until_gone(processes) == []
+
+
+def in_group(group: int) -> list[psutil.Process]:
+    """Return the processes of a process group."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def test_a_stopped_process_is_gone(tmp_path):
+    server = ServerProcess(
+        [sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path / "l"
+    )
+    processes = in_group(server.group)
+    server.stop()
+    server.stop()
+    assert not server.is_alive
+    assert wait_until_gone(processes) == []
+
+
+def test_a_server_that_ends_while_starting_leaves_its_last_words(tmp_path):
+    command = [sys.executable, "-c", "import sys; sys.exit('the port is on fire')"]
+    server = ServerProcess(command, {}, tmp_path / "logs" / "server.log")
+    with pytest.raises(ServerStartError, match=r"ended; last lines of .*server\.log:\n.*on fire"):
+        server.wait_until_healthy(timeout_s=30)
+
+
+def test_a_server_that_is_never_healthy_is_given_up_and_stopped(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    server = ServerProcess(command, {}, tmp_path / "server.log")
+    processes = in_group(server.group)
+    with pytest.raises(ServerStartError, match=r"was not healthy after 1 s"):
+        server.wait_until_healthy(timeout_s=1)
+    assert wait_until_gone(processes) == []

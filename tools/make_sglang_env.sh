@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Create the folder .venv-sglang (or the one given) with an SGLang server that runs on a CPU.
+#
+#   tools/make_sglang_env.sh [FOLDER]
+#
+# For the tests: SGLang publishes no CPU kernels, so tests/engines/sglang_shims stands in for them,
+# and what only GPUs or other models need is left out (2.6 GB instead of 9). On a machine with GPUs
+# install megatron-gad[sglang] instead. PYTHON=/path/to/python chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${1:-.venv-sglang}
+shims=$PWD/tests/engines/sglang_shims
+torch=torch==2.13.0
+cpu_index=https://download.pytorch.org/whl/cpu
+# SGLang and torchvision declare the CUDA build of torch, so they are installed by themselves.
+alone=(sglang==0.5.23 torchvision==0.28.0)
+needed=(
+    numpy transformers==5.19.0 tokenizers==0.23.2 aiohttp fastapi 'uvicorn>=0.51' uvloop orjson
+    msgspec pyzmq psutil pydantic prometheus-client python-multipart requests setproctitle
+    sentencepiece==0.2.1 tiktoken xxhash zstandard pillow partial_json_parser pybase64 einops
+    packaging tqdm IPython triton dill apache-tvm-ffi==0.1.11 compressed-tensors==0.18.0 gguf
+    openai==2.8.0 jsonschema xgrammar==0.2.7 soundfile
+)
+
+# The environment is made anew where this file, the interpreter or the checkout's place changed.
+stamp="$(cksum < tools/make_sglang_env.sh) $shims"
+if [ "$(cat "$venv/.ready" 2>/dev/null)" = "$stamp" ]; then
+    exit 0
+fi
+
+# A name on PATH can be a stub that runs nothing, so each candidate is tried.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.10 python3}; do
+        if "$candidate" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+            2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "no Python of version 3.10, 3.11 or 3.12; install one, or name it:" \
+        "PYTHON=/path/to/python3.11 $0" >&2
+    return 1
+}
+
+pip_install() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+# PyPI's torch for Linux brings gigabytes of CUDA that a CPU server does not use.
+install_cpu_torch() {
+    pip_install "$torch+cpu" 2>/dev/null && return
+    pip_install --timeout 15 --retries 1 --extra-index-url "$cpu_index" "$torch+cpu" 2>/dev/null &&
+        return
+    pip_install "$torch"
+}
+
+rm -rf "$venv"
+python=$(find_python)
+echo "Creating $venv with $python"
+if ! { command -v uv >/dev/null && uv venv --quiet --seed --python "$python" "$venv"; }; then
+    "$python" -m venv "$venv"
+fi
+echo "Installing torch, then SGLang: 2.6 GB, a few minutes"
+install_cpu_torch
+pip_install --no-deps "${alone[@]}"
+pip_install "${needed[@]}"
+# A .pth file is read by every interpreter of the environment, also by the processes that the
+# server spawns: the first line adds the stand-ins' folder, the second prepares torchvision.
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+printf '%s\nimport torchvision_operators\n' "$shims" > "$site/sglang_cpu_shims.pth"
+SGLANG_USE_CPU_ENGINE=1 "$venv/bin/python" -c 'import sglang.srt.entrypoints.http_server'
+echo "$stamp" > "$venv/.ready"
+echo "Ready: $venv/bin/python -m sglang.launch_server --help"
