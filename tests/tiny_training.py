@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.options import (
     ComputeConfig,
     DiscriminatorConfig,
@@ -65,7 +66,8 @@ def make_student(
     **optimizer: Any,
 ) -> Trainer:
     """A language model with the weights of a folder; clips no gradient unless told to."""
-    config = StudentConfig(**({"lr": 1e-2, "clip_grad": 0.0} | optimizer))
+    defaults: dict[str, Any] = {"lr": 1e-2, "clip_grad": 0.0}
+    config = StudentConfig(**(defaults | optimizer))
     settings = TrainerSettings(layout or ParallelConfig(), compute or ComputeConfig(), SEED)
     trainer = Trainer.language_model(load_hf_config(folder), config, place, settings)
     trainer.load_hf_weights(folder)
@@ -80,7 +82,8 @@ def make_discriminator(
     **options: Any,
 ) -> Trainer:
     """A scorer with the weights of a folder and a drawn head; clips no gradient unless told to."""
-    config = DiscriminatorConfig(**({"lr": 1e-2, "clip_grad": 0.0, "head_std": 0.3} | options))
+    defaults: dict[str, Any] = {"lr": 1e-2, "clip_grad": 0.0, "head_std": 0.3}
+    config = DiscriminatorConfig(**(defaults | options))
     settings = TrainerSettings(layout or ParallelConfig(), compute or ComputeConfig(), SEED)
     trainer = Trainer.scorer(load_hf_config(folder), config, place, settings)
     trainer.load_hf_weights(folder)
@@ -89,24 +92,22 @@ def make_discriminator(
 
 def under_hf_names(trainer: Trainer, values: list[Tensor]) -> dict[str, Tensor]:
     """Give tensors that belong to the parameters, such as gradients, the names of the weights."""
-    held = [
-        value.detach().to("cpu", trainer_dtype, copy=True)
-        for value, trainer_dtype in zip(values, (p.dtype for p in parameters(trainer)), strict=True)
-    ]
+    pairs = zip(values, parameters(trainer), strict=True)
+    held = [value.detach().to("cpu", p.dtype, copy=True) for value, p in pairs]
     trainer.swap(held)
     named = dict(trainer.hf_weights())
     trainer.swap(held)
     return named
 
 
-def parameters(trainer: Trainer) -> list[torch.nn.Parameter]:
+def parameters(trainer: Trainer) -> list[Any]:
     """The parameters of this rank, in the order of a snapshot."""
     return [parameter for chunk in trainer.modules for parameter in chunk.parameters()]
 
 
 def training_state(trainer: Trainer) -> list[Tensor]:
     """Copies of this rank's weights, of their float32 main copies if any, and of the moments."""
-    state = trainer.optimizer.chained_optimizers[0].optimizer.state
+    state = torch_optimizers(trainer.optimizer)[0].state
     values = []
     for parameter in parameters(trainer):
         main = getattr(parameter, "main_param", parameter)

@@ -102,7 +102,7 @@ def load_model(folder: Path, trainer: Trainer) -> None:
     held = dist_checkpointing.load_common_state_dict(str(folder))["has_moments"]
     if not held:
         forget_moments(trainer.optimizer)
-    loaded = dist_checkpointing.load(_sharded_state(trainer, is_loading=held), str(folder))
+    loaded = _read(_sharded_state(trainer, is_loading=held), folder)
     _load_weights(trainer, loaded["model"])
     trainer.optimizer.load_state_dict(loaded["optimizer"])
 
@@ -111,8 +111,7 @@ def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
     """Return parameters saved as a snapshot; the trainer's own are left as they were."""
     own = trainer.snapshot()
     try:
-        loaded = dist_checkpointing.load(_sharded_weights(trainer), str(folder))
-        _load_weights(trainer, loaded["model"])
+        _load_weights(trainer, _read(_sharded_weights(trainer), folder)["model"])
     finally:
         trainer.swap(own)
     return own
@@ -132,6 +131,12 @@ def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]
         state["model"], is_loading=is_loading, metadata=DISTRIBUTED_OPTIMIZER
     )
     return {**state, "optimizer": optimizer}
+
+
+def _read(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fill in what a sharded state asks for."""
+    loaded: Any = dist_checkpointing.load(wanted, str(folder))
+    return loaded
 
 
 def _load_weights(trainer: Trainer, weights: dict[str, Any]) -> None:

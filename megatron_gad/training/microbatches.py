@@ -5,16 +5,14 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from megatron_gad.data.batching import microbatches
+from megatron_gad.data.batching import AnyBatch, microbatches
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.types import Batch, PairBatch
+from megatron_gad.types import PairBatch
 
 MetricSums = dict[str, tuple[Tensor, Tensor]]
 
 
-def split_batch(
-    batch: Batch | PairBatch, rows: int, multiple_of: int, with_loss: bool
-) -> list[Batch] | list[PairBatch]:
+def split_batch(batch: AnyBatch, rows: int, multiple_of: int, with_loss: bool) -> list[AnyBatch]:
     """Cut a batch into microbatches, each padded to its own longest row.
 
     rows: of a microbatch; a loss over pairs needs whole groups and then takes at least one.
@@ -24,7 +22,7 @@ def split_batch(
     return microbatches(batch, rows, multiple_of, whole_groups=needs_groups)
 
 
-def to_device(batch: Batch | PairBatch, device: torch.device) -> Batch | PairBatch:
+def to_device(batch: AnyBatch, device: torch.device) -> AnyBatch:
     """Return the batch with its tensors on a device."""
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     moved = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}

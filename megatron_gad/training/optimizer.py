@@ -1,5 +1,7 @@
 """AdamW over a Megatron model, and its learning-rate schedule."""
 
+from typing import Any
+
 import torch
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -9,7 +11,7 @@ from megatron_gad.training.options import OptimizerConfig
 
 
 def build_optimizer(
-    chunks: list[torch.nn.Module], config: OptimizerConfig, bf16: bool, distributed: bool
+    chunks: list[Any], config: OptimizerConfig, bf16: bool, distributed: bool
 ) -> MegatronOptimizer:
     """Return AdamW over the model's chunks; norms and biases get no weight decay."""
     options = MegatronOptimizerConfig(
@@ -25,7 +27,7 @@ def build_optimizer(
         use_distributed_optimizer=distributed,
     )
     optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
-    for part in _torch_optimizers(optimizer):
+    for part in torch_optimizers(optimizer):
         if isinstance(part, torch.optim.AdamW):
             # One pass over memory in place of ten; Megatron's own choice where it has one is fused.
             for group in part.param_groups:
@@ -33,20 +35,29 @@ def build_optimizer(
     return optimizer
 
 
+def take_step(optimizer: Any) -> float:
+    """Clip the gradients, update the weights, and return the gradient norm from before clipping.
+
+    optimizer: from ``build_optimizer``; Megatron's base class does not say what a step returns.
+    """
+    _, grad_norm, _ = optimizer.step()
+    return float(grad_norm)
+
+
 def has_moments(optimizer: MegatronOptimizer) -> bool:
     """Return whether the optimizer took a step since it was made or forgot."""
-    return any(part.state for part in _torch_optimizers(optimizer))
+    return any(part.state for part in torch_optimizers(optimizer))
 
 
 def forget_moments(optimizer: MegatronOptimizer) -> None:
     """Let the next step be like the first. The float32 main parameters stay as they are."""
-    for part in _torch_optimizers(optimizer):
+    for part in torch_optimizers(optimizer):
         part.state.clear()
         for group in part.param_groups:
             group.pop("step", None)  # Transformer Engine's optimizer counts there.
 
 
-def _torch_optimizers(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+def torch_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
     """Return the optimizers inside Megatron's wrappers; a rank may have parameters for none."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part.optimizer for part in parts if part.optimizer is not None]

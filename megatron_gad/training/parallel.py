@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -145,8 +145,9 @@ def _start_torch_distributed(backend: str, timeout: timedelta) -> None:
 
 
 def _describe(device: torch.device | str) -> Parallel:
-    model_group = parallel_state.get_model_parallel_group()
-    pipeline_group = parallel_state.get_pipeline_model_parallel_group()
+    # Megatron's annotations also allow for what a rank outside a group gets.
+    groups: Any = parallel_state
+    model_group = groups.get_model_parallel_group()
     model_group_ranks = tuple(dist.get_process_group_ranks(model_group))
     return Parallel(
         rank=dist.get_rank(),
@@ -158,8 +159,8 @@ def _describe(device: torch.device | str) -> Parallel:
         device=torch.device(device),
         model_group=model_group,
         model_group_ranks=model_group_ranks,
-        data_group=parallel_state.get_data_parallel_group(),
-        pipeline_group=pipeline_group,
+        data_group=groups.get_data_parallel_group(),
+        pipeline_group=groups.get_pipeline_model_parallel_group(),
         last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.distributed import (
@@ -22,9 +23,9 @@ from transformers import PretrainedConfig
 
 from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from megatron_gad.training.heads import LanguageHead, ScoreHead
+from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
-from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments
+from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, take_step
 from megatron_gad.training.options import (
     ComputeConfig,
     DiscriminatorConfig,
@@ -81,18 +82,18 @@ class Trainer:
         self,
         chunks: list[torch.nn.Module],
         hf_config: PretrainedConfig,
-        head: LanguageHead | ScoreHead,
+        head: Head,
         parallel: Parallel,
         optimizer_config: OptimizerConfig,
         settings: TrainerSettings,
     ) -> None:
         self.hf_config = hf_config
         self.parallel = parallel
-        self.modules = chunks
+        self.modules: list[Any] = chunks
         self._head = head
         self._optimizer_config = optimizer_config
         self._settings = settings
-        self._chunks = [self._wrap(chunk) for chunk in chunks]
+        self._chunks: list[Any] = [self._wrap(chunk) for chunk in chunks]
         self.optimizer = build_optimizer(
             self._chunks,
             optimizer_config,
@@ -145,8 +146,8 @@ class Trainer:
         self.optimizer.zero_grad()
         metrics, rows = self._run(batch, loss, temperature, forward_only=False)
         lr = self.schedule.step()
-        _, grad_norm, _ = self.optimizer.step()
-        return StepOutput({**metrics, "grad_norm": float(grad_norm), "lr": lr}, rows)
+        grad_norm = take_step(self.optimizer)
+        return StepOutput({**metrics, "grad_norm": grad_norm, "lr": lr}, rows)
 
     @torch.no_grad()
     def evaluate(self, batch: AnyBatch, loss: LossFunction) -> StepOutput:
@@ -203,7 +204,7 @@ class Trainer:
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for chunk in self.modules for parameter in chunk.parameters()]
 
-    def _wrap(self, chunk: torch.nn.Module) -> DistributedDataParallel:
+    def _wrap(self, chunk: Any) -> DistributedDataParallel:
         settings = self._settings
         chunk.to(self.parallel.device)
         ddp_config = DistributedDataParallelConfig(
@@ -218,7 +219,7 @@ class Trainer:
         return wrapped
 
     def _run(
-        self, batch: AnyBatch, loss: LossFunction | None, temperature: float, forward_only: bool
+        self, batch: Any, loss: LossFunction | None, temperature: float, forward_only: bool
     ) -> tuple[dict[str, float], Tensor]:
         """Pass all microbatches through the pipeline; return mean metrics and joined rows.
 
@@ -249,7 +250,7 @@ class Trainer:
         self,
         loss: LossFunction | None,
         temperature: float,
-        pieces: Iterator[AnyBatch],
+        pieces: Iterator[Any],
         model: torch.nn.Module,
     ) -> tuple[Tensor, Callable]:
         """Megatron's forward step: the model's output, and what the last stage does with it."""
@@ -260,7 +261,7 @@ class Trainer:
         return output, partial(self._finish, piece, loss, temperature)
 
     def _finish(
-        self, piece: AnyBatch, loss: LossFunction | None, temperature: float, output: Tensor
+        self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
         read = self._head.read(output, piece, temperature)

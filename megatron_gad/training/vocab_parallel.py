@@ -5,6 +5,7 @@ and only positions whose log-probability is asked for are touched.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,11 +34,12 @@ class VocabShard:
 def vocab_shard(local_columns: int, real_vocab_size: int) -> VocabShard:
     """Return this rank's shard of a vocabulary padded to ``local_columns`` times the TP size."""
     start = parallel_state.get_tensor_model_parallel_rank() * local_columns
+    group: Any = parallel_state.get_tensor_model_parallel_group()
     is_sharded = parallel_state.get_tensor_model_parallel_world_size() > 1
     return VocabShard(
         start=start,
         size=max(0, min(local_columns, real_vocab_size - start)),
-        group=parallel_state.get_tensor_model_parallel_group() if is_sharded else None,
+        group=group if is_sharded else None,
     )
 
 

@@ -17,6 +17,7 @@ from megatron_gad.training.checkpoint import (
     load_snapshot,
     save_checkpoint,
 )
+from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
@@ -24,8 +25,8 @@ from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from tests.distributed.training_cases import (
     CASES,
     LAYOUTS,
-    TWO_ROWS,
     OPTIMIZER,
+    TWO_ROWS,
     run_case,
     share_of,
 )
@@ -138,7 +139,7 @@ class Pair:
         found = {}
         for name, trainer in self.trainers.items():
             found[name] = weights(trainer)
-            state = trainer.optimizer.chained_optimizers[0].optimizer.state
+            state = torch_optimizers(trainer.optimizer)[0].state
             for moment in ("exp_avg", "exp_avg_sq"):
                 values = [state[p][moment] for p in parameters(trainer)]
                 found[f"{name}-{moment}"] = under_hf_names(trainer, values)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.trainer import Trainer
 from tests.hf_reference import HfScorer, HfStudent, adamw, reference_gradients
 from tests.tiny_training import (
     make_discriminator,
@@ -89,7 +91,7 @@ def test_clipping_bounds_the_global_norm(place: Parallel, qwen2: Path) -> None:
     assert clipped == pytest.approx(0.2, rel=1e-5)
 
 
-def rates(place: Parallel, folder: Path, steps: int, total: int, **options: object) -> list[float]:
+def rates(place: Parallel, folder: Path, steps: int, total: int, **options: Any) -> list[float]:
     """The learning rates of the first steps, as they are reported and as they are used."""
     student = make_student(folder, place, **options)
     student.begin_stage(lr=0.01, total_steps=total)
@@ -111,7 +113,7 @@ def test_warm_up_is_linear(place: Parallel, qwen2: Path) -> None:
 
 
 def test_a_cosine_ends_at_its_minimum(place: Parallel, qwen2: Path) -> None:
-    options = {"lr_decay_style": "cosine", "lr_warmup_steps": 2, "min_lr": 0.002}
+    options: dict[str, Any] = {"lr_decay_style": "cosine", "lr_warmup_steps": 2, "min_lr": 0.002}
     found = rates(place, qwen2, 7, total=6, **options)
     half = math.sqrt(0.5) / 2
     # From 0.01 after two steps to 0.002 after six: min + (max - min) (1 + cos(pi k / 4)) / 2.
@@ -120,7 +122,7 @@ def test_a_cosine_ends_at_its_minimum(place: Parallel, qwen2: Path) -> None:
 
 
 def test_a_schedule_goes_on_where_it_was(place: Parallel, qwen2: Path) -> None:
-    options = {"lr_decay_style": "cosine", "lr_warmup_steps": 2, "min_lr": 0.002}
+    options: dict[str, Any] = {"lr_decay_style": "cosine", "lr_warmup_steps": 2, "min_lr": 0.002}
     found = rates(place, qwen2, 6, total=6, **options)
     student = make_student(qwen2, place, **options)
     student.begin_stage(lr=0.01, total_steps=6)
@@ -186,7 +188,7 @@ def test_in_bf16_a_reset_keeps_updates_that_bf16_cannot_show(place: Parallel, qw
     )
 
 
-def main_weights(trainer) -> list[Tensor]:
+def main_weights(trainer: Trainer) -> list[Tensor]:
     """Copies of the float32 weights behind the parameters."""
     return [p.main_param.detach().clone() for p in parameters(trainer)]
 

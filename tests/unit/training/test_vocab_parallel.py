@@ -79,6 +79,7 @@ def test_the_gradient_is_the_slope_of_the_logprobs() -> None:
     step = 1e-2
     with torch.no_grad():
         slope = (total(logits + step * direction) - total(logits - step * direction)) / (2 * step)
+    assert logits.grad is not None
     along = (logits.grad * direction)[..., :V].sum()
     assert float(slope) == pytest.approx(float(along), rel=1e-3)
 
