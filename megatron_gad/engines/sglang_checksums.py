@@ -118,4 +118,4 @@ def _part(name: str, sent: Mapping[str, Tensor], shard: _Shard) -> Tensor | None
 def _checksum(tensor: Tensor) -> str:
     """Hash as SGLang hashes a tensor on a host: the first 8 bytes of SHA-256, in hexadecimal."""
     flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).digest()[:8].hex()
+    return hashlib.sha256(flat.numpy().data).digest()[:8].hex()

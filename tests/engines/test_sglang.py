@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang import SGLangEngine
@@ -51,7 +52,7 @@ def make_prompts(count: int) -> list[Prompt]:
     return [Prompt(7 * n, (), "", tuple(range(5 + n, 9 + 2 * n)), ()) for n in range(count)]
 
 
-def reference(folder: Path) -> PreTrainedModel:
+def reference(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
