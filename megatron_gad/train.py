@@ -162,6 +162,8 @@ class _StopRequest:
     def __init__(self) -> None:
         self.name = ""
         self.is_requested = False
+        # Written by the handler alone: it may run in the middle of everywhere().
+        self._noted = ""
         self._num_interrupts = 0
 
     def __enter__(self) -> "_StopRequest":
@@ -174,7 +176,7 @@ class _StopRequest:
 
     def everywhere(self, place: parallel.Parallel) -> bool:
         """Whether any rank was asked to stop; all ranks get the same answer."""
-        self.name = max(place.gather_over_world(self.name))
+        self.name = max(place.gather_over_world(self._noted))
         self.is_requested = bool(self.name)
         return self.is_requested
 
@@ -185,4 +187,4 @@ class _StopRequest:
             self._num_interrupts += 1
             if self._num_interrupts > 1:
                 raise KeyboardInterrupt
-        self.name = self.name or signal.Signals(number).name
+        self._noted = self._noted or signal.Signals(number).name
