@@ -1,5 +1,6 @@
 """Do the engine and the trainer hold the same student? Compared by log-probabilities of samples."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -52,6 +53,7 @@ def _worst_tensor(student: Trainer, sampler: Sampler) -> str:
     for name, tensor in weights:
         if name in held:
             difference = float((held[name].float().cpu() - tensor.float().cpu()).abs().max())
+            difference = math.inf if math.isnan(difference) else difference
             worst = max(worst, (name, difference), key=lambda pair: pair[1])
     worst = student.parallel.from_engine_rank(worst)
     if worst[0]:

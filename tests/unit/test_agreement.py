@@ -1,0 +1,107 @@
+"""Engine and trainer compared by the log-probabilities of what the engine sampled."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_gad.agreement import FP32_BOUND, check_gap, gap_bound
+from megatron_gad.data.batching import policy_batch
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.embedded import EmbeddedEngine
+from megatron_gad.errors import RunStoppedError
+from megatron_gad.rollout import Sampler
+from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from megatron_gad.training.trainer import Trainer
+from megatron_gad.types import Batch, Prompt
+from tests.tiny import make_hf_folder
+from tests.tiny_tokenizer import make_tokenizer
+from tests.tiny_training import make_student
+
+V = 97
+TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class Both:
+    """A student, and an engine with its weights."""
+
+    student: Trainer
+    sampler: Sampler
+    engine: EmbeddedEngine
+
+    def sampled(self) -> Batch:
+        """What the engine samples."""
+        prompts = [Prompt(i, (("user", "?"),), "!", (3 + i, 4, 5), (6,)) for i in range(3)]
+        sampling = SamplingConfig(2, TEMPERATURE, max_new_tokens=9, seed=1)
+        return policy_batch(self.engine.generate(prompts, sampling))
+
+    def gap(self, batch: Batch, bound: float) -> float:
+        logprobs = self.student.logprobs(batch, TEMPERATURE)
+        return check_gap(self.student, self.sampler, logprobs, batch, bound)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Parallel]:
+    yield initialize(ParallelConfig(), seed=0)
+    shut_down()
+
+
+@pytest.fixture
+def both(place: Parallel, tmp_path: Path) -> Both:
+    folder = make_hf_folder(tmp_path / "model")
+    make_tokenizer(tmp_path / "tokenizer")
+    engine = EmbeddedEngine(folder, "cpu", torch.float32)
+    sampler = Sampler(engine, ChatCodec.from_folder(tmp_path / "tokenizer", 64, 64), place)
+    student = make_student(folder, place)
+    sampler.load_weights(student.hf_weights(), version=1)
+    return Both(student, sampler, engine)
+
+
+def test_the_same_weights_agree_within_rounding(both: Both) -> None:
+    assert 0.0 <= both.gap(both.sampled(), FP32_BOUND) < 1e-4
+
+
+def test_the_gap_is_the_largest_difference_at_a_sampled_token(both: Both) -> None:
+    batch = both.sampled()
+    assert batch.rollout_logprobs is not None
+    moved = batch.rollout_logprobs.clone()
+    row, position = 4, int(batch.lengths[4]) - 1
+    moved[row, position] -= 0.25
+    moved[:, 0] = 100.0  # no sampled token
+    batch = replace(batch, rollout_logprobs=moved)
+    assert both.gap(batch, bound=0.3) == pytest.approx(0.25, abs=1e-4)
+    assert both.gap(batch, bound=0.0) == pytest.approx(0.25, abs=1e-4)
+    with pytest.raises(RunStoppedError, match=r"by 0\.25 nats.*all weights are equal"):
+        both.gap(batch, bound=0.2)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_a_wrong_weight_is_named(both: Both, value: float) -> None:
+    batch = both.sampled()
+    name = "model.layers.1.mlp.up_proj.weight"
+    dict(both.engine.held_weights())[name].data[3, 2] += value
+    if not math.isnan(value):
+        batch = both.sampled()
+    else:  # an engine that holds this cannot sample any more
+        batch = replace(batch, rollout_logprobs=torch.full(batch.tokens.shape, value))
+    with pytest.raises(RunStoppedError, match=rf"{name} differs by up to"):
+        both.gap(batch, bound=1e-6)
+
+
+def test_a_gap_that_is_no_number_stops_the_run(both: Both) -> None:
+    batch = both.sampled()
+    nothing = torch.full(batch.tokens.shape, float("nan"))
+    with pytest.raises(RunStoppedError, match="by nan nats"):
+        both.gap(replace(batch, rollout_logprobs=nothing), FP32_BOUND)
+
+
+def test_only_float32_has_a_bound_of_its_own() -> None:
+    assert gap_bound(None, bf16=False) == FP32_BOUND
+    assert gap_bound(None, bf16=True) == 0.0
+    assert gap_bound(0.5, bf16=True) == 0.5
