@@ -1,5 +1,6 @@
 """Four ranks at every layout train as one rank does, and read each other's checkpoints."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,8 @@ def test_data_ranks_share_rows_and_add_up(results, layout, data_size) -> None:
         assert rank["data"] == list(range(data_size))
         total = sum(range(data_size))
         assert rank["sum"] == [data_size, total]
+        assert rank["max"] == data_size - 1
+        assert math.isnan(rank["broken_max"])
         assert rank["mean"] == {"a": total / (2 * data_size), "b": 0.0}
 
 

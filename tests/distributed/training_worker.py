@@ -3,6 +3,7 @@
 Arguments: the folder with the Hugging Face folders, into which the results go.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def describe(place: Parallel) -> list[dict[str, Any]]:
         "last_stage": place.from_last_stage(place.rank if place.is_last_stage else None),
         "data": place.gather_over_data(place.data_rank),
         "sum": place.sum_over_data(torch.tensor([1.0, place.data_rank])).tolist(),
+        "max": place.max_over_data(float(place.data_rank)),
+        "broken_max": place.max_over_data(math.nan if place.data_rank == 0 else 1.0),
         "mean": place.mean_over_data({"a": (float(place.data_rank), 2.0), "b": (0.0, 0.0)}),
     }
     return place.gather_over_world(mine)

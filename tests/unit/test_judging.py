@@ -123,6 +123,19 @@ def test_scores_are_taken_before_the_update(
     assert (discriminator.scores(pairs) - before).abs().max() > 0.01
 
 
+def test_one_forward_of_every_group_gives_rewards_and_gradients(
+    place: Parallel, folder: Path
+) -> None:
+    discriminator = make_discriminator(folder, place, compute=ComputeConfig(micro_batch_size=5))
+    rows: list[int] = []
+    hook = discriminator.modules[0].register_forward_hook(
+        lambda module, inputs, output: rows.append(len(inputs[0]))
+    )
+    judge(discriminator, pair_rows(V), "bradley_terry", split_groups=False)
+    hook.remove()
+    assert rows == [ROWS, ROWS]
+
+
 def test_rollouts_that_do_not_train_are_scored_and_teach_nothing(
     place: Parallel, folder: Path
 ) -> None:
