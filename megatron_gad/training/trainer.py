@@ -165,7 +165,10 @@ class Trainer:
         return self._run(batch, None, 1.0, forward_only=True)[1]
 
     def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
-        """Take weights under their Hugging Face names from a folder or an iterator."""
+        """Take weights under their Hugging Face names from a folder or an iterator.
+
+        In bf16 the float32 main weights begin at the rounded ones. The optimizer's moments stay.
+        """
         load_hf_weights(self.modules, self.hf_config, source)
         self.optimizer.reload_model_params()
 
@@ -196,7 +199,11 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
-        """Go on from a snapshot's parameters."""
+        """Go on from a snapshot's parameters, bit for bit.
+
+        In bf16 the float32 main weights begin at them too: what they held beyond is not part of a
+        snapshot. The optimizer's moments stay.
+        """
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             parameter.copy_(host)
         self.optimizer.reload_model_params()
@@ -269,5 +276,5 @@ class Trainer:
         if loss is None:
             return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
         result = loss(read, piece)
-        # The schedule changes the returned total in place.
+        # The total is also a metric, and a schedule may scale what it gets in place.
         return result.total.clone(), result.count.to(torch.int), (result.metrics, rows)
