@@ -55,7 +55,12 @@ def _worst_tensor(student: Trainer, sampler: Sampler) -> str:
             difference = float((held[name].float().cpu() - tensor.float().cpu()).abs().max())
             difference = math.inf if math.isnan(difference) else difference
             worst = max(worst, (name, difference), key=lambda pair: pair[1])
-    worst = student.parallel.from_engine_rank(worst)
+    worst, shows_weights = student.parallel.from_engine_rank((worst, bool(held)))
+    if not shows_weights:
+        return (
+            "this engine does not show its weights; if sglang.verify_interval = 1 finds none that "
+            "differ, the two compute differently (precision, template, masking?)"
+        )
     if worst[0]:
         return f"{worst[0]} differs by up to {worst[1]:.3g} after the weight swap"
     return "all weights are equal, so the two compute differently (precision, template, masking?)"

@@ -20,6 +20,8 @@ LAUNCHER_VARIABLES = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"),
 )
+# Among these is one that makes a server wait for ever for a store that our launcher owns.
+LAUNCHER_PREFIX = "TORCHELASTIC_"
 EXPANDABLE_SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF"  # what it sets breaks sharing memory by handle
 CPU_ARGUMENTS: dict[str, ArgumentValue] = {
     "device": "cpu",
@@ -120,7 +122,11 @@ def as_flags(arguments: Mapping[str, ArgumentValue]) -> Iterator[str]:
 def server_environment(inherited: Mapping[str, str], device: torch.device) -> dict[str, str]:
     """Return the environment of a server: this process's, without what describes our ranks."""
     dropped = {*LAUNCHER_VARIABLES, EXPANDABLE_SEGMENTS}
-    environment = {name: value for name, value in inherited.items() if name not in dropped}
+    environment = {
+        name: value
+        for name, value in inherited.items()
+        if name not in dropped and not name.startswith(LAUNCHER_PREFIX)
+    }
     if device.type == "cpu":
         environment["SGLANG_USE_CPU_ENGINE"] = "1"
     return environment
