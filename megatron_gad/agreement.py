@@ -22,14 +22,15 @@ def gap_bound(configured: float | None, bf16: bool) -> float:
 
 
 def check_gap(
-    student: Trainer, sampler: Sampler, logprobs: Tensor, batch: Batch, bound: float
+    student: Trainer, sampler: Sampler | None, logprobs: Tensor, batch: Batch, bound: float
 ) -> float:
     """Return max |trainer - engine| over response tokens of all data ranks, in nats.
 
     logprobs: [B, T] float32 of the trainer at the sampling temperature, from before any update.
     batch: carries the engine's rollout_logprobs.
+    sampler: whose engine to compare weights with; None once the student has moved on from them.
 
-    Raises RunStoppedError, naming the tensor that differs most, where the gap passes the bound.
+    Raises RunStoppedError where the gap passes the bound, naming the tensor that differs most.
     """
     assert batch.rollout_logprobs is not None
     difference = (logprobs - batch.rollout_logprobs).abs()
@@ -39,9 +40,18 @@ def check_gap(
     if bound and not gap <= bound:
         raise RunStoppedError(
             f"engine and trainer disagree by {gap:.3g} nats on a sampled token (bound {bound:g}, "
-            f"rollout.logprob_gap_bound): {_worst_tensor(student, sampler)}"
+            f"rollout.logprob_gap_bound): {_reason(student, sampler)}"
         )
     return gap
+
+
+def _reason(student: Trainer, sampler: Sampler | None) -> str:
+    if sampler is None:
+        return (
+            "the first rollouts of the batch agreed, so the weights are the same and some tokens "
+            "are computed differently (length, precision, masking?)"
+        )
+    return _worst_tensor(student, sampler)
 
 
 def _worst_tensor(student: Trainer, sampler: Sampler) -> str:

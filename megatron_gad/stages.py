@@ -85,7 +85,7 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     if run.progress.step_in_stage >= stage.discriminator_only_steps:
         batch = batch.with_advantages(advantages_PG.flatten())
         learned = _learn_from_rewards(run, batch, stage.student_updates)
-        gap = check_gap(run.student, run.sampler, learned.rows, batch, _gap_bound(run))
+        gap = check_gap(run.student, None, learned.rows, batch, _gap_bound(run))
         metrics["engine/logprob_gap_max"] = gap
         metrics |= _prefixed("student", learned.metrics)
         metrics["tokens/trained"] += stage.student_updates * _num_tokens(run, batch)
