@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.distributed.launch import run_on_ranks
+from tests.e2e import tiny_run
+from tests.e2e.tiny_run import ROOT
 from tests.tiny import make_hf_folder
 from tests.tiny_tokenizer import make_tokenizer
 from tools.convert_checkpoint import main
@@ -75,6 +77,19 @@ def test_weights_written_at_tp2_pp2_come_back_on_one_rank(
     command = ["--from-megatron", str(between), "--to-hf", str(tmp_path / "hf")]
     assert main([*command, "--model", CASES[case][2], "--verify"]) == 0
     assert_same_weights(tmp_path / "hf", converted / case)
+
+
+def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None:
+    flags = ["--stages", "warmup", "--warmup.steps", "2", "--export", "student", "discriminator"]
+    flags += ["--warmup.prompts-per-step", "2", "--warmup.discriminator-only-steps", "0"]
+    flags += ["--warmup.refuse-above", "0", "--tensor-model-parallel-size", "2"]
+    tiny_run.run(tmp_path / "run", *flags, num_ranks=2)
+    for model in ("student", "discriminator"):
+        command = ["--from-megatron", str(tmp_path / "run"), "--to-hf", str(tmp_path / model)]
+        command += ["--pipeline-model-parallel-size", "2", "--model", model]
+        run_on_ranks(ROOT / "tools/convert_checkpoint.py", 2, *command)
+        assert_same_weights(tmp_path / model, tmp_path / f"run/{model}_hf")
+        assert (tmp_path / model / "tokenizer.json").exists()
 
 
 @pytest.fixture

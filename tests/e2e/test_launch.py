@@ -13,21 +13,24 @@ from pathlib import Path
 import psutil
 import pytest
 
+from examples.tiny.prepare import prepare
 from tests.e2e import tiny_run
 from tests.e2e.tiny_run import ROOT
 
 STAND_IN = ROOT / "tests/e2e/slurm_stand_in"
 JOB_ID = "4711"
-NUM_STEPS = 150
+NUM_STEPS = 250
 FLAGS = ("--stages", "seqkd", "--seqkd.steps", str(NUM_STEPS), "--seqkd.batch-size", "4")
 FLAGS += ("--data.eval-path", "", "--no-tensorboard")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of two nodes with one rank each, which hold one pipeline stage each."""
+    """A job whose nodes have one rank each, which holds one pipeline stage."""
 
     folder: Path
+    assets: Path
+    num_nodes: int = 2
 
     @property
     def save(self) -> Path:
@@ -36,23 +39,22 @@ class Job:
 
     def start(self, *flags: str, signalled: str = "leaders") -> subprocess.Popen:
         """Run the batch script, from a copy of it, as Slurm does; output goes to run.log."""
-        assets = self.folder / "assets"
         environment = os.environ | {
             "PATH": f"{STAND_IN}:{os.environ['PATH']}",
             "PYTHON": sys.executable,
             "SLURM_SUBMIT_DIR": str(ROOT),
             "SLURM_JOB_ID": JOB_ID,
-            "SLURM_JOB_NODELIST": "node[1-2]",
-            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": f"node[1-{self.num_nodes}]",
+            "SLURM_JOB_NUM_NODES": str(self.num_nodes),
             "SIGNALLED": signalled,
             "REQUEUED": str(self.folder / "requeued"),
             "MASTER_PORT": str(free_port()),
             "GPUS_PER_NODE": "1",
             "TP": "1",
-            "PP": "2",
+            "PP": str(self.num_nodes),
             "CONFIG": "examples/tiny/run.toml",
-            "MODEL": str(assets / "student"),
-            "DATA": str(assets / "train.jsonl"),
+            "MODEL": str(self.assets / "student"),
+            "DATA": str(self.assets / "train.jsonl"),
             "SAVE": str(self.save),
             "OMP_NUM_THREADS": "1",
         }
@@ -99,15 +101,19 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    """A job with a tiny student and its data."""
-    command = [sys.executable, "-m", "examples.tiny.prepare", str(tmp_path / "assets")]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return Job(tmp_path)
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny student and its data."""
+    folder = tmp_path_factory.mktemp("assets")
+    prepare(folder)
+    return folder
 
 
-def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(job: Job) -> None:
+@pytest.mark.slow
+def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(
+    assets: Path, tmp_path: Path
+) -> None:
+    job = Job(tmp_path, assets)
     first = job.signal_after(job.start(signalled="leaders"), step=3)
     assert 3 <= first < NUM_STEPS
     assert f"stopped by SIGUSR1 after step {first}; saved" in job.log()
@@ -128,7 +134,8 @@ def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(job: Jo
     assert job.requeued() == [JOB_ID] * 2
 
 
-def test_a_job_that_fails_is_not_queued_again(job: Job) -> None:
+def test_a_job_that_fails_is_not_queued_again(assets: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path, assets, num_nodes=1)
     assert job.start("--seqkd.batch-size", "0").wait(timeout=300) != 0
     assert "seqkd.batch_size = 0" in job.log()
     assert job.requeued() == []
