@@ -84,10 +84,12 @@ def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None
     flags += ["--warmup.prompts-per-step", "2", "--warmup.discriminator-only-steps", "0"]
     flags += ["--warmup.refuse-above", "0", "--tensor-model-parallel-size", "2"]
     tiny_run.run(tmp_path / "run", *flags, num_ranks=2)
+    command = ["--from-megatron", str(tmp_path / "run"), "--to-hf"]
+    assert main([*command, str(tmp_path / "student")]) == 0
+    layout = ["--pipeline-model-parallel-size", "2", "--model", "discriminator"]
+    script = ROOT / "tools/convert_checkpoint.py"
+    run_on_ranks(script, 2, *command, str(tmp_path / "discriminator"), *layout)
     for model in ("student", "discriminator"):
-        command = ["--from-megatron", str(tmp_path / "run"), "--to-hf", str(tmp_path / model)]
-        command += ["--pipeline-model-parallel-size", "2", "--model", model]
-        run_on_ranks(ROOT / "tools/convert_checkpoint.py", 2, *command)
         assert_same_weights(tmp_path / model, tmp_path / f"run/{model}_hf")
         assert (tmp_path / model / "tokenizer.json").exists()
 
