@@ -82,8 +82,7 @@ def test_weights_written_at_tp2_pp2_come_back_on_one_rank(
 def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None:
     flags = ["--stages", "warmup", "--warmup.steps", "2", "--export", "student", "discriminator"]
     flags += ["--warmup.prompts-per-step", "2", "--warmup.discriminator-only-steps", "0"]
-    flags += ["--warmup.refuse-above", "0", "--tensor-model-parallel-size", "2"]
-    tiny_run.run(tmp_path / "run", *flags, num_ranks=2)
+    tiny_run.run(tmp_path / "run", *flags)
     command = ["--from-megatron", str(tmp_path / "run"), "--to-hf"]
     assert main([*command, str(tmp_path / "student")]) == 0
     layout = ["--pipeline-model-parallel-size", "2", "--model", "discriminator"]
