@@ -178,9 +178,11 @@ class DiskTransport:
 
 def _remove_abandoned(root: Path) -> None:
     """Remove the folders of processes of this host that were killed before they could."""
-    for folder in root.glob(f"{FOLDER_PREFIX}{socket.gethostname()}_*"):
-        process = folder.name.rsplit("_", 2)[1]
-        if not psutil.pid_exists(int(process)):
+    prefix = f"{FOLDER_PREFIX}{socket.gethostname()}_"
+    for folder in root.glob(f"{prefix}*"):
+        # The random end of the name may hold further underscores.
+        process = folder.name.removeprefix(prefix).split("_")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import socket
 from base64 import b64decode
 
 import pytest
@@ -9,7 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_gad.engines.transport import DiskTransport, _pickled, fill_buckets, make_bucket
+from megatron_gad.engines.transport import (
+    FOLDER_PREFIX,
+    DiskTransport,
+    _pickled,
+    fill_buckets,
+    make_bucket,
+)
 from megatron_gad.engines.weight_plan import WeightPlan
 from tests.tiny import make_hf_folder
 
@@ -72,11 +79,15 @@ def test_folders_of_processes_that_were_killed_are_removed(tmp_path):
     ended = multiprocessing.get_context("spawn").Process()
     ended.start()
     ended.join()
-    abandoned = tmp_path / own.name.replace(f"_{own.name.rsplit('_', 2)[1]}_", f"_{ended.pid}_")
-    abandoned.mkdir()
+    start = f"{FOLDER_PREFIX}{socket.gethostname()}_"
+    abandoned = [tmp_path / f"{start}{ended.pid}_{end}" for end in ("k3hx09qz", "ab_v1t_0")]
+    foreign = tmp_path / f"{start}of_somebody_else"
+    for folder in (*abandoned, foreign):
+        folder.mkdir()
     second = DiskTransport(tmp_path)
     assert own.is_dir()
-    assert not abandoned.exists()
+    assert foreign.is_dir()
+    assert not any(folder.exists() for folder in abandoned)
     first.close()
     second.close()
 
