@@ -37,6 +37,7 @@ class ComputeConfig:
         recompute_granularity: full or selective activation recompute; None keeps activations.
         transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
         fp8_format: FP8 training with Transformer Engine.
+        pack_sequences: run the rows of a microbatch as one sequence without padding.
         logprob_chunk_size: tokens whose float32 logits are held at once.
     """
 
@@ -45,6 +46,7 @@ class ComputeConfig:
     recompute_granularity: Literal["full", "selective"] | None = None
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     fp8_format: Literal["e4m3", "hybrid"] | None = None
+    pack_sequences: bool = False
     logprob_chunk_size: int = 1024
 
 

@@ -33,6 +33,7 @@ from megatron_gad.training.options import (
     ParallelConfig,
     StudentConfig,
 )
+from megatron_gad.training.packing import as_rows, forward_packed
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Batch, Loss, PairBatch
 
@@ -48,6 +49,13 @@ class TrainerSettings:
     layout: ParallelConfig
     compute: ComputeConfig
     seed: int
+
+    def length_multiple(self) -> int:
+        """Return what divides the tokens of a row, or of a microbatch that is packed."""
+        layout = self.layout
+        multiple = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
+        # FP8 matrix products take token counts that are multiples of this, on every rank.
+        return multiple * FP8_TOKENS if self.compute.fp8_format else multiple
 
     def model_options(self) -> ModelOptions:
         """Return the options of the model builder."""
@@ -233,11 +241,9 @@ class Trainer:
         Without a loss nothing but the rows is computed.
         """
         sizes = self._settings
-        multiple = sizes.layout.tensor_model_parallel_size if sizes.layout.sequence_parallel else 1
-        if sizes.compute.fp8_format:
-            # FP8 matrix products take token counts that are multiples of this, on every rank.
-            multiple *= FP8_TOKENS
-        pieces = split_batch(batch, sizes.compute.micro_batch_size, multiple, loss is not None)
+        pieces = split_batch(
+            batch, sizes.compute.micro_batch_size, sizes.length_multiple(), loss is not None
+        )
         computed = get_forward_backward_func()(
             forward_step_func=partial(self._forward, loss, temperature),
             data_iterator=iter(pieces),
@@ -262,15 +268,19 @@ class Trainer:
     ) -> tuple[Tensor, Callable]:
         """Megatron's forward step: the model's output, and what the last stage does with it."""
         piece = to_device(next(pieces), self.parallel.device)
+        finish = partial(self._finish, piece, loss, temperature)
+        if self._settings.compute.pack_sequences:
+            return forward_packed(model, piece, self._settings.length_multiple()), finish
         width = piece.tokens.shape[1]
         positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
-        output = model(piece.tokens, positions, None)
-        return output, partial(self._finish, piece, loss, temperature)
+        return model(piece.tokens, positions, None), finish
 
     def _finish(
         self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
+        if self._settings.compute.pack_sequences:
+            output = as_rows(output, piece)
         read = self._head.read(output, piece, temperature)
         rows = self._head.rows(read)
         if loss is None:

@@ -10,6 +10,11 @@ from tests.e2e import tiny_run
 LAYOUTS = {
     "TP2": (2, ["--tensor-model-parallel-size", "2"]),
     "TP2+SP": (2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
+    "TP2+SP, packed": (
+        2,
+        ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--pack-sequences"],
+    ),
+    "PP2, packed": (2, ["--pipeline-model-parallel-size", "2", "--pack-sequences"]),
     "PP2": (2, ["--pipeline-model-parallel-size", "2"]),
     "DP2": (2, []),
     "TP2PP2": (4, ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]),

@@ -141,6 +141,47 @@ def test_splitting_and_padding_keep_the_discriminators_gradient(
     assert_same(gradients(split), gradients(whole), relative=2e-6)
 
 
+@pytest.mark.parametrize("rows", [8, 3])
+@pytest.mark.parametrize("loss", STUDENT_LOSSES.values(), ids=STUDENT_LOSSES.keys())
+def test_packing_keeps_the_students_gradient(
+    place: Parallel, folder: Path, loss: Callable[..., Loss], rows: int
+) -> None:
+    batch = student_batch(V)
+    compute = ComputeConfig(micro_batch_size=rows, pack_sequences=True)
+    packed = make_student(folder, place, compute=compute)
+    output = packed.train(pad_to(batch, 20), loss, temperature=0.8)
+    expected_loss, expected = reference_gradients(HfStudent(folder), batch, loss, 0.8)
+    assert output.metrics["loss"] == pytest.approx(expected_loss, rel=1e-5)
+    assert_same(gradients(packed), expected, relative=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["last_token", "sum"])
+def test_packing_keeps_the_discriminators_scores_and_gradient(
+    place: Parallel, folder: Path, kind: str
+) -> None:
+    pairs = pair_rows(V, num_trained=2)
+    compute = ComputeConfig(micro_batch_size=8, pack_sequences=True)
+    packed = make_discriminator(folder, place, compute=compute, score=kind)
+    output = packed.train(pairs, BRADLEY_TERRY)
+    reference = HfScorer(folder, kind)
+    _, expected = reference_gradients(reference, pairs, BRADLEY_TERRY)
+    torch.testing.assert_close(output.rows, reference.read(pairs).scores.detach())
+    assert_same(gradients(packed), expected, relative=2e-5)
+
+
+def test_packing_runs_the_model_over_real_tokens_only(place: Parallel, qwen2: Path) -> None:
+    batch = pad_to(student_batch(V), 20)
+    compute = ComputeConfig(micro_batch_size=8, pack_sequences=True)
+    student = make_student(qwen2, place, compute=compute)
+    seen: list[int] = []
+    hook = student.modules[0].register_forward_pre_hook(
+        lambda _module, arguments: seen.append(arguments[0].numel())
+    )
+    student.logprobs(batch)
+    hook.remove()
+    assert seen == [int(batch.lengths.sum())]
+
+
 def test_recomputing_activations_keeps_the_gradient(place: Parallel, qwen2: Path) -> None:
     batch = student_batch(V)
     plain = make_student(qwen2, place)
