@@ -11,7 +11,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv-sglang}
 shims=$PWD/tests/engines/sglang_shims
 torch=torch==2.13.0
-cpu_index=https://download.pytorch.org/whl/cpu
 # SGLang and torchvision declare the CUDA build of torch, so they are installed by themselves.
 alone=(sglang==0.5.23 torchvision==0.28.0)
 needed=(
@@ -50,8 +49,8 @@ pip_install() {
 # PyPI's torch for Linux brings gigabytes of CUDA that a CPU server does not use.
 install_cpu_torch() {
     pip_install "$torch+cpu" 2>/dev/null && return
-    pip_install --timeout 15 --retries 1 --extra-index-url "$cpu_index" "$torch+cpu" 2>/dev/null &&
-        return
+    command -v uv >/dev/null && uv pip install --quiet --python "$venv/bin/python" \
+        --torch-backend cpu "$torch" 2>/dev/null && return
     pip_install "$torch"
 }
 
