@@ -29,7 +29,7 @@ from megatron_gad.config_file import format_toml, read_toml
 from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
-from megatron_gad.engines.sglang_launch import SGLangConfig
+from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
 from megatron_gad.stage_checks import (

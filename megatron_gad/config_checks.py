@@ -15,7 +15,7 @@ import torch
 
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
-from megatron_gad.engines.sglang_launch import SGLangConfig
+from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import LogConfig
 from megatron_gad.stage_config import GadConfig
 from megatron_gad.training.options import (
@@ -57,6 +57,12 @@ def check_parallel(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
             f"(torchrun --nproc-per-node {product}), or make the sizes smaller; "
             f"a dry run plans for other ranks with --world-size"
         )
+    for name in ("virtual_pipeline_model_parallel_size", "context_parallel_size"):
+        if getattr(parallel, name) not in (None, 1):
+            yield f"parallel.{name} = {getattr(parallel, name)} is not offered yet; leave it out"
+    for name in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
+        if getattr(parallel, name) not in (None, 1):
+            yield f"parallel.{name} = {getattr(parallel, name)} is not offered yet; leave it out"
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
         yield (
             "parallel.sequence_parallel = True shards between tensor-parallel ranks, but "

@@ -13,7 +13,7 @@ from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.build import build_engine
-from megatron_gad.engines.sglang_launch import SGLangConfig
+from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import MetricsWriter, Timers
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.rollout import Sampler

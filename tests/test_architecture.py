@@ -129,7 +129,7 @@ def test_the_environment_is_read_in_one_place() -> None:
         and node.attr in ("environ", "getenv", "putenv")
         and getattr(node.value, "id", "") == "os"
     }
-    allowed = {"training.environment", "engines.sglang"}
+    allowed = {"training.environment", "engines.sglang.engine"}
     assert {name.removeprefix(f"{PACKAGE}.") for name in readers} <= allowed
 
 

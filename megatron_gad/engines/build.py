@@ -6,8 +6,8 @@ import torch
 
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.embedded import EmbeddedEngine
-from megatron_gad.engines.sglang import SGLangEngine
-from megatron_gad.engines.sglang_launch import SGLangConfig
+from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.launch import SGLangConfig
 
 
 def build_engine(

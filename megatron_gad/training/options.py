@@ -14,6 +14,11 @@ class ParallelConfig:
     Attributes:
         tensor_model_parallel_size: ranks that share every layer (TP).
         pipeline_model_parallel_size: ranks that share the layers among them (PP).
+        virtual_pipeline_model_parallel_size: chunks of layers that a pipeline rank holds, run
+            interleaved (VPP); None holds one.
+        context_parallel_size: ranks that share every row's tokens among them (CP).
+        expert_model_parallel_size: ranks that share the experts among them (EP).
+        expert_tensor_parallel_size: ranks that share one expert; None is as the other layers.
         sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
         use_distributed_optimizer: shard optimizer states over data ranks; needs CUDA.
         distributed_timeout_minutes: a collective that waits longer ends the run.
@@ -21,6 +26,10 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None
     sequence_parallel: bool = False
     use_distributed_optimizer: bool = False
     distributed_timeout_minutes: int = 30

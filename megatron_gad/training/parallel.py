@@ -119,6 +119,10 @@ def initialize(config: ParallelConfig, seed: int) -> Parallel:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
+        context_parallel_size=config.context_parallel_size,
+        expert_model_parallel_size=config.expert_model_parallel_size,
+        expert_tensor_parallel_size=config.expert_tensor_parallel_size,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=config.distributed_timeout_minutes,
     )

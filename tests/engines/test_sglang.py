@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from megatron_gad.engines.base import SamplingConfig
-from megatron_gad.engines.sglang import SGLangEngine
-from megatron_gad.engines.sglang_launch import SGLangConfig
-from megatron_gad.engines.sglang_server import ServerStartError
+from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.launch import SGLangConfig
+from megatron_gad.engines.sglang.server import ServerStartError
 from megatron_gad.types import Group, Prompt, Rollout
 from tests.tiny import make_hf_folder
 

@@ -32,7 +32,7 @@ def servers_of(save: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if any("sglang_keeper.py" in part for part in command) and parents & {
+        if any("keeper.py" in part for part in command) and parents & {
             int(part) for part in command if part.isdigit()
         }:
             found += [process, *process.children(recursive=True)]

@@ -5,8 +5,8 @@ import torch
 
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.embedded import EmbeddedEngine
-from megatron_gad.engines.sglang_launch import SGLangConfig
-from megatron_gad.engines.sglang_server import ServerStartError
+from megatron_gad.engines.sglang.launch import SGLangConfig
+from megatron_gad.engines.sglang.server import ServerStartError
 from tests.tiny import make_hf_folder
 
 

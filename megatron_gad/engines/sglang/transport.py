@@ -18,7 +18,7 @@ import torch.multiprocessing
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_gad.engines.sglang_versions import ServerApi
+from megatron_gad.engines.sglang.versions import ServerApi
 
 MEMORY_FILE_SYSTEM = Path("/dev/shm")
 FOLDER_PREFIX = "megatron_gad_weights_"

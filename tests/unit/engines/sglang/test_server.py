@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_gad.engines.sglang_server import ServerProcess, ServerStartError
+from megatron_gad.engines.sglang.server import ServerProcess, ServerStartError
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,7 +30,7 @@ def test_no_process_survives_the_run_however_it_ends(tmp_path):
     script = (
         "import subprocess, sys, time\n"
         "from pathlib import Path\n"
-        "from megatron_gad.engines.sglang_server import ServerProcess\n"
+        "from megatron_gad.engines.sglang.server import ServerProcess\n"
         "inner = 'import subprocess, sys, time; "
         'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]); '
         "time.sleep(600)'\n"

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_gad.engines import sglang_keeper
-from megatron_gad.engines.sglang_client import SGLangClient
+from megatron_gad.engines.sglang import keeper
+from megatron_gad.engines.sglang.client import SGLangClient
 
 POLL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
@@ -36,10 +36,10 @@ class ServerProcess:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
-        keeper = [sys.executable, "-I", sglang_keeper.__file__, str(os.getpid())]
+        kept = [sys.executable, "-I", keeper.__file__, str(os.getpid())]
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*keeper, *command, *address],
+                [*kept, *command, *address],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -4,8 +4,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from megatron_gad.engines.sglang_client import CallRefused, Json, ServerFailed
-from megatron_gad.engines.sglang_replica import Replica
+from megatron_gad.engines.sglang.client import CallRefused, Json, ServerFailed
+from megatron_gad.engines.sglang.replica import Replica
 from megatron_gad.types import Rollout
 
 WATCH_INTERVAL_S = 1.0

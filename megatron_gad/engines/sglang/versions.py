@@ -7,7 +7,7 @@ tensors; the older does not know them. A server is asked, never its version numb
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_gad.engines.sglang_client import CallRefused, Json, SGLangClient
+from megatron_gad.engines.sglang.client import CallRefused, Json, SGLangClient
 
 # In the order in which memory has to come back: the weights arrive before the cache takes room.
 BEFORE_WEIGHTS = ("weights",)

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from megatron_gad.engines.base import SamplingConfig, request_seed
-from megatron_gad.engines.sglang_client import Json, ServerFailed
+from megatron_gad.engines.sglang.client import Json, ServerFailed
 from megatron_gad.types import FinishReason, Prompt, Rollout
 
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}

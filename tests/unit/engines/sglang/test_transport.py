@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_gad.engines.transport import (
+from megatron_gad.engines.sglang.transport import (
     FOLDER_PREFIX,
     DiskTransport,
     _pickled,
     fill_buckets,
     make_bucket,
 )
-from megatron_gad.engines.weight_plan import WeightPlan
+from megatron_gad.engines.sglang.weight_plan import WeightPlan
 from tests.tiny import make_hf_folder
 
 TENSORS = {

@@ -4,10 +4,10 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from megatron_gad.engines.sglang_client import CallRefused, Json, ServerFailed, SGLangClient
-from megatron_gad.engines.sglang_server import ServerProcess, ServerStartError
-from megatron_gad.engines.sglang_versions import AFTER_WEIGHTS, BEFORE_WEIGHTS, ServerApi
-from megatron_gad.engines.transport import Bucket, Transport
+from megatron_gad.engines.sglang.client import CallRefused, Json, ServerFailed, SGLangClient
+from megatron_gad.engines.sglang.server import ServerProcess, ServerStartError
+from megatron_gad.engines.sglang.transport import Bucket, Transport
+from megatron_gad.engines.sglang.versions import AFTER_WEIGHTS, BEFORE_WEIGHTS, ServerApi
 
 logger = logging.getLogger(__name__)
 

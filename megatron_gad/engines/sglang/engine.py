@@ -13,27 +13,27 @@ import torch
 from torch import Tensor
 
 from megatron_gad.engines.base import SamplingConfig
-from megatron_gad.engines.sglang_checksums import HeadCounts, find_mismatches
-from megatron_gad.engines.sglang_client import CallRefused, ServerFailed
-from megatron_gad.engines.sglang_dispatch import Dispatch
-from megatron_gad.engines.sglang_launch import (
+from megatron_gad.engines.sglang.checksums import HeadCounts, find_mismatches
+from megatron_gad.engines.sglang.client import CallRefused, ServerFailed
+from megatron_gad.engines.sglang.dispatch import Dispatch
+from megatron_gad.engines.sglang.launch import (
     SGLangConfig,
     server_arguments,
     server_environment,
     start_server,
     write_model_folder,
 )
-from megatron_gad.engines.sglang_replica import Replica
-from megatron_gad.engines.sglang_requests import make_requests, read_answer
-from megatron_gad.engines.sglang_server import ServerProcess
-from megatron_gad.engines.transport import (
+from megatron_gad.engines.sglang.replica import Replica
+from megatron_gad.engines.sglang.requests import make_requests, read_answer
+from megatron_gad.engines.sglang.server import ServerProcess
+from megatron_gad.engines.sglang.transport import (
     Bucket,
     DiskTransport,
     TensorTransport,
     Transport,
     fill_buckets,
 )
-from megatron_gad.engines.weight_plan import WeightPlan
+from megatron_gad.engines.sglang.weight_plan import WeightPlan
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.types import Group, Prompt
 

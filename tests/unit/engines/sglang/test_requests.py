@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from megatron_gad.engines.base import SamplingConfig, request_seed
-from megatron_gad.engines.sglang_client import ServerFailed
-from megatron_gad.engines.sglang_requests import make_requests, read_answer
+from megatron_gad.engines.sglang.client import ServerFailed
+from megatron_gad.engines.sglang.requests import make_requests, read_answer
 from megatron_gad.types import Prompt
 
 SAMPLING = SamplingConfig(num_samples=2, temperature=0.7, max_new_tokens=4, stop_ids=(3,), seed=9)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from transformers import PretrainedConfig
 
-from megatron_gad.engines.sglang_server import ServerProcess
+from megatron_gad.engines.sglang.server import ServerProcess
 
 WeightTransport = Literal["auto", "tensor", "disk"]
 ArgumentValue = bool | int | float | str

@@ -1,4 +1,4 @@
-"""Runs a server so that it cannot outlive the run: ``python sglang_keeper.py PARENT COMMAND...``.
+"""Runs a server so that it cannot outlive the run: ``python keeper.py PARENT COMMAND...``.
 
 Started as the leader of a process group of its own. When the parent is gone, however it ended, or
 when the server is, everything in the group is killed. Only the standard library is imported, so
