@@ -80,9 +80,8 @@ def save_checkpoint(
         state_to_save = {**_sharded_state(trainer), "has_moments": held}
         dist_checkpointing.save(state_to_save, str(draft / name))
     for name, (trainer, snapshot) in residents.snapshots.items():
-        trainer.swap(snapshot)
-        dist_checkpointing.save(_sharded_weights(trainer), str(draft / name))
-        trainer.swap(snapshot)
+        with trainer.lent(snapshot):
+            dist_checkpointing.save(_sharded_weights(trainer), str(draft / name))
     parallel.barrier()
     if parallel.is_writer:
         (draft / STATE).write_text(json.dumps(state, indent=1))

@@ -15,8 +15,5 @@ class Reference:
 
     def logprobs(self, batch: Batch, temperature: float) -> Tensor:
         """Return the reference's [B, T] float32 log-probabilities of response tokens."""
-        self._student.swap(self.snapshot)
-        try:
+        with self._student.lent(self.snapshot):
             return self._student.logprobs(batch, temperature)
-        finally:
-            self._student.swap(self.snapshot)

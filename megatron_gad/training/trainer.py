@@ -6,6 +6,7 @@ padding and the number of data ranks cannot change the gradient.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from megatron_gad.models.build import ModelOptions, build_language_model, build_
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
+from megatron_gad.training.offload import TrainerMemory, to_host
 from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, take_step
 from megatron_gad.training.options import (
     ComputeConfig,
@@ -97,17 +99,18 @@ class Trainer:
     ) -> None:
         self.hf_config = hf_config
         self.parallel = parallel
-        self.modules: list[Any] = chunks
+        self._modules: list[Any] = chunks
         self._head = head
         self._optimizer_config = optimizer_config
         self._settings = settings
         self._chunks: list[Any] = [self._wrap(chunk) for chunk in chunks]
-        self.optimizer = build_optimizer(
+        self._optimizer = build_optimizer(
             self._chunks,
             optimizer_config,
             bf16=settings.compute.bf16,
             distributed=settings.layout.use_distributed_optimizer,
         )
+        self.memory = TrainerMemory(chunks, self._optimizer, parallel.device)
         self.begin_stage(optimizer_config.lr, total_steps=1)
 
     @classmethod
@@ -139,8 +142,8 @@ class Trainer:
     def begin_stage(self, lr: float, total_steps: int, reset_optimizer: bool = False) -> None:
         """Start a learning-rate schedule; optionally forget the optimizer's moments."""
         if reset_optimizer:
-            forget_moments(self.optimizer)
-        self.schedule = Schedule(self.optimizer, self._optimizer_config, lr, total_steps)
+            forget_moments(self._optimizer)
+        self.schedule = Schedule(self._optimizer, self._optimizer_config, lr, total_steps)
 
     def train(self, batch: AnyBatch, loss: LossFunction, temperature: float = 1.0) -> StepOutput:
         """Take one optimizer step.
@@ -149,12 +152,14 @@ class Trainer:
         loss: (LanguageOutput or ScorerOutput, microbatch) -> Loss.
         temperature: divides the logits of a language model.
         """
+        self.wake()
+        self.memory.note_change()
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        self._optimizer.zero_grad()
         metrics, rows = self._run(batch, loss, temperature, forward_only=False)
         lr = self.schedule.step()
-        grad_norm = take_step(self.optimizer)
+        grad_norm = take_step(self._optimizer)
         return StepOutput({**metrics, "grad_norm": grad_norm, "lr": lr}, rows)
 
     @torch.no_grad()
@@ -182,11 +187,13 @@ class Trainer:
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield full tensors under their Hugging Face names; all ranks of the model iterate."""
-        return export_hf_weights(self.modules, self.hf_config)
+        self.memory.wake_weights()
+        yield from export_hf_weights(self._modules, self.hf_config)
 
     def snapshot(self) -> list[Tensor]:
         """Return a host copy of this rank's parameters, in a fixed order."""
-        return [parameter.detach().to("cpu", copy=True) for parameter in self._parameters()]
+        self.memory.wake_weights()
+        return [to_host(parameter) for parameter in self._parameters()]
 
     def snapshot_of(self, folder: str | Path) -> list[Tensor]:
         """Return a folder's weights as a snapshot; the trainer's own stay as they are."""
@@ -200,10 +207,29 @@ class Trainer:
     @torch.no_grad()
     def swap(self, snapshot: list[Tensor]) -> None:
         """Exchange the parameters with a snapshot's, bit for bit; not the optimizer's copies."""
+        self._begin_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             current = parameter.detach().to("cpu", copy=True)
             parameter.copy_(host)
             host.copy_(current)
+
+    @contextmanager
+    def lent(self, snapshot: list[Tensor]) -> Iterator[None]:
+        """Hold a snapshot's parameters inside the block, and the own ones again after it.
+
+        The snapshot is only read, and the own are copied to the host only where that has not been
+        done since they changed.
+        """
+        weights = self.memory.weights
+        weights.copy_out()
+        weights.allocate()
+        try:
+            with torch.no_grad():
+                for parameter, host in zip(self._parameters(), snapshot, strict=True):
+                    parameter.copy_(host, non_blocking=True)
+            yield
+        finally:
+            weights.copy_in()
 
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
@@ -212,12 +238,38 @@ class Trainer:
         In bf16 the float32 main weights begin at them too: what they held beyond is not part of a
         snapshot. The optimizer's moments stay.
         """
+        self._begin_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             parameter.copy_(host)
         self.optimizer.reload_model_params()
 
+    @property
+    def modules(self) -> list[Any]:
+        """Megatron's model chunks, on the device; who asks may write to them."""
+        self._begin_to_write()
+        return self._modules
+
+    @property
+    def optimizer(self) -> Any:
+        """Megatron's optimizer, with all its states on the device; who asks may write to them."""
+        self.wake()
+        self.memory.note_change()
+        return self._optimizer
+
+    def sleep(self, keep_weights: bool = False) -> None:
+        """Leave the device for host memory, or all but the weights; the next use comes back."""
+        self.memory.sleep(keep_weights)
+
+    def wake(self) -> None:
+        """Come back to the device as a whole; what only reads the weights brings only them."""
+        self.memory.wake()
+
+    def _begin_to_write(self) -> None:
+        self.memory.wake_weights()
+        self.memory.weights.note_change()
+
     def _parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for chunk in self.modules for parameter in chunk.parameters()]
+        return [parameter for chunk in self._modules for parameter in chunk.parameters()]
 
     def _wrap(self, chunk: Any) -> DistributedDataParallel:
         settings = self._settings
@@ -240,6 +292,7 @@ class Trainer:
 
         Without a loss nothing but the rows is computed.
         """
+        self.memory.wake_weights()
         sizes = self._settings
         pieces = split_batch(
             batch, sizes.compute.micro_batch_size, sizes.length_multiple(), loss is not None
