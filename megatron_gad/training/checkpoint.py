@@ -77,10 +77,11 @@ def save_checkpoint(
     parallel.barrier()
     for name, trainer in residents.models.items():
         held = has_moments(trainer.optimizer)
-        state_to_save = {**_sharded_state(trainer), "has_moments": held}
-        dist_checkpointing.save(state_to_save, str(draft / name))
+        with trainer.parallel.megatron_state.active():
+            state_to_save = {**_sharded_state(trainer), "has_moments": held}
+            dist_checkpointing.save(state_to_save, str(draft / name))
     for name, (trainer, snapshot) in residents.snapshots.items():
-        with trainer.lent(snapshot):
+        with trainer.lent(snapshot), trainer.parallel.megatron_state.active():
             dist_checkpointing.save(_sharded_weights(trainer), str(draft / name))
     parallel.barrier()
     if parallel.is_writer:
@@ -101,16 +102,18 @@ def load_model(folder: Path, trainer: Trainer) -> None:
     held = dist_checkpointing.load_common_state_dict(str(folder))["has_moments"]
     if not held:
         forget_moments(trainer.optimizer)
-    loaded = _read(_sharded_state(trainer, is_loading=held), folder)
-    _load_weights(trainer, loaded["model"])
-    trainer.optimizer.load_state_dict(loaded["optimizer"])
+    with trainer.parallel.megatron_state.active():
+        loaded = _read(_sharded_state(trainer, is_loading=held), folder)
+        _load_weights(trainer, loaded["model"])
+        trainer.optimizer.load_state_dict(loaded["optimizer"])
 
 
 def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
     """Return parameters saved as a snapshot; the trainer's own are left as they were."""
     own = trainer.snapshot()
     try:
-        _load_weights(trainer, _read(_sharded_weights(trainer), folder)["model"])
+        with trainer.parallel.megatron_state.active():
+            _load_weights(trainer, _read(_sharded_weights(trainer), folder)["model"])
     finally:
         trainer.swap(own)
     return own

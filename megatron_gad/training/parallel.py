@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_gad.training.environment import environment_world_size, local_rank
+from megatron_gad.training.megatron_state import MegatronState, without_layout
 from megatron_gad.training.options import ParallelConfig
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Parallel:
-    """This rank's place.
+    """This rank's place in one layout; a run may have two.
 
     A *model-parallel group* is the TP x PP ranks that hold one copy of the models and work on one
     share of the data; its first rank (``is_engine_rank``) owns the group's rollout engine.
@@ -36,6 +37,7 @@ class Parallel:
     data_group: dist.ProcessGroup
     pipeline_group: dist.ProcessGroup
     last_stage_rank: int
+    megatron_state: MegatronState
 
     @property
     def is_writer(self) -> bool:
@@ -116,6 +118,22 @@ def initialize(config: ParallelConfig, seed: int) -> Parallel:
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     if not dist.is_initialized():
         _start_torch_distributed("nccl" if on_gpu else "gloo", timeout)
+    return _make_groups(config, seed)
+
+
+def add_layout(config: ParallelConfig, seed: int) -> Parallel:
+    """Make one more layout over the same ranks. All ranks call it.
+
+    The layout that was there stays installed; the new one is, while its state is active.
+
+    Raises ValueError where the layout does not divide the world.
+    """
+    _check_layout(config, dist.get_world_size())
+    with without_layout():
+        return _make_groups(config, seed)
+
+
+def _make_groups(config: ParallelConfig, seed: int) -> Parallel:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -127,6 +145,7 @@ def initialize(config: ParallelConfig, seed: int) -> Parallel:
         distributed_timeout_minutes=config.distributed_timeout_minutes,
     )
     model_parallel_cuda_manual_seed(seed)
+    on_gpu = torch.cuda.is_available()
     return _describe(torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
 
 
@@ -166,6 +185,7 @@ def _describe(device: torch.device | str) -> Parallel:
         data_group=groups.get_data_parallel_group(),
         pipeline_group=groups.get_pipeline_model_parallel_group(),
         last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
+        megatron_state=MegatronState.installed(),
     )
 
 

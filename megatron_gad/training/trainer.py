@@ -8,9 +8,9 @@ padding and the number of data ranks cannot change the gradient.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from megatron.core.distributed import (
@@ -42,6 +42,8 @@ from megatron_gad.types import Batch, Loss, PairBatch
 AnyBatch = Batch | PairBatch
 FP8_TOKENS = 32
 LossFunction = Callable[..., Loss]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,19 @@ class StepOutput:
     rows: Tensor
 
 
+def in_own_layout(
+    method: Callable[Concatenate["Trainer", P], R],
+) -> Callable[Concatenate["Trainer", P], R]:
+    """Run a trainer's method while its layout is the one that megatron.core sees."""
+
+    @wraps(method)
+    def run(self: "Trainer", *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.parallel.megatron_state.active():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class Trainer:
     """One model under TP, PP, SP and DP with its optimizer; made by one of two class methods."""
 
@@ -122,9 +137,10 @@ class Trainer:
         settings: TrainerSettings,
     ) -> "Trainer":
         """Build a language model of this shape; its weights are undefined until loaded."""
-        chunks = build_language_model(hf_config, settings.model_options())
         head = LanguageHead(hf_config.vocab_size, settings.compute.logprob_chunk_size)
-        return cls(chunks, hf_config, head, parallel, config, settings)
+        with parallel.megatron_state.active():
+            chunks = build_language_model(hf_config, settings.model_options())
+            return cls(chunks, hf_config, head, parallel, config, settings)
 
     @classmethod
     def scorer(
@@ -136,8 +152,10 @@ class Trainer:
     ) -> "Trainer":
         """Build the same network with a scalar head drawn from the run's seed."""
         options = settings.model_options()
-        chunks = build_scorer(hf_config, options, config.head_std, settings.seed)
-        return cls(chunks, hf_config, ScoreHead(config.score), parallel, config, settings)
+        head = ScoreHead(config.score)
+        with parallel.megatron_state.active():
+            chunks = build_scorer(hf_config, options, config.head_std, settings.seed)
+            return cls(chunks, hf_config, head, parallel, config, settings)
 
     def begin_stage(self, lr: float, total_steps: int, reset_optimizer: bool = False) -> None:
         """Start a learning-rate schedule; optionally forget the optimizer's moments."""
@@ -145,6 +163,7 @@ class Trainer:
             forget_moments(self._optimizer)
         self.schedule = Schedule(self._optimizer, self._optimizer_config, lr, total_steps)
 
+    @in_own_layout
     def train(self, batch: AnyBatch, loss: LossFunction, temperature: float = 1.0) -> StepOutput:
         """Take one optimizer step.
 
@@ -162,21 +181,25 @@ class Trainer:
         grad_norm = take_step(self._optimizer)
         return StepOutput({**metrics, "grad_norm": grad_norm, "lr": lr}, rows)
 
+    @in_own_layout
     @torch.no_grad()
     def evaluate(self, batch: AnyBatch, loss: LossFunction) -> StepOutput:
         """Compute a loss's metrics over all data ranks without learning from it."""
         return StepOutput(*self._run(batch, loss, 1.0, forward_only=True))
 
+    @in_own_layout
     @torch.no_grad()
     def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Return [B, T] float32 log-probabilities of response tokens, 0 elsewhere."""
         return self._run(batch, None, temperature, forward_only=True)[1]
 
+    @in_own_layout
     @torch.no_grad()
     def scores(self, batch: PairBatch) -> Tensor:
         """Return [R] float32 scores without learning from them."""
         return self._run(batch, None, 1.0, forward_only=True)[1]
 
+    @in_own_layout
     def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
         """Take weights under their Hugging Face names from a folder or an iterator.
 
@@ -188,13 +211,15 @@ class Trainer:
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield full tensors under their Hugging Face names; all ranks of the model iterate."""
         self.memory.wake_weights()
-        yield from export_hf_weights(self._modules, self.hf_config)
+        weights = export_hf_weights(self._modules, self.hf_config)
+        yield from self.parallel.megatron_state.around(weights)
 
     def snapshot(self) -> list[Tensor]:
         """Return a host copy of this rank's parameters, in a fixed order."""
         self.memory.wake_weights()
         return [to_host(parameter) for parameter in self._parameters()]
 
+    @in_own_layout
     def snapshot_of(self, folder: str | Path) -> list[Tensor]:
         """Return a folder's weights as a snapshot; the trainer's own stay as they are."""
         own = self.snapshot()
@@ -231,6 +256,7 @@ class Trainer:
         finally:
             weights.copy_in()
 
+    @in_own_layout
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
         """Go on from a snapshot's parameters, bit for bit.

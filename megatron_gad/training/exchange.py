@@ -1,0 +1,64 @@
+"""Between the data shares of two layouts: whole items there, what was computed of them back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from megatron_gad.training.parallel import Parallel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Moved(Generic[T]):
+    """Items that came from one layout's data shares into another's.
+
+    items: this rank's share in the layout they went to, never none.
+    numbers: where they stand among the items of all shares they came from, in the order of ranks.
+    origin: the numbers that this rank had in the layout they came from.
+    """
+
+    items: list[T]
+    numbers: range
+    origin: range
+    source: Parallel
+    target: Parallel
+
+    def back(self, rows: Tensor) -> Tensor:
+        """Return what was computed of the items that this rank had before.
+
+        rows: [R, ...], as many rows for every item of ``items``, in their order.
+        """
+        if self.source is self.target:
+            return rows
+        every_share = self.target.gather_over_data((self.numbers.start, rows.cpu()))
+        in_order = torch.cat([share for _, share in sorted(every_share, key=lambda each: each[0])])
+        rows_each = len(rows) // len(self.items)
+        return in_order[self.origin.start * rows_each : self.origin.stop * rows_each]
+
+
+def move(items: Sequence[T], source: Parallel, target: Parallel) -> Moved[T]:
+    """Share the items of all data ranks of one layout out to those of another, in their order.
+
+    All ranks call it. Shares may differ in size by one item. In one and the same layout, items
+    stay where they are.
+
+    items: this rank's share in ``source``; picklable.
+    """
+    if source is target:
+        own = range(len(items))
+        return Moved(list(items), own, own, source, target)
+    shares = source.gather_over_data(list(items))
+    sizes = [len(share) for share in shares]
+    first, total = sum(sizes[: source.data_rank]), sum(sizes)
+    origin = range(first, first + len(items))
+    assert total >= target.data_size, f"{total} items for {target.data_size} data ranks"
+    numbers = range(
+        target.data_rank * total // target.data_size,
+        (target.data_rank + 1) * total // target.data_size,
+    )
+    everything = [item for share in shares for item in share]
+    return Moved(everything[numbers.start : numbers.stop], numbers, origin, source, target)

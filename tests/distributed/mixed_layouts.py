@@ -1,0 +1,113 @@
+"""Student and discriminator in layouts of their own, on four ranks: for test_mixed_layouts.py."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.judging import judge
+from megatron_gad.training.exchange import Moved, move
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.trainer import StepOutput, Trainer
+from tests.tiny_training import (
+    GROUP_SIZE,
+    PAIR_ROWS,
+    gradients,
+    make_discriminator,
+    make_student,
+    pair_rows,
+    rows_of,
+    student_batch,
+    weights,
+)
+
+VOCAB_SIZE = 97
+NUM_GROUPS = 4
+ROWS_OF_GROUP = 1 + GROUP_SIZE
+TWO_ROWS = ComputeConfig(micro_batch_size=2)
+OPTIMIZER = {"lr": 1e-3, "clip_grad": 0.2, "weight_decay": 0.1}
+
+TP2 = ParallelConfig(tensor_model_parallel_size=2)
+TP2_SP = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
+PP2 = ParallelConfig(pipeline_model_parallel_size=2)
+TP2_PP2 = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
+# (the student's, the discriminator's); what is left of the four ranks is data parallel.
+LAYOUTS = {
+    "tp2, tp1": (TP2, ParallelConfig()),
+    "pp2, tp2": (PP2, TP2_SP),
+    "dp4, tp2-pp2": (ParallelConfig(), TP2_PP2),
+    "tp2-pp2, pp2": (TP2_PP2, PP2),
+}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a step left behind, the same on all ranks.
+
+    scores: [groups, 1 + G] from before the update. gradients: both models' in one.
+    """
+
+    metrics: dict[str, float]
+    scores: Tensor
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+class Pair:
+    """A student of a folder, and a discriminator that begins with the student's weights."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layouts: tuple[ParallelConfig, ParallelConfig],
+        places: tuple[Parallel, Parallel],
+    ) -> None:
+        options: dict[str, Any] = OPTIMIZER
+        self.student = make_student(folder, places[0], layouts[0], TWO_ROWS, **options)
+        self.discriminator = make_discriminator(folder, places[1], layouts[1], TWO_ROWS, **options)
+        # Other weights than the folder's, so that only the student can have brought them.
+        for parameter in self._parameters():
+            parameter.data.mul_(1.25)
+        self.discriminator.load_hf_weights(self.student.hf_weights())
+
+    def step(self) -> Learned:
+        """Let the discriminator score and learn, and the student learn from the scores."""
+        place = self.student.parallel
+        moved = move(place.share(list(range(NUM_GROUPS))), place, self.discriminator.parallel)
+        judged = self._judge(moved)
+        scores = moved.back(judged.rows).view(-1, ROWS_OF_GROUP)
+        all_scores = torch.cat(place.gather_over_data(scores))
+        # Two rows of the student's for every group, moved by two of its scores.
+        first = 2 * NUM_GROUPS // place.data_size * place.data_rank
+        rows = slice(first, first + 2 * len(scores))
+        batch = rows_of(student_batch(VOCAB_SIZE), rows).with_advantages(scores[:, 1:3].flatten())
+        loss = partial(policy_loss, options=PolicyOptions(kl_coef=0.1))
+        learned = self.student.train(batch, loss, temperature=0.8)
+        models = {"student": self.student, "discriminator": self.discriminator}
+        outputs = {"student": learned.metrics, "discriminator": judged.metrics}
+        return Learned(
+            {f"{name}/{key}": x for name, found in outputs.items() for key, x in found.items()},
+            all_scores,
+            _named({name: gradients(trainer) for name, trainer in models.items()}),
+            _named({name: weights(trainer) for name, trainer in models.items()}),
+        )
+
+    def _judge(self, moved: Moved[int]) -> StepOutput:
+        groups = pair_rows(VOCAB_SIZE, num_trained=2, rows=PAIR_ROWS * 2)
+        own = slice(moved.items[0] * ROWS_OF_GROUP, (moved.items[-1] + 1) * ROWS_OF_GROUP)
+        return judge(
+            self.discriminator, rows_of(groups, own), kind="bradley_terry", split_groups=False
+        )
+
+    def _parameters(self) -> list[Any]:
+        trainer: Trainer = self.student
+        return [parameter for chunk in trainer.modules for parameter in chunk.parameters()]
+
+
+def _named(models: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{model}/{name}": x for model, found in models.items() for name, x in found.items()}

@@ -1,0 +1,89 @@
+"""Trains pairs in mixed layouts and moves their checkpoints; started on four ranks.
+
+Arguments: the folder with the Hugging Face folder "qwen2-tied", into which the results go.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.distributed import barrier, destroy_process_group, get_rank
+
+from megatron_gad.training.checkpoint import (
+    Residents,
+    iteration_folder,
+    load_model,
+    save_checkpoint,
+)
+from megatron_gad.training.exchange import move
+from megatron_gad.training.parallel import Parallel, add_layout, initialize
+from tests.distributed.mixed_layouts import LAYOUTS, Learned, Pair
+
+# isort: split
+from megatron.core import parallel_state
+
+# Six items over as many data ranks, of which one may have none.
+COUNTS = {1: [6], 2: [5, 1], 4: [3, 1, 2, 0]}
+
+
+def start(name: str) -> tuple[Parallel, Parallel]:
+    """Make the process groups of both layouts in place of those before."""
+    parallel_state.destroy_model_parallel()
+    student, discriminator = LAYOUTS[name]
+    return initialize(student, seed=0), add_layout(discriminator, seed=0)
+
+
+def exchanges(places: tuple[Parallel, Parallel], counts: list[int]) -> list[dict]:
+    """Move items of which each data rank has another number, and their rows back."""
+    source, target = places
+    own = [(source.data_rank, i) for i in range(counts[source.data_rank])]
+    moved = move(own, source, target)
+    # Of item (rank, i) two rows with its numbers are computed.
+    rows = torch.tensor([[rank, i, twice] for rank, i in moved.items for twice in (0, 1)])
+    mine = {
+        "source": source.data_rank,
+        "target": target.data_rank,
+        "moved": moved.items,
+        "back": moved.back(rows).tolist(),
+    }
+    return source.gather_over_world(mine)
+
+
+def run(folder: Path) -> dict:
+    """Return what came out of every layout, and out of checkpoints moved between them."""
+    results: dict = {"steps": {}, "exchanges": {}}
+    for name, layouts in LAYOUTS.items():
+        places = start(name)
+        results["exchanges"][name] = exchanges(places, COUNTS[places[0].data_size])
+        pair = Pair(folder / "qwen2-tied", layouts, places)
+        results["steps"][name] = [pair.step(), pair.step()]
+        if name == "tp2, tp1":
+            models = {"student": pair.student, "discriminator": pair.discriminator}
+            save_checkpoint(folder / "run", 2, Residents(models), {}, places[0], 0)
+            results["after the checkpoint"] = pair.step()
+    results["resumed"] = {name: resumed(folder, name) for name in ("tp2, tp1", "dp4, tp2-pp2")}
+    return results
+
+
+def resumed(folder: Path, name: str) -> Learned:
+    """Take a step on from the checkpoint."""
+    pair = Pair(folder / "qwen2-tied", LAYOUTS[name], start(name))
+    source = iteration_folder(folder / "run", 2)
+    load_model(source / "student", pair.student)
+    load_model(source / "discriminator", pair.discriminator)
+    return pair.step()
+
+
+def main() -> None:
+    """Run everything."""
+    torch.distributed.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    results = run(folder)
+    if get_rank() == 0:
+        torch.save(results, folder / "results.pt")
+    barrier()
+    destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

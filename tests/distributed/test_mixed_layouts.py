@@ -1,0 +1,107 @@
+"""A student and a discriminator that lie differently over four ranks learn as on one rank."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from tests.distributed.launch import run_on_ranks
+from tests.distributed.mixed_layouts import LAYOUTS, VOCAB_SIZE, Learned, Pair
+from tests.tiny import make_hf_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the model."""
+    folder = tmp_path_factory.mktemp("mixed")
+    make_hf_folder(folder / "qwen2-tied", "qwen2", VOCAB_SIZE, tie=True, num_hidden_layers=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
+    """What the worker found."""
+    run_on_ranks(Path(__file__).with_name("mixed_worker.py"), 4, str(folder))
+    return torch.load(folder / "results.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Parallel]:
+    """A world of one."""
+    yield initialize(ParallelConfig(), seed=0)
+    shut_down()
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, place: Parallel) -> list[Learned]:
+    """What three steps on one rank give."""
+    pair = Pair(folder / "qwen2-tied", (ParallelConfig(), ParallelConfig()), (place, place))
+    return [pair.step() for _ in range(3)]
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    """Equal to within a part of each tensor's largest entry."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (found[name] - value).abs().max().item()
+        scale = value.abs().max().item()
+        assert difference <= relative * scale, f"{name}: {difference:.3g} of {scale:.3g}"
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+def test_scores_losses_and_gradients_equal_those_of_one_rank(results, expected, layouts) -> None:
+    for ours, theirs in zip(results["steps"][layouts], expected, strict=False):
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-5, abs=5e-6)
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
+    # Clipped ones, of the first step, so that the norm has to be right, too.
+    assert_close(results["steps"][layouts][0].gradients, expected[0].gradients, relative=1e-5)
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+def test_updated_weights_equal_those_of_one_rank(results, expected, layouts) -> None:
+    found = results["steps"][layouts][1].weights
+    # AdamW makes a whole step of a gradient that is almost 0, so single weights may differ more.
+    assert_close(found, expected[1].weights, relative=5e-4)
+    differences = [
+        (found[name] - value).abs().flatten() for name, value in expected[1].weights.items()
+    ]
+    assert torch.cat(differences).mean() < 1e-8
+
+
+def test_a_step_from_a_checkpoint_is_bit_for_bit_the_next_step(results) -> None:
+    expected, resumed = results["after the checkpoint"], results["resumed"]["tp2, tp1"]
+    assert resumed.metrics == expected.metrics
+    assert_close(resumed.weights, expected.weights, relative=0.0)
+
+
+def test_a_checkpoint_goes_on_in_other_layouts_of_both_models(results, expected) -> None:
+    resumed = results["resumed"]["dp4, tp2-pp2"]
+    assert resumed.metrics == pytest.approx(expected[2].metrics, rel=1e-5, abs=5e-6)
+    assert_close(resumed.weights, expected[2].weights, relative=5e-4)
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+def test_items_keep_their_order_and_rows_come_back_to_where_items_came_from(
+    results, layouts
+) -> None:
+    ranks = results["exchanges"][layouts]
+    by_source = {rank["source"]: rank for rank in ranks}
+    every_item = []
+    for source, rank in sorted(by_source.items()):
+        items = sorted({(row[0], row[1]) for row in rank["back"]})
+        assert rank["back"] == [[*item, twice] for item in items for twice in (0, 1)]
+        assert all(item[0] == source for item in items)
+        every_item += items
+    assert len(every_item) == 6
+    by_target = {rank["target"]: rank["moved"] for rank in ranks}
+    assert [item for _, items in sorted(by_target.items()) for item in items] == every_item
+    sizes = {len(items) for items in by_target.values()}
+    assert max(sizes) - min(sizes) <= 1
+    for rank in ranks:
+        assert rank["moved"] == by_target[rank["target"]]
+        assert rank["back"] == by_source[rank["source"]]["back"]
