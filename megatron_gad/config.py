@@ -22,7 +22,6 @@ from megatron_gad.config_checks import (
     check_parallel,
     check_rollout,
     check_run_directory,
-    check_sglang,
     data_parallel_size,
 )
 from megatron_gad.config_file import format_toml, read_toml
@@ -32,6 +31,7 @@ from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
+from megatron_gad.sglang_checks import check_sglang
 from megatron_gad.stage_checks import (
     check_adversarial,
     check_seqkd,

@@ -15,7 +15,6 @@ import torch
 
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
-from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import LogConfig
 from megatron_gad.stage_config import GadConfig
 from megatron_gad.training.options import (
@@ -201,39 +200,6 @@ def check_rollout(rollout: RolloutConfig) -> Iterator[str]:
         yield (
             f"rollout.top_p = {rollout.top_p} is not allowed; "
             "give a value above 0 and at most 1, 1 switches it off"
-        )
-
-
-def check_sglang(sglang: SGLangConfig, data_size: int) -> Iterator[str]:
-    """Yield what is wrong with the SGLang servers; data_size: data ranks, which share URLs out."""
-    positive = ("num_servers", "tensor_parallel_size", "update_weight_buffer_size")
-    positive += ("max_running_requests", "start_timeout_s", "request_timeout_s")
-    positive += ("health_interval_s", "health_timeout_s", "mem_fraction_static")
-    rules = dict.fromkeys(positive, POSITIVE)
-    rules |= dict.fromkeys(("verify_interval", "max_restarts"), NOT_NEGATIVE)
-    yield from violations("sglang", sglang, rules)
-    if sglang.mem_fraction_static >= 1:
-        yield (
-            f"sglang.mem_fraction_static = {sglang.mem_fraction_static} leaves nothing of the "
-            "device to training; give a value below 1, 0.5 is the default"
-        )
-    if len(sglang.urls) % data_size:
-        yield (
-            f"sglang.urls names {len(sglang.urls)} servers, which cannot be shared out evenly "
-            f"between {data_size} data ranks; name a multiple of {data_size}, or none"
-        )
-    if sglang.urls and sglang.weight_transport == "tensor":
-        yield (
-            "sglang.weight_transport = 'tensor' shares memory with servers that the run starts, "
-            "but sglang.urls is set; use 'disk', or leave urls out"
-        )
-    if sglang.python and not Path(sglang.python).is_file():
-        yield f"sglang.python = {sglang.python!r} is no file; name the interpreter that has SGLang"
-    if not sglang.urls and not sglang.python and find_spec("sglang") is None:
-        yield (
-            "rollout.engine = 'sglang', but that package is not installed; install "
-            "megatron-gad[sglang], name an interpreter that has it in sglang.python, name running "
-            "servers in sglang.urls, or use 'embedded'"
         )
 
 

@@ -13,6 +13,7 @@ shims=$PWD/tests/engines/sglang_shims
 torch=torch==2.13.0
 # SGLang and torchvision declare the CUDA build of torch, so they are installed by themselves.
 alone=(sglang==0.5.23 torchvision==0.28.0)
+oldest=sglang==0.5.16
 needed=(
     numpy transformers==5.19.0 tokenizers==0.23.2 aiohttp fastapi 'uvicorn>=0.51' uvloop orjson
     msgspec pyzmq psutil pydantic prometheus-client python-multipart requests setproctitle
@@ -68,6 +69,9 @@ pip_install "${needed[@]}"
 # server spawns: the first line adds the stand-ins' folder, the second prepares torchvision.
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 printf '%s\nimport torchvision_operators\n' "$shims" > "$site/sglang_cpu_shims.pth"
+# The oldest version that is supported: its source is compared with the calls, nothing of it runs.
+"$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps \
+    --dest "$venv/contract" "$oldest"
 SGLANG_USE_CPU_ENGINE=1 "$venv/bin/python" -c 'import sglang.srt.entrypoints.http_server'
 echo "$stamp" > "$venv/.ready"
 echo "Ready: $venv/bin/python -m sglang.launch_server --help"

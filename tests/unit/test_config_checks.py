@@ -48,7 +48,7 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
             "sglang": {"urls": ("http://a:1",), "weight_transport": "tensor"},
         },
         "sglang.weight_transport = 'tensor' shares memory with servers that the run starts, "
-        "but sglang.urls is set; use 'disk', or leave urls out",
+        "but sglang.urls is set; use 'broadcast' or 'disk', or leave urls out",
     ),
     (
         {"parallel": {"sequence_parallel": True}},

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,12 +41,15 @@ class SGLangClient:
         """
         self._call("POST", path, json.dumps(body).encode(), timeout_s)
 
-    def ask(self, path: str, body: Json) -> Json:
-        """Send JSON and return the object that is the answer.
+    def ask(self, path: str, body: Json | None) -> Json:
+        """Send JSON, or with None only ask, and return the object that is the answer.
 
         Raises as ``post``, and ServerFailed for an answer that is no JSON object.
         """
-        text = self._call("POST", path, json.dumps(body).encode(), None)
+        if body is None:
+            text = self._call("GET", path, None, None)
+        else:
+            text = self._call("POST", path, json.dumps(body).encode(), None)
         try:
             answer = json.loads(text)
         except ValueError:
@@ -53,6 +57,15 @@ class SGLangClient:
         if not isinstance(answer, dict):
             raise ServerFailed(f"{self.url}{path} answers no JSON object: {_shown(text)}")
         return answer
+
+    def local_address(self) -> str:
+        """Return the address of this machine on the way to the server; nothing is sent."""
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((self._host, self._port))
+                return probe.getsockname()[0]
+        except OSError as error:
+            raise ServerFailed(f"{self.url}: {error}") from error
 
     def is_healthy(self, timeout_s: float) -> bool:
         """Say whether the server reports within the time that it can generate."""

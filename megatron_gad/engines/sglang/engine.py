@@ -5,7 +5,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.checksums import HeadCounts, find_mismatches
-from megatron_gad.engines.sglang.client import CallRefused, ServerFailed
+from megatron_gad.engines.sglang.client import ServerFailed
 from megatron_gad.engines.sglang.dispatch import Dispatch
 from megatron_gad.engines.sglang.launch import (
     SGLangConfig,
@@ -23,16 +23,11 @@ from megatron_gad.engines.sglang.launch import (
     start_server,
     write_model_folder,
 )
-from megatron_gad.engines.sglang.replica import Replica
+from megatron_gad.engines.sglang.replica import Limits, Replica
 from megatron_gad.engines.sglang.requests import make_requests, read_answer
 from megatron_gad.engines.sglang.server import ServerProcess
-from megatron_gad.engines.sglang.transport import (
-    Bucket,
-    DiskTransport,
-    TensorTransport,
-    Transport,
-    fill_buckets,
-)
+from megatron_gad.engines.sglang.streaming import stream_buckets
+from megatron_gad.engines.sglang.transport import build_transport
 from megatron_gad.engines.sglang.weight_plan import WeightPlan
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.types import Group, Prompt
@@ -65,10 +60,10 @@ class SGLangEngine:
         self._device = torch.device(device)
         hf_config = load_hf_config(hf_folder)
         self._heads = HeadCounts(hf_config.num_attention_heads, hf_config.num_key_value_heads)
-        self._plan = WeightPlan.of_folder(hf_folder)
+        self._plan = WeightPlan.of_folder(hf_folder, dtype, config.update_weight_buffer_size)
         self._work_folder = Path(tempfile.mkdtemp(prefix="megatron_gad_sglang_"))
         self._model_folder = write_model_folder(hf_config, self._work_folder / "model")
-        self._transport = build_transport(config)
+        self._transport = build_transport(config, self._device)
         self._buckets: list[Bucket] = []
         self._version: int | None = None
         self._num_swaps = 0
@@ -100,7 +95,9 @@ class SGLangEngine:
         self._version = None
         self._buckets = []
         self._transport.begin()
-        failures = self._stream(self._plan.fitting(named_tensors))
+        failures = stream_buckets(
+            self._plan.buckets(named_tensors), self._transport, self._replicas, self._keep
+        )
         problems = self._plan.problems()
         if problems:
             raise ValueError(
@@ -112,13 +109,11 @@ class SGLangEngine:
             error = failures.get(replica)
             try:
                 if error is None:
-                    replica.end_load(self._transport, version)
+                    replica.end_load(version)
             except ServerFailed as failure:
                 error = failure
             if isinstance(error, ServerFailed):
-                replica.recover(
-                    error, lambda r: r.load_all(self._transport, self._buckets, version)
-                )
+                replica.recover(error, self._loader(version))
             elif error is not None:
                 raise error
         interval = self._config.verify_interval
@@ -157,7 +152,7 @@ class SGLangEngine:
             self._replicas,
             list(make_requests(prompts, sampling)),
             read=partial(read_answer, sampling=sampling, version=version),
-            load=lambda replica: replica.load_all(self._transport, self._buckets, version),
+            load=self._loader(version),
         )
         config = self._config
         rollouts = dispatch.run(
@@ -210,41 +205,18 @@ class SGLangEngine:
                 server_environment(os.environ, self._device),
                 log_name=f"sglang_{os.getpid()}_{number}.log",
             )
-        return Replica(start, config.start_timeout_s, config.request_timeout_s, config.max_restarts)
+        limits = Limits(
+            config.start_timeout_s,
+            config.request_timeout_s,
+            config.weight_timeout_s,
+            config.max_restarts,
+        )
+        return Replica(start, self._transport, limits)
 
-    def _stream(
-        self, named_tensors: Iterable[tuple[str, Tensor]]
-    ) -> dict[Replica, ServerFailed | CallRefused]:
-        """Send a bucket to all servers while the next is gathered. Returns the servers' errors."""
-        failures: dict[Replica, ServerFailed | CallRefused] = {}
+    def _keep(self, bucket: Bucket) -> None:
+        """Keep the weights in host memory for servers that have to be started again."""
+        self._buckets.append(bucket.on_host())
 
-        def attempt(replica: Replica, call: Callable[[], None]) -> None:
-            if replica not in failures:
-                try:
-                    call()
-                except (ServerFailed, CallRefused) as error:
-                    failures[replica] = error
-
-        transport = self._transport
-        with ThreadPoolExecutor(len(self._replicas)) as pool:
-            sending = [
-                pool.submit(attempt, r, partial(r.begin_load, transport)) for r in self._replicas
-            ]
-            buffer_size = self._config.update_weight_buffer_size
-            for bucket in fill_buckets(named_tensors, self._dtype, buffer_size):
-                transport.stage(bucket)
-                self._buckets.append(bucket.on_host())
-                wait(sending)  # so that two buckets at most are on the device
-                sending = [
-                    pool.submit(attempt, r, partial(transport.send, r.api, bucket))
-                    for r in self._replicas
-                ]
-        return failures
-
-
-def build_transport(config: SGLangConfig) -> Transport:
-    """Return the way of the weights that the settings name."""
-    name = config.weight_transport
-    if name == "tensor" or (name == "auto" and not config.urls):
-        return TensorTransport(config.tensor_parallel_size)
-    return DiskTransport(Path(config.weight_folder) if config.weight_folder else None)
+    def _loader(self, version: int) -> Callable[[Replica], None]:
+        """Return what gives a server the current weights."""
+        return lambda replica: replica.load_all(self._buckets, version)

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from megatron_gad.engines.sglang.server import ServerProcess
 
-WeightTransport = Literal["auto", "tensor", "disk"]
+WeightTransport = Literal["auto", "tensor", "broadcast", "disk"]
 ArgumentValue = bool | int | float | str
 
 # torchrun's description of our ranks, which a server would take for its own.
@@ -51,8 +51,9 @@ class SGLangConfig:
         num_servers: servers that a model-parallel group starts, on GPUs from its first rank's on.
         tensor_parallel_size: of one server.
         mem_fraction_static: share of a GPU's memory for a server's weights and its cache.
-        weight_transport: "tensor" shares memory with servers on this machine, "disk" writes files
-            that they read; "auto" takes the first for servers that the run starts.
+        weight_transport: "tensor" shares memory with servers that the run starts, "broadcast" sends
+            over a process group, "disk" writes files that servers read. "auto": "tensor" for
+            servers of the run; for urls "disk" where weight_folder is set, else "broadcast".
         update_weight_buffer_size: bytes of one bucket of weights.
         weight_folder: of the files; by default on this machine's memory file system.
         verify_interval: compare the servers' checksums on the first and on every so many-th swap;
@@ -60,6 +61,7 @@ class SGLangConfig:
         max_running_requests: requests that a server works on at a time.
         start_timeout_s: until a server is healthy.
         request_timeout_s: until a server has answered a request.
+        weight_timeout_s: until a server has taken a bucket of weights, or all files.
         health_interval_s: how often servers are asked how they are while they sample.
         health_timeout_s: after how long without an answer they count as hung.
         max_restarts: failures in a row of one server after which the run ends.
@@ -79,6 +81,7 @@ class SGLangConfig:
     max_running_requests: int = 128
     start_timeout_s: float = 900.0
     request_timeout_s: float = 1800.0
+    weight_timeout_s: float = 600.0
     health_interval_s: float = 10.0
     health_timeout_s: float = 60.0
     max_restarts: int = 3

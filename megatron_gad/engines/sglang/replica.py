@@ -3,15 +3,32 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.client import CallRefused, Json, ServerFailed, SGLangClient
 from megatron_gad.engines.sglang.server import ServerProcess, ServerStartError
-from megatron_gad.engines.sglang.transport import Bucket, Transport
+from megatron_gad.engines.sglang.transport import Link, Transport
 from megatron_gad.engines.sglang.versions import AFTER_WEIGHTS, BEFORE_WEIGHTS, ServerApi
 
 logger = logging.getLogger(__name__)
 
 STOP_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a server's failing is borne.
+
+    start_timeout_s: until it is healthy. request_timeout_s: until it has answered a request.
+    weight_timeout_s: until it has done anything else, such as taking a bucket of weights.
+    max_failures: in a row, after which the run ends.
+    """
+
+    start_timeout_s: float
+    request_timeout_s: float
+    weight_timeout_s: float
+    max_failures: int
 
 
 class Replica:
@@ -22,17 +39,12 @@ class Replica:
     """
 
     def __init__(
-        self,
-        start: Callable[[], ServerProcess] | str,
-        start_timeout_s: float,
-        request_timeout_s: float,
-        max_failures: int,
+        self, start: Callable[[], ServerProcess] | str, transport: Transport, limits: Limits
     ) -> None:
         """start: starts a server of ours; or the URL of one that runs already."""
         self._start = start
-        self._start_timeout_s = start_timeout_s
-        self._request_timeout_s = request_timeout_s
-        self._max_failures = max_failures
+        self._transport = transport
+        self._limits = limits
         self._process: ServerProcess | None = None
         self._is_asleep = False
         self.num_failures = 0
@@ -41,12 +53,19 @@ class Replica:
         self.lock = threading.Lock()
         self.api: ServerApi
         self.client: SGLangClient
+        self._link: Link | None = None
         self._connect(start if isinstance(start, str) else self._launch())
 
     @property
     def name(self) -> str:
         """Its address."""
         return self.client.url
+
+    @property
+    def link(self) -> Link:
+        """The way of weights to it; another one after a restart."""
+        assert self._link is not None
+        return self._link
 
     @property
     def process(self) -> ServerProcess | None:
@@ -56,8 +75,8 @@ class Replica:
     def wait_until_healthy(self) -> None:
         """Wait until it can generate. Raises ServerStartError."""
         if self._process is not None:
-            self._process.wait_until_healthy(self._start_timeout_s)
-        elif not self.client.is_healthy(self._start_timeout_s):
+            self._process.wait_until_healthy(self._limits.start_timeout_s)
+        elif not self.client.is_healthy(self._limits.start_timeout_s):
             raise ServerStartError(
                 f"the SGLang server at {self.name} does not answer /health; start it, or leave "
                 "sglang.urls out so that the run starts servers itself"
@@ -69,30 +88,31 @@ class Replica:
             return False
         return self.client.is_healthy(health_timeout_s)
 
-    def begin_load(self, transport: Transport) -> None:
+    def begin_load(self) -> None:
         """Make room for weights and be ready to take them."""
         if self._is_asleep:
             self.api.resume_memory(BEFORE_WEIGHTS)
-        if transport.sends_buckets:
-            self.api.begin_weight_update()
+        self.link.begin()
 
-    def end_load(self, transport: Transport, version: int) -> None:
+    def take(self, bucket: Bucket) -> None:
+        """Load a bucket, between the begin and the end."""
+        self.link.send(bucket)
+
+    def end_load(self, version: int) -> None:
         """Take what comes last; count as holding the version, awake, with empty caches."""
-        transport.finish(self.api)
-        if transport.sends_buckets:
-            self.api.end_weight_update()
+        self.link.end()
         if self._is_asleep:
             # The cache's room comes after the transfer's buffers have gone.
             self.api.resume_memory(AFTER_WEIGHTS)
             self._is_asleep = False
         self.api.finish_update(version)
 
-    def load_all(self, transport: Transport, buckets: Sequence[Bucket], version: int) -> None:
+    def load_all(self, buckets: Sequence[Bucket], version: int) -> None:
         """Take all weights again, as after a restart."""
-        self.begin_load(transport)
+        self.begin_load()
         for bucket in buckets:
-            transport.send(self.api, bucket)
-        self.end_load(transport, version)
+            self.take(bucket)
+        self.end_load(version)
 
     def sleep(self) -> None:
         """Give device memory back where the server can; it has to be idle."""
@@ -119,11 +139,11 @@ class Replica:
     def _count_failure(self, error: Exception) -> None:
         self.num_failures += 1
         logger.warning("SGLang server failed (%d): %s", self.num_failures, error)
-        if self.num_failures > self._max_failures:
+        if self.num_failures > self._limits.max_failures:
             log = f"; {self._process.last_log_lines()}" if self._process else ""
             raise RuntimeError(
                 f"the SGLang server at {self.name} failed {self.num_failures} times in a row, "
-                f"last with: {error} (sglang.max_restarts = {self._max_failures}){log}"
+                f"last with: {error} (sglang.max_restarts = {self._limits.max_failures}){log}"
             ) from error
 
     def restart(self) -> None:
@@ -156,9 +176,10 @@ class Replica:
             self._process.stop()
 
     def close(self) -> None:
-        """End the server's process, where it is ours."""
+        """Let go of the server; end its process, where it is ours."""
         if self._process is not None:
             self._process.stop(STOP_PATIENCE_S)
+        self.link.close()
 
     def _launch(self) -> str:
         assert not isinstance(self._start, str)
@@ -166,5 +187,8 @@ class Replica:
         return self._process.url
 
     def _connect(self, url: str) -> None:
-        self.client = SGLangClient(url, self._request_timeout_s)
-        self.api = ServerApi(self.client)
+        self.client = SGLangClient(url, self._limits.request_timeout_s)
+        self.api = ServerApi(self.client, self._limits.weight_timeout_s)
+        if self._link is not None:
+            self._link.close()
+        self._link = self._transport.connect(self.api)

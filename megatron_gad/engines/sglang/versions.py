@@ -7,19 +7,24 @@ tensors; the older does not know them. A server is asked, never its version numb
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_gad.engines.sglang.client import CallRefused, Json, SGLangClient
+from megatron_gad.engines.sglang.buckets import BucketLayout
+from megatron_gad.engines.sglang.client import CallRefused, Json, ServerFailed, SGLangClient
 
 # In the order in which memory has to come back: the weights arrive before the cache takes room.
 BEFORE_WEIGHTS = ("weights",)
 AFTER_WEIGHTS = ("kv_cache", "cuda_graph")
 NOT_FOUND = 404
+# One flat tensor and the places in it, instead of a tensor for each name.
+FLAT_BUCKET = "flattened_bucket"
 
 
 class ServerApi:
     """What training asks of one server. Methods raise ServerFailed or CallRefused."""
 
-    def __init__(self, client: SGLangClient) -> None:
+    def __init__(self, client: SGLangClient, weight_timeout_s: float) -> None:
+        """weight_timeout_s: the longest wait for anything but a response."""
         self._client = client
+        self._weight_timeout_s = weight_timeout_s
         self._has_sessions: bool | None = None
         self._is_session_open = False
 
@@ -28,48 +33,100 @@ class ServerApi:
         """Whether the server knows weight sessions; None before the first update."""
         return self._has_sessions
 
+    def local_address(self) -> str:
+        """Return this machine's address as the server reaches it."""
+        return self._client.local_address()
+
+    def tensor_parallel_size(self) -> int:
+        """Return the number of the server's ranks."""
+        size = self._client.ask("/server_info", None).get("tp_size")
+        if not isinstance(size, int):
+            raise ServerFailed(f"{self._client.url}/server_info names no tp_size")
+        return size
+
     def begin_weight_update(self) -> None:
         """Open a session for tensors, where the server knows sessions."""
-        self.end_weight_update()  # of an update that was broken off
-        if self._has_sessions is not False:
-            try:
-                self._client.post("/begin_weight_update", {})
-                self._has_sessions = self._is_session_open = True
-            except CallRefused as refusal:
-                if refusal.status != NOT_FOUND:
-                    raise
+        if self._has_sessions is False:
+            return
+        try:
+            self._open_session()
+        except CallRefused as refusal:
+            if refusal.status != NOT_FOUND:
+                # The session of an update that was broken off, perhaps by another run.
+                self._post("/end_weight_update", {})
+                self._open_session()
+            else:
                 self._has_sessions = False
 
+    def _open_session(self) -> None:
+        self._post("/begin_weight_update", {})
+        self._has_sessions = self._is_session_open = True
+
     def update_from_tensors(self, pickled_per_rank: Sequence[str]) -> None:
-        """Load some tensors. pickled_per_rank: for each tensor-parallel rank, in base64."""
-        body = {"serialized_named_tensors": list(pickled_per_rank), "flush_cache": False}
-        self._client.post("/update_weights_from_tensor", body)
+        """Load a bucket. pickled_per_rank: for each tensor-parallel rank, in base64."""
+        body = {
+            "serialized_named_tensors": list(pickled_per_rank),
+            "load_format": FLAT_BUCKET,
+            "flush_cache": False,
+        }
+        self._post("/update_weights_from_tensor", body)
+
+    def join_group(self, address: str, port: int, num_ranks: int, name: str, backend: str) -> None:
+        """Join a process group whose rank 0 is ours; returns when it is complete.
+
+        address, port: of the group's store.
+        """
+        body = {
+            "master_address": address,
+            "master_port": port,
+            "rank_offset": 1,
+            "world_size": num_ranks,
+            "group_name": name,
+            "backend": backend,
+        }
+        self._post("/init_weights_update_group", body)
+
+    def update_from_broadcast(self, layout: BucketLayout, group_name: str) -> None:
+        """Load a bucket that rank 0 of a group broadcasts meanwhile as one flat tensor."""
+        body = {
+            "names": list(layout.names),
+            "dtypes": [str(layout.dtype).removeprefix("torch.")] * len(layout.names),
+            "shapes": [list(shape) for shape in layout.shapes],
+            "group_name": group_name,
+            "load_format": FLAT_BUCKET,
+            "flush_cache": False,
+        }
+        self._post("/update_weights_from_distributed", body)
+
+    def leave_group(self, name: str) -> None:
+        """Leave a process group."""
+        self._client.post("/destroy_weights_update_group", {"group_name": name}, timeout_s=5)
 
     def end_weight_update(self) -> None:
         """Close the session, if one is open."""
         if self._is_session_open:
-            self._client.post("/end_weight_update", {})
+            self._post("/end_weight_update", {})
             self._is_session_open = False
 
     def update_from_disk(self, folder: Path) -> None:
         """Load all weights from the safetensors files of a folder that the server sees."""
         body = {"model_path": str(folder), "load_format": "auto", "flush_cache": False}
-        self._client.post("/update_weights_from_disk", body)
+        self._post("/update_weights_from_disk", body)
 
     def finish_update(self, version: int) -> None:
         """Forget what older weights computed, then count as holding this version."""
-        self._client.post("/flush_cache", {})
-        self._client.post(
+        self._post("/flush_cache", {})
+        self._post(
             "/update_weight_version", {"new_version": str(version), "abort_all_requests": False}
         )
 
     def release_memory(self) -> None:
         """Give device memory back; the server has to be idle, and its weights are lost."""
-        self._client.post("/release_memory_occupation", {"tags": [*BEFORE_WEIGHTS, *AFTER_WEIGHTS]})
+        self._post("/release_memory_occupation", {"tags": [*BEFORE_WEIGHTS, *AFTER_WEIGHTS]})
 
     def resume_memory(self, tags: Sequence[str]) -> None:
         """Take device memory again for some of what was released."""
-        self._client.post("/resume_memory_occupation", {"tags": list(tags)})
+        self._post("/resume_memory_occupation", {"tags": list(tags)})
 
     def checksums(self) -> list[dict[str, str]] | None:
         """Return each tensor-parallel rank's {parameter: checksum}; None if it has none to give."""
@@ -90,6 +147,9 @@ class ServerApi:
     def abort(self, request_id: str) -> None:
         """Stop a request that is running."""
         self._client.post("/abort_request", {"rid": request_id}, timeout_s=5)
+
+    def _post(self, path: str, body: Json) -> None:
+        self._client.post(path, body, self._weight_timeout_s)
 
 
 def _tp_rank(parallelism_info: Json | list[Json]) -> int:

@@ -1,0 +1,90 @@
+"""Weights by handle on the memory that holds them: shared memory on a host, CUDA IPC on a GPU."""
+
+import base64
+import io
+from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
+
+import torch.multiprocessing
+
+from megatron_gad.engines.sglang.buckets import Bucket
+from megatron_gad.engines.sglang.versions import ServerApi
+
+
+class TensorTransport:
+    """One handle per bucket. A bucket's memory is never written again.
+
+    A server may answer before its copies have ended. Then the memory waits, uncounted, until the
+    server lets go of the handle: torch sees to that for both kinds of memory.
+    """
+
+    def __init__(self, tensor_parallel_size: int) -> None:
+        self._tensor_parallel_size = tensor_parallel_size
+
+    def begin(self) -> None:
+        """Nothing is kept between two updates."""
+
+    def stage(self, bucket: Bucket) -> None:
+        """Nothing is needed before sending."""
+
+    def connect(self, api: ServerApi) -> "TensorLink":
+        """Return the way to a server on this machine."""
+        return TensorLink(api, self._tensor_parallel_size)
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+class TensorLink:
+    """Gives handles to one server, in a weight session."""
+
+    def __init__(self, api: ServerApi, tensor_parallel_size: int) -> None:
+        self._api = api
+        self._tensor_parallel_size = tensor_parallel_size
+
+    def begin(self) -> None:
+        """Open the session."""
+        self._api.begin_weight_update()
+
+    def send(self, bucket: Bucket) -> None:
+        """Let the server copy a bucket's tensors; every rank of it takes its own part."""
+        # Receiving gives one count of a handle back, so that each rank needs a pickle of its own.
+        ranks = range(self._tensor_parallel_size)
+        self._api.update_from_tensors([pickled(bucket) for _ in ranks])
+
+    def end(self) -> None:
+        """Close the session."""
+        self._api.end_weight_update()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def pickled(bucket: Bucket) -> str:
+    """Return a handle on a bucket's memory and the places in it, pickled, in base64.
+
+    The format is SGLang's "flattened_bucket"; of the metadata it reads these attributes.
+    """
+    layout = bucket.layout
+    metadata = [
+        SimpleNamespace(
+            name=name,
+            shape=tuple(shape),
+            dtype=layout.dtype,
+            start_idx=start,
+            end_idx=end,
+            numel=end - start,
+        )
+        for name, shape, start, end in zip(
+            layout.names, layout.shapes, (0, *layout.ends), layout.ends, strict=False
+        )
+    ]
+    # The default way passes file descriptors through a socket that a foreign process cannot use.
+    strategy = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        buffer = io.BytesIO()
+        ForkingPickler(buffer).dump({"flattened_tensor": bucket.flat, "metadata": metadata})
+    finally:
+        torch.multiprocessing.set_sharing_strategy(strategy)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,65 @@
+"""Real SGLang servers that fail, by being killed, stopped or cut off: ``make test-sglang``."""
+
+import signal
+from dataclasses import replace
+from threading import Timer
+
+import pytest
+import torch
+
+from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.server import ServerStartError
+from megatron_gad.types import Prompt
+from tests.engines.sglang.servers import (
+    BOUND,
+    CONFIG,
+    MARKS,
+    harm_scheduler,
+    largest_gap,
+    make_prompts,
+    processes_of,
+    rollouts_of,
+    wait_until_gone,
+    weights_of,
+)
+
+pytestmark = MARKS
+
+
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_server_that_fails_is_restarted_with_the_weights_and_its_requests_sent_again(
+    engine, folders, harm
+):
+    engine.load_weights(weights_of(folders["new"]), version=60)
+    processes = processes_of(engine)
+    num_restarts = engine.replicas[0].num_restarts
+    sampling = SamplingConfig(num_samples=40, max_new_tokens=40)
+    prompts = [Prompt(n, (), "", (5, 6 + n), ()) for n in range(12)]
+    harmer = Timer(1.0, harm_scheduler, (processes, harm))
+    harmer.start()
+    groups = engine.generate(prompts, sampling)
+    harmer.join()
+    assert engine.replicas[0].num_restarts == num_restarts + 1
+    assert [len(group.rollouts) for group in groups] == [40] * 12
+    assert {len(rollout.ids) for rollout in rollouts_of(groups)} == {40}
+    assert {rollout.weights_version for rollout in rollouts_of(groups)} == {60}
+    assert largest_gap(folders["new"], groups, 1.0) < BOUND
+    assert wait_until_gone(processes) == []
+
+
+def test_a_server_that_died_in_its_sleep_is_back_after_the_next_load(engine, folders):
+    engine.load_weights(weights_of(folders["old"]), version=70)
+    engine.sleep()
+    harm_scheduler(processes_of(engine), signal.SIGKILL)
+    engine.load_weights(weights_of(folders["new"]), version=71)
+    groups = engine.generate(make_prompts(2), SamplingConfig(num_samples=2, max_new_tokens=8))
+    assert largest_gap(folders["new"], groups, 1.0) < BOUND
+
+
+def test_a_server_that_cannot_start_says_why(folders, tmp_path):
+    config = replace(
+        CONFIG, log_folder=str(tmp_path), server_args={"attention_backend": "no-such-thing"}
+    )
+    with pytest.raises(ServerStartError, match="no-such-thing"):
+        SGLangEngine(config, folders["old"], "cpu", torch.float32)

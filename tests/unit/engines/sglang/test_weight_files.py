@@ -1,0 +1,49 @@
+"""Weights as files: those of the last update only, gone with the transport or with its process."""
+
+import multiprocessing
+import socket
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_gad.engines.sglang.weight_files import FOLDER_PREFIX, DiskTransport
+from megatron_gad.engines.sglang.weight_plan import WeightPlan
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(5.0), "c": torch.ones(10, 10)}
+
+
+def test_files_hold_the_last_update_only_and_go_with_the_transport(tmp_path):
+    transport = DiskTransport(tmp_path / "weights")
+    for names in (("a", "b", "c"), ("a", "c")):
+        plan = WeightPlan({name: TENSORS[name].shape for name in names}, torch.float32, 100)
+        transport.begin()
+        for bucket in plan.buckets((name, TENSORS[name] + len(names)) for name in names):
+            transport.stage(bucket)
+    (folder,) = (tmp_path / "weights").iterdir()
+    held: dict[str, Tensor] = {}
+    for file in sorted(folder.iterdir()):
+        held |= load_file(file)
+    assert sorted(held) == ["a", "c"]
+    assert all(torch.equal(tensor, TENSORS[name] + 2) for name, tensor in held.items())
+    transport.close()
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_folders_of_processes_that_were_killed_are_removed(tmp_path):
+    first = DiskTransport(tmp_path)
+    (own,) = tmp_path.iterdir()
+    ended = multiprocessing.get_context("spawn").Process()
+    ended.start()
+    ended.join()
+    start = f"{FOLDER_PREFIX}{socket.gethostname()}_"
+    abandoned = [tmp_path / f"{start}{ended.pid}_{end}" for end in ("k3hx09qz", "ab_v1t_0")]
+    foreign = tmp_path / f"{start}of_somebody_else"
+    for folder in (*abandoned, foreign):
+        folder.mkdir()
+    second = DiskTransport(tmp_path)
+    assert own.is_dir()
+    assert foreign.is_dir()
+    assert not any(folder.exists() for folder in abandoned)
+    first.close()
+    second.close()
