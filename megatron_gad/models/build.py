@@ -19,6 +19,7 @@ from torch.nn.functional import silu
 from transformers import PretrainedConfig
 
 from megatron_gad.models.families import family_of, head_dim, inverse_frequencies
+from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.models.layers import local_block_spec
 from megatron_gad.models.scorer import ScorerModel
 from megatron_gad.models.sharding_marks import mark_sharded_weights
@@ -45,22 +46,23 @@ class ModelOptions:
 
 
 def build_language_model(
-    hf_config: PretrainedConfig, options: ModelOptions
+    hf_config: PretrainedConfig, options: ModelOptions, returns_logits: bool = True
 ) -> list[torch.nn.Module]:
     """Build this rank's chunks of a language model; the weights are not initialised.
 
     Called on every rank after megatron.core's process groups exist. A chunk is called as
     ``chunk(tokens, position_ids, attention_mask)`` with tokens and position_ids [B, T] int64 and
     attention_mask None (causal), rows padded on the right. The last stage returns logits
-    [B, T, padded_vocab / TP], the others their hidden states.
+    [B, T, padded_vocab / TP] or hidden states [B, T, H], the others their hidden states.
 
     Args:
         hf_config: shape, from load_hf_config.
         options: layout and precision.
+        returns_logits: of all tokens; else see LanguageModel.
 
     Returns:
-        One GPTModel, or one per virtual pipeline stage. ``chunk.real_vocab_size`` is the number of
-        vocabulary columns that exist; the ones behind it are padding for tensor parallelism.
+        One LanguageModel, or one per virtual pipeline stage. ``chunk.real_vocab_size`` is the count
+        of vocabulary columns that exist; the ones behind it are padding for tensor parallelism.
 
     Raises:
         ValueError: the shape cannot be laid out like that.
@@ -68,7 +70,9 @@ def build_language_model(
 
     def build(arguments: dict[str, Any]) -> GPTModel:
         tied = hf_config.tie_word_embeddings
-        return GPTModel(share_embeddings_and_output_weights=tied, **arguments)
+        return LanguageModel(
+            share_embeddings_and_output_weights=tied, returns_logits=returns_logits, **arguments
+        )
 
     return _build_chunks(hf_config, options, build)
 

@@ -84,7 +84,7 @@ class Microbatch:
     """The largest microbatch that one model sees.
 
     rows, tokens: its rows, each padded to ``tokens``. count: of a step on one data rank.
-    chunk: tokens whose float32 logits are held at once; 0 for a scorer, which has none.
+    chunk: tokens whose logits are held at once; 0 for a scorer, which has none.
     """
 
     rows: int
@@ -114,9 +114,9 @@ def activation_bytes(
     logits = 0
     if microbatch.chunk:
         columns = -(-shape.vocab_size // layout.tensor)
-        # The logits and their gradient, and a float32 chunk with its softmax.
-        logits = 2 * tokens * columns * precision.activation
-        logits += 2 * min(microbatch.chunk, tokens) * columns * FLOAT32_BYTES
+        # A float32 chunk with its softmax; a chunk's weight gradient, and that before it.
+        logits = 2 * min(microbatch.chunk, tokens) * columns * FLOAT32_BYTES
+        logits += 2 * columns * shape.hidden_size * precision.activation
     return max(body, one_pass + logits) if layout.pipeline > 1 else body + logits
 
 

@@ -14,7 +14,7 @@ class Request:
 
     stages: a step of each stage, in the run's order; plans are compared by the last one.
     micro_batch_size: rows of a microbatch. split_groups: the discriminator's too; otherwise it
-        takes whole groups. logprob_chunk_size: tokens whose float32 logits are held at once.
+        takes whole groups. logprob_chunk_size: tokens whose logits are held at once.
     is_fp8: matrices are multiplied in FP8. has_reference: the KL's reference lives on the host.
     num_data_prompts: usable rows of the data set; None where nobody counted them.
     """

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.training.options import ScoreKind
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from megatron_gad.types import Batch, LanguageOutput, PairBatch, ScorerOutput
@@ -25,23 +26,28 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class LanguageHead:
-    """Reads log-probabilities of the taken tokens off vocabulary-sharded logits.
+    """Reads log-probabilities of the taken tokens off hidden states, a chunk of tokens at a time.
 
-    real_vocab_size: columns of the model's folder, without the padding for tensor parallelism.
-    chunk_size: tokens whose float32 logits are held at once.
+    model: of the last stage; has the output layer.
+    chunk_size: tokens whose logits are held at once.
     """
 
-    real_vocab_size: int
+    model: LanguageModel
     chunk_size: int
 
     def read(self, output: Tensor, piece: Batch, temperature: float) -> LanguageOutput:
-        """output: [B, T, V / TP] logits; returns [B, T] float32 logprobs and entropy."""
-        shard = vocab_shard(output.shape[-1], self.real_vocab_size)
-        return LanguageOutput(
-            *response_logprobs(
-                output, piece.tokens, piece.response_mask, shard, temperature, self.chunk_size
-            )
+        """output: [B, T, H] hidden states; returns [B, T] float32 logprobs and entropy."""
+        weight = self.model.output_weight()
+        logprobs, entropy = response_logprobs(
+            output,
+            weight,
+            piece.tokens,
+            piece.response_mask,
+            vocab_shard(len(weight), self.model.real_vocab_size),
+            temperature,
+            self.chunk_size,
         )
+        return LanguageOutput(logprobs, entropy)
 
     def rows(self, read: LanguageOutput) -> Tensor:
         """Return what a step reports per row: [B, T] logprobs."""

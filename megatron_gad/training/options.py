@@ -47,7 +47,7 @@ class ComputeConfig:
         transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
         fp8_format: FP8 training with Transformer Engine.
         pack_sequences: run the rows of a microbatch as one sequence without padding.
-        logprob_chunk_size: tokens whose float32 logits are held at once.
+        logprob_chunk_size: response tokens whose logits are held at once; no others are computed.
     """
 
     micro_batch_size: int = 4

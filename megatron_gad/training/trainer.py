@@ -137,9 +137,10 @@ class Trainer:
         settings: TrainerSettings,
     ) -> "Trainer":
         """Build a language model of this shape; its weights are undefined until loaded."""
-        head = LanguageHead(hf_config.vocab_size, settings.compute.logprob_chunk_size)
         with parallel.megatron_state.active():
-            chunks = build_language_model(hf_config, settings.model_options())
+            options = settings.model_options()
+            chunks: list[Any] = build_language_model(hf_config, options, returns_logits=False)
+            head = LanguageHead(chunks[-1], settings.compute.logprob_chunk_size)
             return cls(chunks, hf_config, head, parallel, config, settings)
 
     @classmethod

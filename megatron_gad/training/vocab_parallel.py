@@ -1,7 +1,8 @@
-"""Logits that are sharded over the vocabulary -> log-probabilities of taken tokens and entropy.
+"""Hidden states -> log-probabilities of taken tokens and entropy, over a sharded vocabulary.
 
-No float32 copy of all logits exists at any time: forward and backward work on chunks of tokens,
-and only positions whose log-probability is asked for are touched.
+The output layer, the largest part of a step's memory if left to itself, is applied here, to chunks
+of the tokens whose log-probability is asked for. The logits of a chunk are reduced and dropped, and
+computed again for the gradient, so that memory grows with the chunk and not with the batch.
 """
 
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def vocab_shard(local_columns: int, real_vocab_size: int) -> VocabShard:
 
 
 def response_logprobs(
-    logits: Tensor,
+    hidden: Tensor,
+    output_weight: Tensor,
     tokens: Tensor,
     response_mask: Tensor,
     shard: VocabShard,
@@ -53,33 +55,49 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return logprobs (with gradient) and entropy (without) at response tokens.
 
-    logits: [B, T, V / TP] any float type; position t predicts token t + 1.
+    hidden: [B, T, H] any float type, the same on all shards; position t predicts token t + 1.
+    output_weight: [V / TP, H], the dtype of hidden.
     tokens: [B, T] int64. response_mask: [B, T] bool; position 0 is never a response.
     Returns two [B, T] float32, aligned with ``tokens``, 0 where response_mask is False.
     """
-    width = tokens.shape[1]
-    positions = response_mask.flatten().nonzero().squeeze(1)
-    picked, entropy = _PickedLogprobs.apply(
-        logits.reshape(-1, logits.shape[-1]),
-        positions - 1,
-        tokens.flatten()[positions],
+    rows, positions = response_mask.nonzero(as_tuple=True)
+    picked, entropy = taken_logprobs(
+        hidden[rows, positions - 1],
+        output_weight,
+        tokens[rows, positions],
         shard,
         temperature,
         chunk_size,
     )
-    zeros = torch.zeros(tokens.numel(), dtype=torch.float32, device=logits.device)
-    aligned = zeros.index_put((positions,), picked).view(-1, width)
-    return aligned, zeros.index_put((positions,), entropy).view(-1, width)
+    zeros = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device)
+    places = (rows, positions)
+    return zeros.index_put(places, picked), zeros.index_put(places, entropy)
 
 
-class _PickedLogprobs(torch.autograd.Function):
-    """log softmax(logits[rows] / temperature)[targets], in chunks of rows."""
+def taken_logprobs(
+    hidden: Tensor,
+    output_weight: Tensor,
+    targets: Tensor,
+    shard: VocabShard,
+    temperature: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Return log softmax(hidden @ output_weight^T / temperature)[targets], and the entropy.
+
+    hidden: [N, H]. targets: [N] int64. Both results are [N] float32; the entropy has no gradient.
+    """
+    return _TakenLogprobs.apply(hidden, output_weight, targets, shard, temperature, chunk_size)
+
+
+class _TakenLogprobs(torch.autograd.Function):
+    """Chunk by chunk of tokens, so that there are no logits but those of one chunk."""
 
     @staticmethod
-    def forward(ctx, logits, rows, targets, shard, temperature, chunk_size):
-        logprobs, entropies, log_normalisers = [], [], []
-        for row, target in zip(rows.split(chunk_size), targets.split(chunk_size), strict=True):
-            values = _scaled_rows(logits, row, shard, temperature)
+    def forward(ctx, hidden, weight, targets, shard, temperature, chunk_size):
+        keeps = any(ctx.needs_input_grad)
+        logprobs, entropies, log_normalisers, kept = [], [], [], None
+        for some, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
+            values = _scaled_logits(some, weight, shard, temperature)
             top = _largest(values, shard)
             # Everything relative to the largest value, so that no digits are lost to a common one.
             values.sub_(top[:, None])
@@ -87,36 +105,80 @@ class _PickedLogprobs(torch.autograd.Function):
             logprobs.append(_taken(values, target, shard) - log_sum)
             entropies.append(log_sum - mean)
             log_normalisers.append(top + log_sum)
-        empty = logits.new_zeros(0, dtype=torch.float32)
-        ctx.save_for_backward(logits, rows, targets, torch.cat([empty, *log_normalisers]))
+            # The gradient begins with the last chunk, whose logits are at hand then.
+            kept = values.sub_(log_sum[:, None]) if keeps else None
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(log_normalisers), kept)
         ctx.shard, ctx.temperature, ctx.chunk_size = shard, temperature, chunk_size
-        entropy = torch.cat([empty, *entropies])
+        # Megatron's float32 sum of this weight's gradients, where the weight is being trained.
+        ctx.main_grad = getattr(weight, "main_grad", None)
+        entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
-        return torch.cat([empty, *logprobs]), entropy
+        return torch.cat(logprobs), entropy
 
     @staticmethod
-    def backward(ctx, grad_logprobs, _grad_entropy):
-        logits, rows, targets, log_normalisers = ctx.saved_tensors
-        grad = torch.zeros_like(logits)
-        chunks = (x.split(ctx.chunk_size) for x in (rows, targets, log_normalisers, grad_logprobs))
-        for row, target, log_z, upstream in zip(*chunks, strict=True):
-            values = _scaled_rows(logits, row, ctx.shard, ctx.temperature)
-            # d logprob / d logits = (onehot(target) - softmax) / temperature
-            slope = values.sub_(log_z[:, None]).exp_().neg_()
-            column, is_here = _local_columns(target, ctx.shard)
-            slope.scatter_add_(1, column[:, None], is_here[:, None].to(slope.dtype))
-            slope.mul_((upstream / ctx.temperature)[:, None])
-            grad[row, : slope.shape[1]] = slope.to(grad.dtype)
-        return grad, None, None, None, None, None
+    def backward(ctx, *gradients):
+        hidden, weight, targets, log_normalisers, logp = ctx.saved_tensors
+        d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        size = ctx.shard.size
+        parts = (hidden, targets, log_normalisers, gradients[0], d_hidden)
+        chunks = list(zip(*(part.split(ctx.chunk_size) for part in parts), strict=True))
+        total = _sum_of_chunks(weight, ctx.main_grad, len(chunks))
+        for index, (some, target, log_z, upstream, result) in reversed(list(enumerate(chunks))):
+            if size == 0:
+                break
+            if logp is None:
+                logp = _scaled_logits(some, weight, ctx.shard, ctx.temperature)
+                logp.sub_(log_z[:, None])
+            slope = _slope(logp, target, upstream / ctx.temperature, ctx.shard).to(hidden.dtype)
+            logp = None
+            torch.mm(slope, weight[:size], out=result)
+            if index == 0:
+                torch.mm(slope.t(), some, out=d_weight[:size])
+            else:
+                _add_product(total[:size], slope, some)
+        if ctx.main_grad is None and len(chunks) > 1:
+            d_weight = (total + d_weight).to(weight.dtype)
+        if ctx.shard.group is not None:
+            dist.all_reduce(d_hidden, group=ctx.shard.group)
+        return d_hidden, d_weight, None, None, None, None
 
 
-def _scaled_rows(logits: Tensor, rows: Tensor, shard: VocabShard, temperature: float) -> Tensor:
-    """Return a float32 copy of some rows' real columns, divided by the temperature.
+def _sum_of_chunks(weight: Tensor, main_grad: Tensor | None, num_chunks: int) -> Tensor:
+    """Return the float32 tensor that takes the products of all chunks but one.
+
+    The last product goes to autograd, and from there Megatron adds it to the same ``main_grad``,
+    with the gradient of a tied embedding. So the sum needs no memory of its own, and no digits are
+    lost between the chunks in bf16.
+    """
+    if main_grad is not None:
+        return main_grad
+    return torch.zeros_like(weight, dtype=torch.float32) if num_chunks > 1 else weight.new_empty(0)
+
+
+def _add_product(total: Tensor, slope: Tensor, hidden: Tensor) -> None:
+    """Add slope^T @ hidden to a float32 sum; slope: [N, V], hidden: [N, H]."""
+    if slope.dtype == total.dtype:
+        total.addmm_(slope.t(), hidden)
+    else:
+        total.add_(slope.t() @ hidden)
+
+
+def _slope(logp: Tensor, targets: Tensor, upstream: Tensor, shard: VocabShard) -> Tensor:
+    """Return upstream * (onehot(target) - softmax), over what was logp: [N, V] float32."""
+    slope = logp.exp_().neg_()
+    column, is_here = _local_columns(targets, shard)
+    slope.scatter_add_(1, column[:, None], is_here[:, None].to(slope.dtype))
+    return slope.mul_(upstream[:, None])
+
+
+def _scaled_logits(hidden: Tensor, weight: Tensor, shard: VocabShard, temperature: float) -> Tensor:
+    """Return the real columns' logits of some tokens, float32, divided by the temperature.
 
     A shard of padding alone takes part in the sums with one column that weighs nothing.
     """
-    values = logits[rows, : max(1, shard.size)].float()
-    return values.div_(temperature) if shard.size else values.fill_(NO_WEIGHT)
+    if shard.size == 0:
+        return hidden.new_full((len(hidden), 1), NO_WEIGHT, dtype=torch.float32)
+    return (hidden @ weight[: shard.size].t()).float().div_(temperature)
 
 
 def _largest(values: Tensor, shard: VocabShard) -> Tensor:

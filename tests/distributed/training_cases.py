@@ -29,7 +29,8 @@ from tests.tiny_training import (
 VOCAB_SIZE = 97
 POLICY = PolicyOptions(kl_coef=0.1)
 # Rows two by two, of which one pair has no response token and one data rank of four nothing else.
-TWO_ROWS = ComputeConfig(micro_batch_size=2)
+# Their response tokens are more than one chunk.
+TWO_ROWS = ComputeConfig(micro_batch_size=2, logprob_chunk_size=3)
 OPTIMIZER = {"lr": 1e-3, "clip_grad": 0.2, "weight_decay": 0.1}
 
 # What is left of the four ranks is data parallel.

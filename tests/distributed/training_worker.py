@@ -86,21 +86,23 @@ def run_vocabulary_shards(folder: Path) -> None:
     place = start(ParallelConfig(tensor_model_parallel_size=4))
     results = {}
     for vocab_size in (5, 6, 8):
-        logits = inputs["logits"].clone()
-        logits[..., vocab_size:] = float("nan")
-        mine = logits.chunk(4, dim=-1)[place.rank].clone().requires_grad_()
+        weight = inputs["weight"].clone()
+        weight[vocab_size:] = float("nan")
+        mine = weight.chunk(4)[place.rank].clone().requires_grad_()
+        hidden = inputs["hidden"].clone().requires_grad_()
         logprobs, entropy = response_logprobs(
+            hidden,
             mine,
             inputs["tokens"] % vocab_size,
             inputs["response_mask"],
-            vocab_shard(mine.shape[-1], vocab_size),
+            vocab_shard(len(mine), vocab_size),
             temperature=0.8,
             chunk_size=3,
         )
         (logprobs * inputs["upstream"]).sum().backward()
-        assert mine.grad is not None
-        gradient = torch.cat(place.gather_over_world(mine.grad), dim=-1)
-        results[vocab_size] = (logprobs.detach(), entropy, gradient)
+        assert mine.grad is not None and hidden.grad is not None
+        d_weight = torch.cat(place.gather_over_world(mine.grad))
+        results[vocab_size] = (logprobs.detach(), entropy, hidden.grad, d_weight)
     save(folder / "vocabulary-sharded.pt", results)
 
 

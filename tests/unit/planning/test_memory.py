@@ -188,7 +188,7 @@ def test_activations_follow_the_formula() -> None:
     full = activation_bytes(shape, Layout(recompute="full"), BF16, batch)
     assert full == 28 * 200 * 3584 * 2 + layer
     logits = activation_bytes(shape, Layout(), BF16, Microbatch(2, 100, 8, chunk=50)) - 28 * layer
-    assert logits == 152_064 * (200 * (2 + 2) + 50 * (4 + 4))
+    assert logits == 152_064 * (50 * (4 + 4) + 2 * 3584 * 2)
 
 
 @pytest.mark.parametrize(("model", "stays"), [("7B", True), ("14B", True), ("32B", False)])

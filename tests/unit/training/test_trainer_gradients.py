@@ -17,13 +17,14 @@ from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Loss
 from tests.hf_reference import HfScorer, HfStudent, reference_gradients
-from tests.largest_float32 import LargestFloat32
+from tests.memory import LargestTensor
 from tests.tiny import make_hf_folder
 from tests.tiny_training import (
     gradients,
     make_discriminator,
     make_student,
     pair_rows,
+    parameters,
     student_batch,
     weights,
 )
@@ -210,16 +211,33 @@ def test_a_batch_without_response_tokens_moves_nothing(place: Parallel, qwen2: P
     assert_same(weights(student), before, relative=0.0)
 
 
-def test_a_step_in_bf16_holds_no_float32_copy_of_all_logits(
-    place: Parallel, tmp_path: Path
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_step_never_holds_the_logits_of_all_tokens(
+    place: Parallel, tmp_path: Path, bf16: bool
 ) -> None:
-    """Whatever the optimizer holds in float32 has the size of the largest weight."""
-    num_tokens, vocab_size, width = 8 * 60, 500, 32
+    """What is left is as large as the logits of a chunk, or as the largest weight."""
+    num_tokens, vocab_size = 8 * 60, 500
     folder = make_hf_folder(tmp_path, vocab_size=vocab_size)
-    compute = ComputeConfig(micro_batch_size=8, bf16=True, logprob_chunk_size=16)
+    compute = ComputeConfig(micro_batch_size=8, bf16=bf16, logprob_chunk_size=16)
     student = make_student(folder, place, compute=compute)
     batch = student_batch(vocab_size, rows=((1, 59),) * 8)
-    with LargestFloat32() as largest:
+    with LargestTensor() as largest:
         student.train(batch, supervised_loss)
-    assert largest.num_elements < num_tokens * vocab_size / 4
-    assert largest.num_elements >= max(16 * vocab_size, width * vocab_size)
+    num_weights = sum(parameter.numel() for parameter in parameters(student))
+    assert 16 * vocab_size <= largest.num_elements < num_tokens * vocab_size / 4
+    assert num_weights < num_tokens * vocab_size / 4  # so that they hide nothing
+
+
+@pytest.mark.parametrize("pack_sequences", [False, True])
+def test_the_chunk_size_keeps_the_gradient(
+    place: Parallel, folder: Path, pack_sequences: bool
+) -> None:
+    batch = student_batch(V)
+    chunks = [
+        ComputeConfig(logprob_chunk_size=size, pack_sequences=pack_sequences) for size in (1024, 5)
+    ]
+    whole, chunked = (make_student(folder, place, compute=compute) for compute in chunks)
+    expected = whole.train(batch, POLICY, temperature=0.8)
+    output = chunked.train(batch, POLICY, temperature=0.8)
+    assert output.metrics == pytest.approx(expected.metrics, rel=1e-6)
+    assert_same(gradients(chunked), gradients(whole), relative=2e-6)
