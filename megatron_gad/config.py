@@ -19,18 +19,18 @@ from megatron_gad.config_checks import (
     check_compute,
     check_data,
     check_optimizer,
-    check_parallel,
     check_rollout,
     check_run_directory,
-    data_parallel_size,
 )
 from megatron_gad.config_file import format_toml, read_toml
 from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
+from megatron_gad.layout_checks import check_parallel
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
+from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.sglang_checks import check_sglang
 from megatron_gad.stage_checks import (
     check_adversarial,
@@ -88,7 +88,7 @@ class RunConfig:
         has_eval = bool(self.data.eval_path)
         problems = [
             *check_stage_names(self.stages),
-            *check_parallel(self.parallel, world_size),
+            *check_parallel(self.parallel, self.compute, world_size),
             *check_compute(self.compute),
             *check_run_directory(self.checkpoint, self.log),
             *check_data(self.data),

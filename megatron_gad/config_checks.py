@@ -11,8 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.metrics import LogConfig
@@ -21,7 +19,6 @@ from megatron_gad.training.options import (
     CheckpointConfig,
     ComputeConfig,
     OptimizerConfig,
-    ParallelConfig,
 )
 
 
@@ -35,50 +32,6 @@ class Rule(NamedTuple):
 POSITIVE = Rule("above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Rule("0 or more", lambda value: 0 <= value < math.inf)
 BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-
-
-def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
-    """Return the data ranks of a layout, 1 where it does not divide the world."""
-    size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    return world_size // size if size > 0 and world_size % size == 0 else 1
-
-
-def check_parallel(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
-    """Yield what is wrong with the layout, apart from the models' shapes."""
-    sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
-    yield from violations("parallel", parallel, dict.fromkeys(sizes, POSITIVE))
-    yield from violations("parallel", parallel, {"distributed_timeout_minutes": POSITIVE})
-    product = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    if product > 0 and world_size % product:
-        yield (
-            f"parallel.tensor_model_parallel_size * pipeline_model_parallel_size = {product} does "
-            f"not divide the {world_size} ranks of this run; start a multiple of {product} ranks "
-            f"(torchrun --nproc-per-node {product}), or make the sizes smaller; "
-            f"a dry run plans for other ranks with --world-size"
-        )
-    for name in ("virtual_pipeline_model_parallel_size", "context_parallel_size"):
-        if getattr(parallel, name) not in (None, 1):
-            yield f"parallel.{name} = {getattr(parallel, name)} is not offered yet; leave it out"
-    for name in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
-        if getattr(parallel, name) not in (None, 1):
-            yield f"parallel.{name} = {getattr(parallel, name)} is not offered yet; leave it out"
-    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
-        yield (
-            "parallel.sequence_parallel = True shards between tensor-parallel ranks, but "
-            "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out"
-        )
-    if parallel.use_distributed_optimizer and not torch.cuda.is_available():
-        yield (
-            "parallel.use_distributed_optimizer = True needs CUDA: without it the optimizer's "
-            "checkpoints cannot be read back; leave it out on a CPU"
-        )
-    elif parallel.use_distributed_optimizer and not (
-        find_spec("transformer_engine") or find_spec("apex")
-    ):
-        yield (
-            "parallel.use_distributed_optimizer = True needs the fused Adam of Transformer Engine "
-            "or Apex, and neither is installed; install megatron-gad[te], or leave it out"
-        )
 
 
 def check_compute(compute: ComputeConfig) -> Iterator[str]:

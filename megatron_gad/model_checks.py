@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import PretrainedConfig
-
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.layout_rules import shape_problems
 from megatron_gad.training.options import ParallelConfig
 
 # One of these makes a tokenizer that transformers can load.
@@ -84,7 +83,7 @@ def _shape_problems(
     except (ValueError, OSError) as error:
         yield f"{table}.path = {path!r} cannot be used: {error}"
         return
-    yield from _indivisible(table, path, parallel, shape)
+    yield from shape_problems(parallel, shape, "parallel.", f"{table}.path = {path!r}")
     context = shape.max_position_embeddings
     total = data.max_prompt_tokens + data.max_response_tokens
     if total > context:
@@ -92,23 +91,3 @@ def _shape_problems(
             f"data.max_prompt_tokens + data.max_response_tokens = {total} exceeds the "
             f"{context} positions of {table}.path = {path!r}; make one of them smaller"
         )
-
-
-def _indivisible(
-    table: str, path: str, parallel: ParallelConfig, shape: PretrainedConfig
-) -> Iterator[str]:
-    """Yield one message per dimension that the layout does not divide."""
-    divided = {
-        "num_attention_heads": "tensor_model_parallel_size",
-        "num_key_value_heads": "tensor_model_parallel_size",
-        "intermediate_size": "tensor_model_parallel_size",
-        "num_hidden_layers": "pipeline_model_parallel_size",
-    }
-    for dimension, key in divided.items():
-        size, ranks = getattr(shape, dimension), getattr(parallel, key)
-        if ranks > 0 and size % ranks:
-            divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0 and n <= 64)
-            yield (
-                f"parallel.{key} = {ranks} does not divide {dimension} = {size} of "
-                f"{table}.path = {path!r}; use one of {divisors}"
-            )

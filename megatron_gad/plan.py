@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 
 from megatron_gad.config import RunConfig, to_toml
-from megatron_gad.config_checks import data_parallel_size
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import HUB, load_prompts
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.shapes import shape_from_config
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 
@@ -43,11 +43,13 @@ def _line(title: str, text: str) -> str:
 
 def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
     parallel, compute = config.parallel, config.compute
-    tensor_size = parallel.tensor_model_parallel_size
-    pipeline_size = parallel.pipeline_model_parallel_size
-    layout = (
-        f"TP {tensor_size} x PP {pipeline_size} x DP {data_parallel_size(parallel, world_size)}"
-    )
+    sizes = [f"TP {parallel.tensor_model_parallel_size}"]
+    sizes.append(f"PP {parallel.pipeline_model_parallel_size}")
+    if parallel.context_parallel_size > 1:
+        sizes.append(f"CP {parallel.context_parallel_size}")
+    layout = " x ".join([*sizes, f"DP {data_parallel_size(parallel, world_size)}"])
+    if parallel.virtual_pipeline_model_parallel_size is not None:
+        layout += f", VPP {parallel.virtual_pipeline_model_parallel_size}"
     if parallel.sequence_parallel:
         layout += ", sequence parallel"
     if parallel.use_distributed_optimizer:

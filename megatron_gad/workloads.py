@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_gad.config import RunConfig
-from megatron_gad.config_checks import data_parallel_size
 from megatron_gad.data.dataset import HUB, DataConfig
 from megatron_gad.data.rows import read_file_rows
+from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.work import Lengths, StageWork
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig

@@ -22,7 +22,7 @@ LAYERS = (
     (
         *("__main__", "train", "stages", "stage_ends", "resume", "parts", "plan", "workloads"),
         *("config", "config_file", "config_flags", "stage_config"),
-        *("config_checks", "stage_checks", "model_checks", "sglang_checks"),
+        *("config_checks", "layout_checks", "stage_checks", "model_checks", "sglang_checks"),
     ),
 )
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))

@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 from megatron_gad.models.families import family_of, head_dim, inverse_frequencies
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.models.layers import local_block_spec
+from megatron_gad.models.layout_rules import shape_problems, size_problems
 from megatron_gad.models.scorer import ScorerModel
 from megatron_gad.models.sharding_marks import mark_sharded_weights
 
@@ -170,31 +171,9 @@ def check_layout(hf_config: PretrainedConfig, options: ModelOptions) -> None:
     Raises:
         ValueError: names the option, the number it has to divide, and what else is missing.
     """
-    tensor_size = options.tensor_model_parallel_size
-    for key in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
-        if getattr(hf_config, key) % tensor_size:
-            raise ValueError(
-                f"tensor_model_parallel_size = {tensor_size} does not divide {key} = "
-                f"{getattr(hf_config, key)} of the model; use a divisor of it"
-            )
-    pipeline_size = options.pipeline_model_parallel_size
-    num_stages = pipeline_size * (options.virtual_pipeline_model_parallel_size or 1)
-    if hf_config.num_hidden_layers % num_stages:
-        raise ValueError(
-            f"{num_stages} pipeline stages (pipeline_model_parallel_size * "
-            "virtual_pipeline_model_parallel_size) do not divide num_hidden_layers = "
-            f"{hf_config.num_hidden_layers} of the model; use a divisor of it"
-        )
-    if options.virtual_pipeline_model_parallel_size is not None and pipeline_size == 1:
-        raise ValueError(
-            "virtual_pipeline_model_parallel_size = "
-            f"{options.virtual_pipeline_model_parallel_size} needs pipeline_model_parallel_size of "
-            "2 or more; leave it out"
-        )
-    if options.sequence_parallel and tensor_size == 1:
-        raise ValueError(
-            "sequence_parallel = True needs tensor_model_parallel_size of 2 or more; leave it out"
-        )
+    problems = [*size_problems(options), *shape_problems(options, hf_config)]
+    if problems:
+        raise ValueError("; ".join(problems))
     if options.fp8_format is not None and options.transformer_impl != "transformer_engine":
         raise ValueError(
             f"fp8_format = {options.fp8_format!r} needs transformer_impl = 'transformer_engine', "

@@ -82,7 +82,7 @@ def save_checkpoint(
             dist_checkpointing.save(state_to_save, str(draft / name))
     for name, (trainer, snapshot) in residents.snapshots.items():
         with trainer.lent(snapshot), trainer.parallel.megatron_state.active():
-            dist_checkpointing.save(_sharded_weights(trainer), str(draft / name))
+            dist_checkpointing.save(sharded_weights(trainer.modules), str(draft / name))
     parallel.barrier()
     if parallel.is_writer:
         (draft / STATE).write_text(json.dumps(state, indent=1))
@@ -104,7 +104,7 @@ def load_model(folder: Path, trainer: Trainer) -> None:
         forget_moments(trainer.optimizer)
     with trainer.parallel.megatron_state.active():
         loaded = _read(_sharded_state(trainer, is_loading=held), folder)
-        _load_weights(trainer, loaded["model"])
+        take_weights(trainer.modules, loaded)
         trainer.optimizer.load_state_dict(loaded["optimizer"])
 
 
@@ -113,14 +113,21 @@ def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
     own = trainer.snapshot()
     try:
         with trainer.parallel.megatron_state.active():
-            _load_weights(trainer, _read(_sharded_weights(trainer), folder)["model"])
+            take_weights(trainer.modules, _read(sharded_weights(trainer.modules), folder))
     finally:
         trainer.swap(own)
     return own
 
 
-def _sharded_weights(trainer: Trainer) -> dict[str, Any]:
-    return {"model": trainer.modules[0].sharded_state_dict()}
+def sharded_weights(chunks: list[Any]) -> dict[str, Any]:
+    """Return what Megatron saves of a model, or fills in when it loads one."""
+    return {"model": {index: chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}}
+
+
+def take_weights(chunks: list[Any], loaded: dict[str, Any]) -> None:
+    """Copy what was filled in into the modules that it was asked for."""
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded["model"][index])
 
 
 # The one layout of a distributed optimizer's state that any other layout can load.
@@ -128,7 +135,7 @@ DISTRIBUTED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
-    state = _sharded_weights(trainer)
+    state = sharded_weights(trainer.modules)
     optimizer = trainer.optimizer.sharded_state_dict(
         state["model"], is_loading=is_loading, metadata=DISTRIBUTED_OPTIMIZER
     )
@@ -139,10 +146,6 @@ def _read(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Fill in what a sharded state asks for."""
     loaded: Any = dist_checkpointing.load(wanted, str(folder))
     return loaded
-
-
-def _load_weights(trainer: Trainer, weights: dict[str, Any]) -> None:
-    trainer.modules[0].load_state_dict(weights)
 
 
 def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> None:

@@ -21,7 +21,13 @@ from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.models.slots import SCORE_HEAD
-from megatron_gad.training.checkpoint import LATEST, iteration_folder, latest_iteration
+from megatron_gad.training.checkpoint import (
+    LATEST,
+    iteration_folder,
+    latest_iteration,
+    sharded_weights,
+    take_weights,
+)
 from megatron_gad.training.checkpoint_shapes import check_tensors, checkpoint_tensors
 from megatron_gad.training.options import ModelName, ParallelConfig
 from megatron_gad.training.parallel import Parallel
@@ -61,7 +67,7 @@ def hf_to_megatron(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
     place.barrier()
-    dist_checkpointing.save(_sharded_weights(chunks), str(draft))
+    dist_checkpointing.save(sharded_weights(chunks), str(draft))
     place.barrier()
     if place.is_writer:
         draft.rename(target)
@@ -101,7 +107,7 @@ def megatron_to_hf(
     hf_config = load_hf_config(hf_source)
     dtype = stored["decoder.final_layernorm.weight"].dtype
     chunks = build_chunks(hf_config, model, layout, dtype, place)
-    check_tensors(folder, stored, _sharded_weights(chunks), hf_config, place)
+    check_tensors(folder, stored, sharded_weights(chunks), hf_config, place)
     load_weights(folder, chunks)
     weights = export_hf_weights(chunks, hf_config)
     if place.is_writer:
@@ -137,8 +143,8 @@ def build_chunks(
 
 def load_weights(folder: Path, chunks: Chunks) -> None:
     """Read a model's weights, saved in whatever layout, into this rank's modules."""
-    loaded: Any = dist_checkpointing.load(_sharded_weights(chunks), str(folder))
-    chunks[0].load_state_dict(loaded["model"])
+    loaded: Any = dist_checkpointing.load(sharded_weights(chunks), str(folder))
+    take_weights(chunks, loaded)
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -244,8 +250,3 @@ def _note_source(out: Path, model: ModelName, hf_folder: Path) -> None:
     tables = tomli.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     tables[model] = {"path": str(hf_folder.resolve())}
     file.write_text(tomli_w.dumps(tables), encoding="utf-8")
-
-
-def _sharded_weights(chunks: Chunks) -> dict[str, Any]:
-    chunk: Any = chunks[0]
-    return {"model": chunk.sharded_state_dict()}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.models.language_model import LanguageModel
+from megatron_gad.training.context_parallel import context_group, whole_rows
 from megatron_gad.training.options import ScoreKind
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from megatron_gad.types import Batch, LanguageOutput, PairBatch, ScorerOutput
@@ -36,7 +37,7 @@ class LanguageHead:
     chunk_size: int
 
     def read(self, output: Tensor, piece: Batch, temperature: float) -> LanguageOutput:
-        """output: [B, T, H] hidden states; returns [B, T] float32 logprobs and entropy."""
+        """output: [B, T / CP, H] hidden states; returns [B, T] float32 logprobs and entropy."""
         weight = self.model.output_weight()
         logprobs, entropy = response_logprobs(
             output,
@@ -64,11 +65,12 @@ class ScoreHead:
     kind: ScoreKind
 
     def read(self, output: Tensor, piece: PairBatch, temperature: float) -> ScorerOutput:
-        """output: [R, T] float32; temperature is without meaning here. Returns [R] scores."""
+        """output: [R, T / CP] float32; temperature is without meaning here. Returns [R] scores."""
+        values = whole_rows(output, context_group())
         if self.kind == "sum":
-            return ScorerOutput(torch.where(piece.response_mask, output, 0.0).sum(dim=1))
+            return ScorerOutput(torch.where(piece.response_mask, values, 0.0).sum(dim=1))
         last = (piece.lengths - 1)[:, None]
-        return ScorerOutput(output.gather(1, last).squeeze(1))
+        return ScorerOutput(values.gather(1, last).squeeze(1))
 
     def rows(self, read: ScorerOutput) -> Tensor:
         """Return what a step reports per row: [R] scores."""

@@ -16,11 +16,12 @@ class ParallelConfig:
         pipeline_model_parallel_size: ranks that share the layers among them (PP).
         virtual_pipeline_model_parallel_size: chunks of layers that a pipeline rank holds, run
             interleaved (VPP); None holds one.
-        context_parallel_size: ranks that share every row's tokens among them (CP).
+        context_parallel_size: ranks that share every row's tokens among them (CP); rows are padded
+            to a multiple of twice that.
         expert_model_parallel_size: ranks that share the experts among them (EP).
         expert_tensor_parallel_size: ranks that share one expert; None is as the other layers.
         sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
-        use_distributed_optimizer: shard optimizer states over data ranks; needs CUDA.
+        use_distributed_optimizer: shard optimizer states over data ranks.
         distributed_timeout_minutes: a collective that waits longer ends the run.
     """
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from megatron_gad.models.layout_rules import world_problem
 from megatron_gad.training.environment import environment_world_size, local_rank
 from megatron_gad.training.megatron_state import MegatronState, without_layout
 from megatron_gad.training.options import ParallelConfig
@@ -21,8 +22,9 @@ T = TypeVar("T")
 class Parallel:
     """This rank's place in one layout; a run may have two.
 
-    A *model-parallel group* is the TP x PP ranks that hold one copy of the models and work on one
-    share of the data; its first rank (``is_engine_rank``) owns the group's rollout engine.
+    A *model-parallel group* is the TP x CP x PP ranks that work on one share of the data, and hold
+    one copy of the models (CP copies of their weights); its first rank (``is_engine_rank``) owns
+    the group's rollout engine.
     """
 
     rank: int
@@ -146,17 +148,14 @@ def _make_groups(config: ParallelConfig, seed: int) -> Parallel:
     )
     model_parallel_cuda_manual_seed(seed)
     on_gpu = torch.cuda.is_available()
-    return _describe(torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
+    return _describe(device, timedelta(minutes=config.distributed_timeout_minutes))
 
 
 def _check_layout(config: ParallelConfig, world_size: int) -> None:
-    tensor, pipeline = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
-    if world_size % (tensor * pipeline):
-        raise ValueError(
-            f"tensor_model_parallel_size = {tensor} times pipeline_model_parallel_size = "
-            f"{pipeline} does not divide the {world_size} started ranks; start a multiple of "
-            f"{tensor * pipeline} (torchrun --nproc-per-node), or use smaller sizes"
-        )
+    problem = world_problem(config, world_size)
+    if problem:
+        raise ValueError(problem)
 
 
 def _start_torch_distributed(backend: str, timeout: timedelta) -> None:
@@ -167,10 +166,10 @@ def _start_torch_distributed(backend: str, timeout: timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
 
 
-def _describe(device: torch.device | str) -> Parallel:
+def _describe(device: torch.device | str, timeout: timedelta) -> Parallel:
     # Megatron's annotations also allow for what a rank outside a group gets.
     groups: Any = parallel_state
-    model_group = groups.get_model_parallel_group()
+    model_group = _model_parallel_group(timeout)
     model_group_ranks = tuple(dist.get_process_group_ranks(model_group))
     return Parallel(
         rank=dist.get_rank(),
@@ -187,6 +186,26 @@ def _describe(device: torch.device | str) -> Parallel:
         last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
         megatron_state=MegatronState.installed(),
     )
+
+
+def _model_parallel_group(timeout: timedelta) -> dist.ProcessGroup:
+    """Return the ranks of all tensor, context and pipeline ranks with this rank's data rank.
+
+    Megatron's own leaves context parallelism out. Every rank makes the groups of all data ranks.
+    """
+    generator = parallel_state.RankGenerator(
+        tp=parallel_state.get_tensor_model_parallel_world_size(),
+        cp=parallel_state.get_context_parallel_world_size(),
+        ep=1,
+        dp=parallel_state.get_data_parallel_world_size(),
+        pp=parallel_state.get_pipeline_model_parallel_world_size(),
+        order="tp-cp-ep-dp-pp",  # Megatron's
+    )
+    own: Any = None
+    for ranks in generator.get_ranks("tp-cp-pp"):
+        group = dist.new_group(ranks, timeout)
+        own = group if dist.get_rank() in ranks else own
+    return own
 
 
 def shut_down() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -24,7 +25,9 @@ from transformers import PretrainedConfig
 
 from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
+from megatron_gad.training.context_parallel import context_group, own_tokens
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
+from megatron_gad.training.interleaving import fill_up
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
 from megatron_gad.training.offload import TrainerMemory, to_host
 from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, take_step
@@ -58,6 +61,9 @@ class TrainerSettings:
         """Return what divides the tokens of a row, or of a microbatch that is packed."""
         layout = self.layout
         multiple = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
+        if layout.context_parallel_size > 1:
+            # A rank holds two chunks of every row.
+            multiple *= 2 * layout.context_parallel_size
         # FP8 matrix products take token counts that are multiples of this, on every rank.
         return multiple * FP8_TOKENS if self.compute.fp8_format else multiple
 
@@ -66,6 +72,8 @@ class TrainerSettings:
         return ModelOptions(
             tensor_model_parallel_size=self.layout.tensor_model_parallel_size,
             pipeline_model_parallel_size=self.layout.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=self.layout.virtual_pipeline_model_parallel_size,
+            context_parallel_size=self.layout.context_parallel_size,
             sequence_parallel=self.layout.sequence_parallel,
             bf16=self.compute.bf16,
             recompute_granularity=self.compute.recompute_granularity,
@@ -101,7 +109,7 @@ def in_own_layout(
 
 
 class Trainer:
-    """One model under TP, PP, SP and DP with its optimizer; made by one of two class methods."""
+    """One model under any layout with its optimizer; made by one of two class methods."""
 
     def __init__(
         self,
@@ -119,6 +127,9 @@ class Trainer:
         self._optimizer_config = optimizer_config
         self._settings = settings
         self._chunks: list[Any] = [self._wrap(chunk) for chunk in chunks]
+        no_sync = [chunk.no_sync for chunk in self._chunks]
+        # All chunks have one configuration; an interleaved schedule takes the functions of each.
+        self._modules[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self._optimizer = build_optimizer(
             self._chunks,
             optimizer_config,
@@ -309,7 +320,6 @@ class Trainer:
         # it would make a float32 copy of all logits.
         wrapped = DistributedDataParallel(chunk.config, ddp_config, chunk)
         chunk.config.finalize_model_grads_func = finalize_model_grads
-        chunk.config.no_sync_func = wrapped.no_sync
         return wrapped
 
     def _run(
@@ -324,17 +334,19 @@ class Trainer:
         pieces = split_batch(
             batch, sizes.compute.micro_batch_size, sizes.length_multiple(), loss is not None
         )
+        given = fill_up(pieces, sizes.layout)
         computed = get_forward_backward_func()(
             forward_step_func=partial(self._forward, loss, temperature),
-            data_iterator=iter(pieces),
+            data_iterator=[iter(given) for _ in self._chunks],
             model=self._chunks,
-            num_microbatches=len(pieces),
+            num_microbatches=len(given),
             seq_length=batch.tokens.shape[1],
             micro_batch_size=sizes.compute.micro_batch_size,
             forward_only=forward_only,
         )
         result = None
         if self.parallel.is_last_stage:
+            computed = computed[: len(pieces)]
             metrics = sum_metrics([metrics for metrics, _ in computed], self.parallel)
             result = metrics, join_rows([rows for _, rows in computed], batch.tokens.shape[1])
         return self.parallel.from_last_stage(result)
@@ -343,20 +355,27 @@ class Trainer:
         self,
         loss: LossFunction | None,
         temperature: float,
-        pieces: Iterator[Any],
+        pieces: Iterator[tuple[Any, bool]],
         model: torch.nn.Module,
     ) -> tuple[Tensor, Callable]:
         """Megatron's forward step: the model's output, and what the last stage does with it."""
-        piece = to_device(next(pieces), self.parallel.device)
-        finish = partial(self._finish, piece, loss, temperature)
+        piece, counts = next(pieces)
+        piece = to_device(piece, self.parallel.device)
+        finish = partial(self._finish, piece, loss, temperature, counts)
         if self._settings.compute.pack_sequences:
             return forward_packed(model, piece, self._settings.length_multiple()), finish
         width = piece.tokens.shape[1]
         positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
-        return model(piece.tokens, positions, None), finish
+        own = [own_tokens(rows, context_group()) for rows in (piece.tokens, positions)]
+        return model(*own, None), finish
 
     def _finish(
-        self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
+        self,
+        piece: Any,
+        loss: LossFunction | None,
+        temperature: float,
+        counts: bool,
+        output: Tensor,
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
         if self._settings.compute.pack_sequences:
@@ -366,5 +385,8 @@ class Trainer:
         if loss is None:
             return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
         result = loss(read, piece)
-        # The total is also a metric, and a schedule may scale what it gets in place.
-        return result.total.clone(), result.count.to(torch.int), (result.metrics, rows)
+        # Context-parallel ranks compute the same loss of the same rows; Megatron sums their counts.
+        is_counted = counts and parallel_state.get_context_parallel_rank() == 0
+        count = result.count.to(torch.int) * is_counted
+        # The total is also a metric, and a schedule may scale what it gets in place: a new tensor.
+        return result.total * counts, count, (result.metrics, rows)

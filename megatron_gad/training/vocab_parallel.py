@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
+from torch.nn.functional import pad
+
+from megatron_gad.training.context_parallel import context_group, own_tokens, whole_rows
 
 # A logit whose exponential is 0, and whose product with that 0 is 0.
 NO_WEIGHT = -1e30
@@ -19,17 +22,19 @@ NO_WEIGHT = -1e30
 
 @dataclass(frozen=True)
 class VocabShard:
-    """The vocabulary columns of this tensor-parallel rank.
+    """What this rank has of the logits: columns of the vocabulary, and positions of a row.
 
     start: first column's token id.
     size: columns that are real tokens; the padding behind them never reaches a softmax. 0 where a
         small vocabulary leaves nothing but padding for this rank.
     group: tensor-parallel group, None where the vocabulary is whole.
+    context_group: the ranks that share the tokens of a row, None where rows are whole.
     """
 
     start: int
     size: int
     group: dist.ProcessGroup | None = None
+    context_group: dist.ProcessGroup | None = None
 
 
 def vocab_shard(local_columns: int, real_vocab_size: int) -> VocabShard:
@@ -41,6 +46,7 @@ def vocab_shard(local_columns: int, real_vocab_size: int) -> VocabShard:
         start=start,
         size=max(0, min(local_columns, real_vocab_size - start)),
         group=group if is_sharded else None,
+        context_group=context_group(),
     )
 
 
@@ -55,23 +61,28 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return logprobs (with gradient) and entropy (without) at response tokens.
 
-    hidden: [B, T, H] any float type, the same on all shards; position t predicts token t + 1.
+    hidden: [B, T / CP, H] any float type, the same on all shards; position t predicts token t + 1.
     output_weight: [V / TP, H], the dtype of hidden.
     tokens: [B, T] int64. response_mask: [B, T] bool; position 0 is never a response.
     Returns two [B, T] float32, aligned with ``tokens``, 0 where response_mask is False.
     """
-    rows, positions = response_mask.nonzero(as_tuple=True)
-    picked, entropy = taken_logprobs(
-        hidden[rows, positions - 1],
+    # Shifted before they are shared: the token after a rank's last one may be another rank's.
+    targets = own_tokens(pad(tokens[:, 1:], (0, 1)), shard.context_group)
+    is_wanted = own_tokens(pad(response_mask[:, 1:], (0, 1)), shard.context_group)
+    places = is_wanted.nonzero(as_tuple=True)
+    picked = taken_logprobs(
+        hidden[places],
         output_weight,
-        tokens[rows, positions],
+        targets[places],
         shard,
         temperature,
         chunk_size,
     )
-    zeros = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device)
-    places = (rows, positions)
-    return zeros.index_put(places, picked), zeros.index_put(places, entropy)
+    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
+    logprobs, entropy = (
+        whole_rows(zeros.index_put(places, values), shard.context_group) for values in picked
+    )
+    return pad(logprobs[:, :-1], (1, 0)), pad(entropy[:, :-1], (1, 0))
 
 
 def taken_logprobs(

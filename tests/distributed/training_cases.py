@@ -35,6 +35,11 @@ OPTIMIZER = {"lr": 1e-3, "clip_grad": 0.2, "weight_decay": 0.1}
 
 # What is left of the four ranks is data parallel.
 LAYOUTS = {
+    "pp2-vpp2-dp2": ParallelConfig(
+        pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2
+    ),
+    "cp2-dp2": ParallelConfig(context_parallel_size=2),
+    "cp4": ParallelConfig(context_parallel_size=4),
     "dp4": ParallelConfig(),
     "tp2-dp2": ParallelConfig(tensor_model_parallel_size=2),
     "tp2-sp-dp2": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),

@@ -163,13 +163,16 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_ranks(tmp_path: Pa
     ("layout", "named"),
     [
         ({"tensor_model_parallel_size": 4}, "= 4 does not divide num_key_value_heads = 2"),
-        ({"pipeline_model_parallel_size": 3}, "3 pipeline stages.*num_hidden_layers = 2"),
+        ({"pipeline_model_parallel_size": 3}, "size = 3 does not divide num_hidden_layers = 2"),
         (
             {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
-            "4 pipeline stages",
+            "2 x virtual_pipeline_model_parallel_size 2 = 4 does not divide num_hidden_layers = 2",
         ),
-        ({"virtual_pipeline_model_parallel_size": 2}, "pipeline_model_parallel_size of 2 or more"),
-        ({"sequence_parallel": True}, "tensor_model_parallel_size of 2 or more"),
+        (
+            {"virtual_pipeline_model_parallel_size": 2},
+            "pipeline_model_parallel_size = 1; make",
+        ),
+        ({"sequence_parallel": True}, "tensor_model_parallel_size = 1; make it 2"),
         ({"fp8_format": "hybrid"}, "transformer_impl = 'transformer_engine'"),
         pytest.param(
             {"transformer_impl": "transformer_engine"},

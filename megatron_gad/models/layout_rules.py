@@ -1,0 +1,116 @@
+"""Which layouts a number of ranks and a model's shape allow, with the arithmetic where they do not.
+
+The one home of these rules: the configuration's checks, the model builder and the process groups
+ask here.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+class Sizes(Protocol):
+    """The sizes of a layout, under Megatron's names."""
+
+    @property
+    def tensor_model_parallel_size(self) -> int: ...
+    @property
+    def pipeline_model_parallel_size(self) -> int: ...
+    @property
+    def virtual_pipeline_model_parallel_size(self) -> int | None: ...
+    @property
+    def context_parallel_size(self) -> int: ...
+    @property
+    def sequence_parallel(self) -> bool: ...
+
+
+# What a rank has a part of -> the sizes whose product has to divide it.
+DIVIDED = {
+    "num_attention_heads": ("tensor_model_parallel_size",),
+    "num_key_value_heads": ("tensor_model_parallel_size",),
+    "intermediate_size": ("tensor_model_parallel_size",),
+    "num_hidden_layers": ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
+}
+WORLD = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+
+
+def model_group_size(layout: Sizes) -> int:
+    """Return the ranks that work on one share of the data: TP x PP x CP."""
+    return _product(layout, WORLD)
+
+
+def data_parallel_size(layout: Sizes, world_size: int) -> int:
+    """Return the data ranks of a layout, 1 where it does not divide the world."""
+    size = model_group_size(layout)
+    return world_size // size if size > 0 and world_size % size == 0 else 1
+
+
+def world_problem(layout: Sizes, world_size: int, table: str = "") -> str | None:
+    """Return what is wrong with a layout in a world of this many ranks, None if nothing is.
+
+    table: what stands before the keys in the message, as "parallel.".
+    """
+    size = model_group_size(layout)
+    if size < 1 or world_size % size == 0:
+        return None
+    return (
+        f"{table}{_arithmetic(layout, WORLD)} does not divide the {world_size} ranks of this run; "
+        f"start a multiple of {size} ranks (torchrun --nproc-per-node {size}), or make the sizes "
+        "smaller; a dry run plans for other ranks with --world-size"
+    )
+
+
+def size_problems(layout: Sizes, table: str = "") -> Iterator[str]:
+    """Yield what is wrong with the sizes by themselves."""
+    if layout.sequence_parallel and layout.tensor_model_parallel_size == 1:
+        yield (
+            f"{table}sequence_parallel = True shards between tensor-parallel ranks, but "
+            "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out"
+        )
+    virtual = layout.virtual_pipeline_model_parallel_size
+    if virtual is None:
+        return
+    if virtual < 2:
+        yield (
+            f"{table}virtual_pipeline_model_parallel_size = {virtual} is not allowed: it is the "
+            "chunks of layers that a pipeline rank holds; make it 2 or more, or leave it out"
+        )
+    if layout.pipeline_model_parallel_size == 1:
+        yield (
+            f"{table}virtual_pipeline_model_parallel_size = {virtual} interleaves the chunks of "
+            "several pipeline ranks, but pipeline_model_parallel_size = 1; make it 2 or more, or "
+            "leave virtual_pipeline_model_parallel_size out"
+        )
+
+
+def shape_problems(
+    layout: Sizes, shape: Any, table: str = "", model: str = "the model"
+) -> Iterator[str]:
+    """Yield one message per dimension of a model that the layout does not divide.
+
+    shape: has the names of a Hugging Face config.json.
+    model: what the message calls the model.
+    """
+    for dimension, keys in DIVIDED.items():
+        size, ranks = getattr(shape, dimension), _product(layout, keys)
+        if ranks > 0 and size % ranks:
+            divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0 and n <= 64)
+            yield (
+                f"{table}{_arithmetic(layout, keys)} does not divide {dimension} = {size} of "
+                f"{model}; use one of {divisors}"
+            )
+
+
+def _product(layout: Sizes, keys: tuple[str, ...]) -> int:
+    product = 1
+    for key in keys:
+        product *= getattr(layout, key) or 1
+    return product
+
+
+def _arithmetic(layout: Sizes, keys: tuple[str, ...]) -> str:
+    """Write the product of the sizes that are not 1 out, as "a 2 x b 3 = 6"; one alone "a = 2"."""
+    sizes = {key: getattr(layout, key) for key in keys if getattr(layout, key) not in (None, 1)}
+    if len(sizes) == 1:
+        return "".join(f"{key} = {size}" for key, size in sizes.items())
+    product = " x ".join(f"{key} {size}" for key, size in sizes.items())
+    return f"{product} = {_product(layout, keys)}"

@@ -1,0 +1,102 @@
+"""A layout that cannot be is refused with the arithmetic, before anything starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_gad.config import RunConfig
+from tests.tiny_run import make_run
+
+STARTED = "a dry run plans for other ranks with --world-size"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Return a configuration without a mistake; 4 heads, 2 key-value heads and 2 layers."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def laid_out(config: RunConfig, **sizes: int | bool) -> RunConfig:
+    """Return the configuration with another layout."""
+    return replace(config, parallel=replace(config.parallel, **sizes))
+
+
+TP2 = {"tensor_model_parallel_size": 2}
+PP2 = {"pipeline_model_parallel_size": 2}
+CP2 = {"context_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [TP2, PP2, CP2, TP2 | CP2, PP2 | CP2, TP2 | PP2, {"use_distributed_optimizer": True}],
+)
+def test_what_can_be_is_not_refused(good: RunConfig, sizes: dict[str, int]) -> None:
+    assert laid_out(good, **sizes).check(world_size=4) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (
+            TP2 | PP2 | CP2,
+            "parallel.tensor_model_parallel_size 2 x pipeline_model_parallel_size 2 x "
+            "context_parallel_size 2 = 8 does not divide the 4 ranks of this run; start a multiple "
+            "of 8 ranks (torchrun --nproc-per-node 8), or make the sizes smaller; " + STARTED,
+        ),
+        (
+            {"context_parallel_size": 3},
+            "parallel.context_parallel_size = 3 does not divide the 4 ranks of this run; start a "
+            "multiple of 3 ranks (torchrun --nproc-per-node 3), or make the sizes smaller; "
+            + STARTED,
+        ),
+        (
+            {"context_parallel_size": 0},
+            "parallel.context_parallel_size = 0 is not allowed; give a value above 0",
+        ),
+        (
+            {"virtual_pipeline_model_parallel_size": 2},
+            "parallel.virtual_pipeline_model_parallel_size = 2 interleaves the chunks of several "
+            "pipeline ranks, but pipeline_model_parallel_size = 1; make it 2 or more, or leave "
+            "virtual_pipeline_model_parallel_size out",
+        ),
+        (
+            PP2 | {"virtual_pipeline_model_parallel_size": 1},
+            "parallel.virtual_pipeline_model_parallel_size = 1 is not allowed: it is the chunks of "
+            "layers that a pipeline rank holds; make it 2 or more, or leave it out",
+        ),
+        (
+            {"sequence_parallel": True},
+            "parallel.sequence_parallel = True shards between tensor-parallel ranks, but "
+            "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_arithmetic(
+    good: RunConfig, sizes: dict[str, int], expected: str
+) -> None:
+    assert expected in laid_out(good, **sizes).check(world_size=4)
+
+
+def test_layers_have_to_be_shared_out_among_all_chunks(good: RunConfig) -> None:
+    bad = laid_out(good, **PP2, virtual_pipeline_model_parallel_size=2)
+    assert bad.check(world_size=2) == [
+        "parallel.pipeline_model_parallel_size 2 x virtual_pipeline_model_parallel_size 2 = 4 does "
+        f"not divide num_hidden_layers = 2 of student.path = {good.student.path!r}; use one of "
+        "1, 2"
+    ]
+
+
+def test_context_parallel_rows_are_padded_ones(good: RunConfig) -> None:
+    packed = replace(good, compute=replace(good.compute, pack_sequences=True))
+    assert laid_out(packed, **CP2).check(world_size=2) == [
+        "compute.pack_sequences = True with parallel.context_parallel_size = 2: context-parallel "
+        "ranks share the tokens of padded rows only; leave one of them out"
+    ]
+
+
+def test_context_parallel_ranks_are_no_data_ranks(good: RunConfig, tmp_path: Path) -> None:
+    warmup = replace(good.warmup, prompts_per_step=3)
+    config = replace(laid_out(good, **CP2), stages=("warmup",), warmup=warmup)
+    assert config.check(world_size=6) == []
+    assert "has to be a positive multiple of the 2 data" in config.check(world_size=4)[0]
