@@ -2,12 +2,12 @@
 
 A TOML file with one table per section gives the defaults and flags override them. Flags are made
 from the dataclasses: flat where Megatron has the name (``--tensor-model-parallel-size 2``), dotted
-elsewhere (``--student.lr 1e-6``).
+elsewhere (``--student.lr 1e-6``). ``--sglang-<argument>`` goes on to the SGLang servers.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ from megatron_gad.config_checks import (
     check_run_directory,
 )
 from megatron_gad.config_file import format_toml, read_toml
-from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown
+from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown, take_passed_on
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
@@ -129,7 +129,8 @@ class _CommandLine:
     """Distil a teacher's text into a student by Generative Adversarial Distillation.
 
     The file has one table per section. Every key is also a flag, which overrides the file: flat
-    under Megatron's name, or dotted with the table's name before it.
+    under Megatron's name, or dotted with the table's name before it. --sglang-<argument> VALUE
+    passes any argument of an SGLang server on.
     """
 
     options: Annotated[CliOptions, FLAT]
@@ -149,12 +150,14 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
     """
     source = argv[0] if argv and not argv[0].startswith("-") else ""
     defaults = read_toml(Path(source), RunConfig) if source else RunConfig()
+    own = {field.name for field in fields(SGLangConfig)}
+    arguments, server_args = take_passed_on(argv, "sglang", own)
     # Every rank parses the same words; one is enough to say what is wrong with them.
     with nullcontext() if environment_rank() == 0 else redirect_stderr(StringIO()):
         command, unknown = tyro.cli(
             _CommandLine,
             prog="megatron_gad",
-            args=list(argv),
+            args=arguments,
             default=_CommandLine(CliOptions(config=source), defaults),
             console_outputs=environment_rank() == 0,
             return_unknown_args=True,
@@ -165,7 +168,9 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
             f"configuration file {command.options.config!r} comes after a flag; "
             "it has to be the first argument: megatron_gad CONFIG.toml [--flag value ...]"
         )
-    return command.run, command.options
+    sglang = command.run.sglang
+    sglang = replace(sglang, server_args={**sglang.server_args, **server_args})
+    return replace(command.run, sglang=sglang), command.options
 
 
 def to_toml(config: RunConfig) -> str:

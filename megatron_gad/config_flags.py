@@ -1,4 +1,4 @@
-"""Names of flags: which sections are flat, which flags exist, what a wrong one was meant to be."""
+"""Names of flags: which sections are flat, which flags exist or pass on, what a wrong one meant."""
 
 import difflib
 from collections.abc import Sequence
@@ -25,6 +25,46 @@ def flag_names(*kinds: type[Any]) -> set[str]:
             prefix = "" if is_flat else f"{field.name}."
             names |= {prefix + inner.name for inner in fields(section)}
     return {"--" + name.replace("_", "-") for name in names}
+
+
+def take_passed_on(
+    arguments: Sequence[str], section: str, own: set[str]
+) -> tuple[list[str], dict[str, bool | int | float | str]]:
+    """Take the flags ``--<section>-<name>`` out of a command line.
+
+    They belong to a program that is started, and are not known here: ``--x-a 3``, ``--x-a=3``, and
+    ``--x-a`` alone, which is true. own: names that the section has itself, which go on as
+    ``--<section>.<name>``.
+
+    Returns the other arguments, and {name with underscores: value of the type it looks like}.
+    """
+    kept: list[str] = []
+    taken: dict[str, bool | int | float | str] = {}
+    rest = list(arguments)
+    while rest:
+        flag, is_joined, joined = rest.pop(0).partition("=")
+        name = flag.removeprefix(f"--{section}-").replace("-", "_")
+        if not flag.startswith(f"--{section}-"):
+            kept.append(flag + is_joined + joined)
+        elif name in own:
+            kept.append(f"--{section}.{name.replace('_', '-')}{is_joined}{joined}")
+        elif is_joined:
+            taken[name] = _typed(joined)
+        else:
+            has_value = bool(rest) and not rest[0].startswith("--")
+            taken[name] = _typed(rest.pop(0)) if has_value else True
+    return kept, taken
+
+
+def _typed(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def refuse_unknown(arguments: Sequence[str], known: set[str]) -> None:

@@ -9,6 +9,19 @@ import torch
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.engines.sglang.launch import SGLangConfig
 
+# Arguments of a server that the run has to choose itself, and what decides them.
+CHOSEN = {
+    "model_path": "the model is that of student.path",
+    "host": "servers listen on 127.0.0.1",
+    "port": "each server takes a free port",
+    "dtype": "it follows compute.bf16",
+    "load_format": "the weights come from the trainer",
+    "skip_tokenizer_init": "token ids go in and out",
+    "tp_size": "use sglang.tensor_parallel_size",
+    "dp_size": "use sglang.num_servers",
+    "data_parallel_size": "use sglang.num_servers",
+}
+
 
 def check_sglang(sglang: SGLangConfig, data_size: int) -> Iterator[str]:
     """Yield what is wrong with the SGLang servers; data_size: data ranks, which share URLs out."""
@@ -38,6 +51,14 @@ def check_sglang(sglang: SGLangConfig, data_size: int) -> Iterator[str]:
             "sglang.weight_transport = 'broadcast' needs a GPU for each of its ranks, but servers "
             "that the run starts share the trainer's; use 'tensor', or name servers on other GPUs "
             "in sglang.urls"
+        )
+    for name, reason in CHOSEN.items():
+        if name in {given.replace("-", "_") for given in sglang.server_args}:
+            yield f"sglang.server_args sets {name}, which is not free: {reason}; leave it out"
+    if sglang.urls and sglang.server_args:
+        yield (
+            f"sglang.server_args = {sglang.server_args!r} is for servers that the run starts, but "
+            "sglang.urls is set; start those servers with the arguments, or leave urls out"
         )
     if sglang.python and not Path(sglang.python).is_file():
         yield f"sglang.python = {sglang.python!r} is no file; name the interpreter that has SGLang"

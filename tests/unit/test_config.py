@@ -184,6 +184,33 @@ def test_all_unknown_flags_are_named_with_the_nearest() -> None:
     assert len(lines) == 3
 
 
+def test_any_argument_of_an_sglang_server_passes_through(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[sglang.server_args]\nchunked_prefill_size = 512\nmax_total_tokens = 7\n")
+    flags = (
+        *("--sglang-chunked-prefill-size", "4096", "--sglang-schedule-policy=lpm", "--bf16"),
+        *("--sglang-disable-radix-cache", "--sglang-schedule-conservativeness", "0.5"),
+        *("--sglang-mem-fraction-static", "0.25", "--sglang-random-seed", "-1", "--seed", "3"),
+        "--sglang-enable-metrics=false",
+    )
+    config, _ = load_config([str(file), *flags])
+    assert config.sglang.server_args == {
+        "chunked_prefill_size": 4096,
+        "max_total_tokens": 7,
+        "schedule_policy": "lpm",
+        "disable_radix_cache": True,
+        "schedule_conservativeness": 0.5,
+        "random_seed": -1,
+        "enable_metrics": False,
+    }
+    assert config.sglang.server_args["disable_radix_cache"] is True
+    assert (config.sglang.mem_fraction_static, config.compute.bf16, config.seed) == (0.25, True, 3)
+    with pytest.raises(ValueError, match=r"unknown flag --sglan-random-seed; the nearest is --"):
+        load_config(["--sglan-random-seed", "1"])
+    with pytest.raises(ValueError, match="'2' comes after a flag"):
+        load_config(["--sglang-some-list", "1", "2"])
+
+
 def test_only_rank_zero_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

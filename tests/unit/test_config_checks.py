@@ -1,5 +1,6 @@
 """The checks: every violation at once, each with key, value, what is allowed and the remedy."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,14 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
         },
         "sglang.weight_transport = 'tensor' shares memory with servers that the run starts, "
         "but sglang.urls is set; use 'broadcast' or 'disk', or leave urls out",
+    ),
+    (
+        {
+            "rollout": {"engine": "sglang"},
+            "sglang": {"python": sys.executable, "server_args": {"tp-size": 2}},
+        },
+        "sglang.server_args sets tp_size, which is not free: use sglang.tensor_parallel_size; "
+        "leave it out",
     ),
     (
         {"parallel": {"sequence_parallel": True}},
