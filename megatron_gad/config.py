@@ -19,8 +19,10 @@ from megatron_gad.config_checks import (
     check_compute,
     check_data,
     check_optimizer,
+    check_replay,
     check_rollout,
     check_run_directory,
+    check_watchdog,
 )
 from megatron_gad.config_file import format_toml, read_toml
 from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown, take_passed_on
@@ -47,6 +49,7 @@ from megatron_gad.training.options import (
     ParallelConfig,
     StudentConfig,
 )
+from megatron_gad.watchdog import WatchdogConfig
 
 StageName = Literal["seqkd", "warmup", "adversarial"]
 
@@ -75,6 +78,7 @@ class RunConfig:
     gad: GadConfig = field(default_factory=GadConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def check(self, world_size: int) -> list[str]:
         """Return every violation, each with key, value, what is allowed and the remedy.
@@ -97,7 +101,10 @@ class RunConfig:
             *check_models(self.student.path, self.discriminator.path, self.parallel, self.data),
             *check_algorithm(self.gad),
             *check_rollout(self.rollout),
+            *check_watchdog(self.watchdog),
         ]
+        if self.rollout.engine == "replay":
+            problems += check_replay(self.rollout)
         if self.rollout.engine == "sglang":
             problems += check_sglang(self.sglang, data_size)
         if "seqkd" in self.stages:

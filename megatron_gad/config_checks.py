@@ -7,6 +7,7 @@ The stages' sections are checked in ``stage_checks``, the models' files in ``mod
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from megatron_gad.training.options import (
     ComputeConfig,
     OptimizerConfig,
 )
+from megatron_gad.watchdog import WatchdogConfig
 
 
 class Rule(NamedTuple):
@@ -154,6 +156,25 @@ def check_rollout(rollout: RolloutConfig) -> Iterator[str]:
             f"rollout.top_p = {rollout.top_p} is not allowed; "
             "give a value above 0 and at most 1, 1 switches it off"
         )
+
+
+def check_replay(rollout: RolloutConfig) -> Iterator[str]:
+    """Yield what is wrong with the rollouts that are to be given again."""
+    if not rollout.replay:
+        yield (
+            "rollout.engine = 'replay' needs rollout.replay, the run directory of a run with "
+            "rollout.record = true; name it, or use another engine"
+        )
+    elif not Path(rollout.replay).is_dir():
+        yield (
+            f"rollout.replay = {rollout.replay!r} is no folder; name the run directory of a run "
+            "with rollout.record = true"
+        )
+
+
+def check_watchdog(watchdog: WatchdogConfig) -> Iterator[str]:
+    """Yield what is wrong with the deadlines of the phases."""
+    yield from violations("watchdog", watchdog, dict.fromkeys(asdict(watchdog), NOT_NEGATIVE))
 
 
 def violations(table: str, section: object, rules: Mapping[Any, Rule]) -> Iterator[str]:

@@ -7,8 +7,8 @@ import importlib
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -183,22 +183,29 @@ class Timers:
 
     device: where the phase runs; a GPU is waited for at both ends, else its work would be counted
         in whichever phase happens to wait for it.
+    watch: entered with the phase's name around the block.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        watch: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.device = torch.device(device)
+        self._watch = watch
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Time the block; several blocks of one phase add up."""
-        self._wait_for_device()
-        start = time.monotonic()
-        try:
-            yield
+        with self._watch(phase):
             self._wait_for_device()
-        finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - start
+            start = time.monotonic()
+            try:
+                yield
+                self._wait_for_device()
+            finally:
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - start
 
     def take(self) -> dict[str, float]:
         """Return ``{"time/<phase>_s": seconds}`` since the last call and start again from zero."""

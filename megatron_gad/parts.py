@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.build import build_engine
+from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import MetricsWriter, Timers
 from megatron_gad.models.families import load_hf_config
@@ -51,11 +54,18 @@ class Progress:
 class Run:
     """Everything a step works with. The discriminator and the reference come and go with stages."""
 
-    def __init__(self, config: RunConfig, parallel: Parallel) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        parallel: Parallel,
+        watch: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """watch: entered with a phase's name for as long as the phase lasts."""
         self.config = config
+        self.watch = watch
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
-        self.timers = Timers(parallel.device)
+        self.timers = Timers(parallel.device, watch)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
         self.codec = ChatCodec.from_folder(
             config.student.path, config.data.max_prompt_tokens, config.data.max_response_tokens
@@ -67,7 +77,8 @@ class Run:
         self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
         self.student = _build_student(config, parallel, self.settings)
-        self.sampler = Sampler(_build_engine(config, parallel), self.codec, parallel)
+        record_folder = self.folder / ROLLOUTS_FOLDER if config.rollout.record else None
+        self.sampler = Sampler(_build_engine(config, parallel), self.codec, parallel, record_folder)
         self.progress = Progress()
         self.reference: Reference | None = None
         self.best_weights: list[torch.Tensor] | None = None
@@ -179,6 +190,7 @@ def _build_engine(config: RunConfig, parallel: Parallel):
         dtype,
         config.rollout.max_batch_size,
         _servers_of_rank(config, parallel),
+        config.rollout.replay,
     )
 
 

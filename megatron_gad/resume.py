@@ -39,14 +39,15 @@ def save(run: Run) -> None:
         "schedule_steps": {name: trainer.schedule.num_steps for name, trainer in models.items()},
         "snapshots": list(snapshots),
     }
-    save_checkpoint(
-        run.folder,
-        run.progress.iteration,
-        Residents(models, snapshots),
-        state,
-        run.parallel,
-        run.config.checkpoint.keep_last,
-    )
+    with run.watch("save"):
+        save_checkpoint(
+            run.folder,
+            run.progress.iteration,
+            Residents(models, snapshots),
+            state,
+            run.parallel,
+            run.config.checkpoint.keep_last,
+        )
 
 
 def load_latest(run: Run) -> bool:

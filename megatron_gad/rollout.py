@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 from torch import Tensor
 
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import Engine, SamplingConfig
+from megatron_gad.engines.replay import write_groups
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Group, Prompt, Rollout
 
@@ -15,10 +18,18 @@ from megatron_gad.types import Group, Prompt, Rollout
 class Sampler:
     """Samples for one model-parallel group: its first rank owns the engine, all get the groups."""
 
-    def __init__(self, engine: Engine | None, codec: ChatCodec, parallel: Parallel) -> None:
+    def __init__(
+        self,
+        engine: Engine | None,
+        codec: ChatCodec,
+        parallel: Parallel,
+        record_folder: Path | None = None,
+    ) -> None:
+        """record_folder: where every rollout is written to; None: nowhere."""
         self._engine = engine
         self._codec = codec
         self._parallel = parallel
+        self._record_folder = record_folder
         self.weights_version = -1
 
     @property
@@ -44,7 +55,13 @@ class Sampler:
             sampled = self._engine.generate(prompts, replace(sampling, stop_ids=self._stop_ids))
             groups = [self._with_text(group) for group in sampled]
         # Ranks without an engine wait here for the group's first.
-        return self._parallel.from_engine_rank(groups)
+        groups = self._parallel.from_engine_rank(groups)
+        if self._record_folder is not None:
+            # In one file, so that it can be replayed on any number of data ranks.
+            shares = self._parallel.gather_over_data(groups)
+            if self._parallel.is_writer:
+                write_groups(self._record_folder, sampling.name, chain.from_iterable(shares))
+        return groups
 
     def rest(self) -> None:
         """Sampling is over for this step: give a GPU's memory back; the next swap wakes the engine.

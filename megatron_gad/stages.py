@@ -128,6 +128,7 @@ def _generate(run: Run, prompts: Sequence[Prompt], group_size: int, draw: int) -
         top_k=config.rollout.top_k,
         max_new_tokens=config.data.max_response_tokens,
         seed=request_seed(config.seed, run.progress.iteration, draw),
+        name=f"step_{run.progress.iteration + 1:07d}_{draw}",
     )
     with run.timers("rollout"):
         return run.sampler.sample(prompts, sampling)

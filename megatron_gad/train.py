@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+from pathlib import Path
 
 from megatron_gad.config import RunConfig, to_toml
 from megatron_gad.errors import RunStoppedError
@@ -20,6 +21,12 @@ from megatron_gad.stage_ends import (
 )
 from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step
 from megatron_gad.training import parallel
+from megatron_gad.training.environment import (
+    environment_rank,
+    environment_world_size,
+    is_started_by_torchrun,
+)
+from megatron_gad.watchdog import Watchdog
 
 STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
 
@@ -32,20 +39,32 @@ def train(config: RunConfig) -> None:
     """Train through all stages; go on from the newest checkpoint where there is one.
 
     Writes everything under ``config.checkpoint.save``. Raises ValueError for bad input and
-    RunStoppedError where the run must not go on; the newest checkpoint is then still whole.
+    RunStoppedError where the run must not go on; the newest checkpoint is then still whole. Ends
+    the process where the run hangs, and where its launcher is gone.
     """
-    place = parallel.initialize(config.parallel, config.seed)
-    try:
-        run = Run(config, place)
+    with _watchdog(config) as watch:
+        place = parallel.initialize(config.parallel, config.seed)
         try:
-            _write_config(run)
-            with _StopRequest() as stop:
-                _walk_stages(run, stop)
+            run = Run(config, place, watch)
+            try:
+                _write_config(run)
+                with _StopRequest() as stop:
+                    _walk_stages(run, stop)
+            finally:
+                run.close()
+                _report(run)
         finally:
-            run.close()
-            _report(run)
-    finally:
-        parallel.shut_down()
+            parallel.shut_down()
+
+
+def _watchdog(config: RunConfig) -> Watchdog:
+    return Watchdog(
+        config.watchdog,
+        Path(config.checkpoint.save),
+        environment_rank(),
+        environment_world_size(),
+        is_started_by_torchrun(),
+    )
 
 
 def _walk_stages(run: Run, stop: "_StopRequest") -> None:
@@ -127,12 +146,13 @@ def _export(run: Run, suffix: str) -> None:
             continue
         trainer = run.student if name == "student" else run.discriminator
         weights = trainer.hf_weights()
-        if run.parallel.is_writer:
-            folder = run.folder / f"{name}_hf{suffix}"
-            save_hf_folder(weights, trainer.hf_config, run.config.student.path, folder)
-        else:
-            for _ in weights:
-                pass
+        with run.watch("save"):
+            if run.parallel.is_writer:
+                folder = run.folder / f"{name}_hf{suffix}"
+                save_hf_folder(weights, trainer.hf_config, run.config.student.path, folder)
+            else:
+                for _ in weights:
+                    pass
 
 
 def _write_config(run: Run) -> None:

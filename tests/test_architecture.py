@@ -13,7 +13,7 @@ PACKAGE = "megatron_gad"
 # each other only within one entry, or in the upper two layers, where the parts are put together.
 LAYERS = (
     ("types", "errors", "records", "training.cpu"),
-    ("algorithms", "data", "models", "metrics"),
+    ("algorithms", "data", "models", "metrics", "watchdog"),
     ("training", "engines"),
     (
         *("rollout", "judging", "agreement", "schedule", "planning"),

@@ -21,6 +21,7 @@ class SamplingConfig:
     stop_ids: token ids that end a response; the one sampled is kept as the last id.
     seed: with a prompt's index and the sample's number it fixes every draw of a response, so the
         result does not depend on which engine or batch served it.
+    name: of this sampling in its run; rollouts are recorded and found again under it.
     """
 
     num_samples: int = 1
@@ -30,6 +31,7 @@ class SamplingConfig:
     max_new_tokens: int = 128
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,18 @@ class RolloutConfig:
         max_batch_size: rows that the embedded engine decodes at once.
         logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a
             sampled token; None: 1e-3 in fp32, no bound in bf16; 0: never.
+        record: write every rollout to rollouts/ in the run directory.
+        replay: run directory of a run that recorded; engine "replay" gives its rollouts again.
     """
 
-    engine: Literal["embedded", "sglang"] = "embedded"
+    engine: Literal["embedded", "sglang", "replay"] = "embedded"
     temperature: float = 0.8
     top_p: float = 1.0
     top_k: int = 0
     max_batch_size: int = 256
     logprob_gap_bound: float | None = None
+    record: bool = False
+    replay: str = ""
 
 
 class Engine(Protocol):

@@ -18,6 +18,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def is_started_by_torchrun() -> bool:
+    """Return whether this process is a child of torchrun."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def launched_without_torchrun() -> bool:
     """Return whether Slurm started several tasks of which none knows of the others."""
     num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")

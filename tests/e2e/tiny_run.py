@@ -26,7 +26,10 @@ def start(save: Path, *flags: str, num_ranks: int = 1) -> subprocess.Popen:
 def run(save: Path, *flags: str, num_ranks: int = 1) -> list[dict[str, Any]]:
     """Run to the end and return the metrics of every step."""
     process = start(save, *flags, num_ranks=num_ranks)
-    status = process.wait(timeout=600)
+    try:
+        status = process.wait(timeout=900)
+    finally:
+        process.kill()  # the ranks end when it is gone
     assert status == 0, f"exit status {status}\n" + log_of(save).read_text()[-4000:]
     return metrics(save)
 
