@@ -55,8 +55,8 @@ def test_a_stopped_rank_ends_the_run_which_names_it(tmp_path: Path) -> None:
     stopped = rank_of(save, 1)
     stopped.send_signal(signal.SIGSTOP)
     # The launcher gives the stopped rank 30 seconds to end before it kills it.
-    assert process.wait(timeout=120) != 0
-    assert_all_end(processes, timeout_s=10)
+    assert process.wait(timeout=600) != 0
+    assert_all_end(processes, timeout_s=60)
     log = tiny_run.log_of(save).read_text()
     assert re.search(
         r"rank 0 of 2 \(.*\) hangs: it is in phase '(student|between)' for 2\d s, allowed are 20 s "
@@ -75,7 +75,7 @@ def test_a_server_that_never_answers_ends_the_run(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         flags = ("--stages", "adversarial", "--rollout.engine", "sglang", "--sglang.urls", url)
         process = tiny_run.start(save, *flags, "--watchdog.start-s", "20")
-        assert process.wait(timeout=120) == 4
+        assert process.wait(timeout=600) == 4
     report = (save / "hang_rank_00000.txt").read_text()
     assert "hangs: it is in phase 'start' for 2" in report
     assert "in wait_until_healthy" in report
@@ -89,7 +89,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     assert len(processes) == 3
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert_all_end(processes, timeout_s=30)
+    assert_all_end(processes, timeout_s=60)
     assert "its launcher, process" in tiny_run.log_of(save).read_text()
 
 
@@ -99,5 +99,5 @@ def test_the_run_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
     wait_for_steps(process, save)
     processes = processes_of(save)
     rank_of(save, 1).kill()
-    assert process.wait(timeout=120) != 0
-    assert_all_end(processes, timeout_s=10)
+    assert process.wait(timeout=600) != 0
+    assert_all_end(processes, timeout_s=60)
