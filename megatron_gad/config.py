@@ -36,6 +36,7 @@ from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.sglang_checks import check_sglang
 from megatron_gad.stage_checks import (
     check_adversarial,
+    check_overlap,
     check_seqkd,
     check_stage_names,
     check_warmup,
@@ -113,6 +114,7 @@ class RunConfig:
             problems += check_warmup(self.warmup, data_size)
         if "adversarial" in self.stages:
             problems += check_adversarial(self.adversarial, data_size)
+            problems += check_overlap(self.adversarial, self.gad, self.rollout)
         return problems
 
 

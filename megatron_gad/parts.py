@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import MetricsWriter, Timers
 from megatron_gad.models.families import load_hf_config
-from megatron_gad.rollout import Sampler
+from megatron_gad.rollout import Ahead, Sampler
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
@@ -147,10 +147,27 @@ class Run:
         rows, seed = len(self.prompts), self.config.seed + 1000 * self.progress.stage_index
         self.order = PromptOrder(rows, seed, self.config.data.shuffle)
         self.extra_order = PromptOrder(rows, seed + 500, shuffle=True)
+        self.ahead: Ahead | None = None
+
+    def order_states(self) -> dict[str, dict[str, int]]:
+        """Return where the data orders are, without what was taken for rollouts ahead."""
+        if self.ahead is not None:
+            return self.ahead.orders
+        return {"order": self.order.state_dict(), "extra_order": self.extra_order.state_dict()}
+
+    def load_order_states(self, states: Mapping[str, dict[str, int]]) -> None:
+        """Go on where the data orders stood."""
+        self.order.load_state_dict(states["order"])
+        self.extra_order.load_state_dict(states["extra_order"])
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data of the stage, with their fraction."""
+        order = self.order_states()["order"]
+        return order["epoch"] + order["position"] / order["num_rows"]
 
     def take_prompts(self, count: int) -> list[Prompt]:
         """Return this data rank's share of the next ``count`` prompts."""
-        self.progress.consumed_samples += count
         return self._share(self.order.take(count))
 
     def take_extra_prompts(self, count: int) -> list[Prompt]:

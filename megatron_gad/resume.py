@@ -5,8 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_gad.parts import Progress, Run
-from megatron_gad.stage_config import SeqkdConfig
+from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig
 from megatron_gad.stage_ends import needs_reference, set_schedules
+from megatron_gad.step_rollouts import ahead_state, restore_ahead
 from megatron_gad.training.checkpoint import (
     Residents,
     iteration_folder,
@@ -34,8 +35,8 @@ def save(run: Run) -> None:
     state = {
         "progress": asdict(run.progress),
         "stages": list(run.config.stages),
-        "order": run.order.state_dict(),
-        "extra_order": run.extra_order.state_dict(),
+        **run.order_states(),
+        "ahead": ahead_state(run),
         "schedule_steps": {name: trainer.schedule.num_steps for name, trainer in models.items()},
         "snapshots": list(snapshots),
     }
@@ -104,8 +105,7 @@ def _check_stages(run: Run, source: Path, state: dict) -> None:
 def _enter_stage(run: Run, folder: Path, state: dict) -> None:
     """Set up a stage that the checkpoint was taken in the middle of."""
     run.start_orders()
-    run.order.load_state_dict(state["order"])
-    run.extra_order.load_state_dict(state["extra_order"])
+    run.load_order_states(state)
     set_schedules(run)
     run.student.schedule.resume(state["schedule_steps"]["student"])
     if not isinstance(run.stage, SeqkdConfig):
@@ -117,5 +117,7 @@ def _enter_stage(run: Run, folder: Path, state: dict) -> None:
                 f"reference (kl_coef = 0), so {folder} holds none; keep kl_coef = 0 until it ends"
             )
         run.reference = Reference(run.student, load_snapshot(folder / "reference", run.student))
+    if isinstance(run.stage, AdversarialConfig):
+        restore_ahead(run, run.stage, state.get("ahead", []))
     if "best" in state["snapshots"]:
         run.best_weights = load_snapshot(folder / "best", run.student)

@@ -1,10 +1,14 @@
 """Prompts to groups through an engine, and the one path on which rollouts become text again."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from threading import Thread
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +17,15 @@ from megatron_gad.engines.base import Engine, SamplingConfig
 from megatron_gad.engines.replay import write_groups
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Group, Prompt, Rollout
+
+T = TypeVar("T")
+
+
+class Request(NamedTuple):
+    """One sampling for the prompts of a data rank."""
+
+    prompts: Sequence[Prompt]
+    sampling: SamplingConfig
 
 
 class Sampler:
@@ -48,20 +61,41 @@ class Sampler:
         self.weights_version = version
         return counter.num_bytes
 
-    def sample(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Group]:
+    def sample(self, requests: Sequence["Request"]) -> list[list[Group]]:
         """Return a group for every prompt; the rollouts carry text and what D reads of it."""
-        groups = None
-        if self._engine is not None:
-            sampled = self._engine.generate(prompts, replace(sampling, stop_ids=self._stop_ids))
-            groups = [self._with_text(group) for group in sampled]
+        return self._hand_out(requests, self._generate(requests))
+
+    def begin(self, requests: Sequence["Request"]) -> Callable[[], list[list[Group]]]:
+        """Sample in the background; return what waits for it and gives what ``sample`` does.
+
+        All ranks call what is returned, before the next ``load_weights``.
+        """
+        if self._engine is None:
+            return lambda: self._hand_out(requests, None)
+        future = in_background(partial(self._generate, requests))
+        return lambda: self._hand_out(requests, future.result())
+
+    def _generate(self, requests: Sequence["Request"]) -> list[list[Group]] | None:
+        if self._engine is None:
+            return None
+        stop_ids = self._codec.stop_ids
+        return [
+            self.with_text(self._engine.generate(prompts, replace(sampling, stop_ids=stop_ids)))
+            for prompts, sampling in requests
+        ]
+
+    def _hand_out(
+        self, requests: Sequence["Request"], sampled: list[list[Group]] | None
+    ) -> list[list[Group]]:
         # Ranks without an engine wait here for the group's first.
-        groups = self._parallel.from_engine_rank(groups)
+        sampled = self._parallel.from_engine_rank(sampled)
         if self._record_folder is not None:
-            # In one file, so that it can be replayed on any number of data ranks.
-            shares = self._parallel.gather_over_data(groups)
-            if self._parallel.is_writer:
-                write_groups(self._record_folder, sampling.name, chain.from_iterable(shares))
-        return groups
+            for request, groups in zip(requests, sampled, strict=True):
+                # In one file, so that it can be replayed on any number of data ranks.
+                shares = chain.from_iterable(self._parallel.gather_over_data(groups))
+                if self._parallel.is_writer:
+                    write_groups(self._record_folder, request.sampling.name, shares)
+        return sampled
 
     def rest(self) -> None:
         """Sampling is over for this step: give a GPU's memory back; the next swap wakes the engine.
@@ -79,18 +113,53 @@ class Sampler:
         if self._engine is not None:
             self._engine.close()
 
-    @property
-    def _stop_ids(self) -> tuple[int, ...]:
-        return self._codec.stop_ids
-
-    def _with_text(self, group: Group) -> Group:
-        return replace(group, rollouts=tuple(self._read(rollout) for rollout in group.rollouts))
+    def with_text(self, groups: Sequence[Group]) -> list[Group]:
+        """Give rollouts that hold token ids only their text and what D reads of it."""
+        return [
+            replace(group, rollouts=tuple(self._read(rollout) for rollout in group.rollouts))
+            for group in groups
+        ]
 
     def _read(self, rollout: Rollout) -> Rollout:
         """Decode, and tokenise again exactly as the teacher's text is."""
         text = self._codec.decode_response(rollout.ids)
         text_ids, _ = self._codec.encode_response(text, hit_cap=rollout.finish_reason == "length")
         return replace(rollout, text=text, text_ids=text_ids)
+
+
+class Ahead:
+    """The rollouts of the next step: on their way from the engine, or from a checkpoint.
+
+    orders: of the data, from before their prompts were taken.
+    """
+
+    def __init__(
+        self, orders: dict[str, dict[str, int]], take: Callable[[], list[list[Group]]]
+    ) -> None:
+        """take: waits for the groups of every request; called once, on all ranks."""
+        self.orders = orders
+        self._take = take
+        self._groups: list[list[Group]] | None = None
+
+    def result(self) -> list[list[Group]]:
+        """Wait for the rollouts and return the groups of every request. All ranks call it."""
+        if self._groups is None:
+            self._groups = self._take()
+        return self._groups
+
+
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """Run in a thread that keeps no process from ending; an error comes with the result."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001
+            future.set_exception(error)
+
+    Thread(target=run, name="rollout", daemon=True).start()
+    return future
 
 
 def describe_rollouts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]:

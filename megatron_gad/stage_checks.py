@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.engines.base import RolloutConfig
+from megatron_gad.stage_config import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
 
 STAGE_ORDER = ("seqkd", "warmup", "adversarial")
 # The Bradley-Terry loss of a discriminator that cannot tell the two sides apart.
@@ -86,6 +89,25 @@ def check_adversarial(stage: AdversarialConfig, data_size: int) -> Iterator[str]
             "adversarial.freeze_discriminator = True, but adversarial.extra_discriminator_steps = "
             f"{stage.extra_discriminator_steps}; a frozen discriminator never learns: set one of "
             "them back"
+        )
+
+
+def check_overlap(
+    stage: AdversarialConfig, gad: GadConfig, rollout: RolloutConfig
+) -> Iterator[str]:
+    """Yield what is missing for sampling while training."""
+    if not stage.overlap:
+        return
+    if gad.tis_cap == 0:
+        yield (
+            "adversarial.overlap = True trains on samples of older weights, but gad.tis_cap = 0 "
+            "leaves that uncorrected; set gad.tis_cap = 2, or leave overlap out"
+        )
+    if rollout.engine == "embedded" and torch.cuda.is_available():
+        yield (
+            "adversarial.overlap = True with rollout.engine = 'embedded' takes turns with training "
+            "on the same GPU and gains nothing; use 'sglang', best with sglang.urls on other "
+            "GPUs, or leave overlap out"
         )
 
 

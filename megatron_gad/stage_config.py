@@ -72,6 +72,7 @@ class AdversarialConfig:
         discriminator_only_steps: the student starts to learn after this many steps.
         extra_discriminator_steps: further discriminator steps, on fresh samples.
         extra_prompts: prompts of each such step, other ones, with one sample each.
+        overlap: sample for the next step, with the weights of this one, while this one trains.
         student_updates: optimizer steps of the student on one rollout batch.
         student_lr: learning rate of this stage; None takes student.lr.
         discriminator_lr: learning rate of this stage; None takes discriminator.lr.
@@ -88,6 +89,7 @@ class AdversarialConfig:
     discriminator_only_steps: int = 0
     extra_discriminator_steps: int = 0
     extra_prompts: int = 64
+    overlap: bool = False
     student_updates: int = 1
     student_lr: float | None = None
     discriminator_lr: float | None = None

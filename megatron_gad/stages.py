@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_gad.agreement import check_gap, gap_bound
+from megatron_gad.agreement import check_gap
 from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
 from megatron_gad.algorithms.discriminator import split_scores
 from megatron_gad.algorithms.kl import sequence_kl
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
-from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.judging import judge, score_only
 from megatron_gad.parts import Run
-from megatron_gad.rollout import describe_rollouts
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.step_rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
 from megatron_gad.training.trainer import StepOutput
 from megatron_gad.types import Batch, Group, PairBatch, Prompt
 
@@ -45,7 +44,7 @@ def seqkd_step(run: Run, stage: SeqkdConfig) -> StepResult:
 def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
     """Teach the discriminator on fresh samples, and the student on the teacher's responses."""
     prompts = run.take_prompts(stage.prompts_per_step)
-    groups, metrics = _sample(run, prompts, stage.group_size)
+    groups, metrics = sample_groups(run, prompts, stage.group_size)
     run.sampler.rest()
     pairs = pair_batch(groups)
     judged = _learn_from_pairs(run, pairs)
@@ -61,10 +60,9 @@ def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
 
 def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     """Sample, let the discriminator score and learn, then raise what it scored above the group."""
-    prompts = run.take_prompts(stage.prompts_per_step)
-    groups, metrics = _sample(run, prompts, stage.group_size)
-    extra_pairs = _sample_extra_pairs(run, stage)
-    run.sampler.rest()
+    sampled = adversarial_rollouts(run, stage)
+    groups, metrics = sampled.groups, sampled.metrics
+    extra_pairs = [pair_batch(each) for each in sampled.extra_groups]
     batch = policy_batch(groups)
     pairs = pair_batch(groups, stage.discriminator_samples)
 
@@ -85,53 +83,17 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     if run.progress.step_in_stage >= stage.discriminator_only_steps:
         batch = batch.with_advantages(advantages_PG.flatten())
         learned = _learn_from_rewards(run, batch, stage.student_updates)
-        gap = check_gap(run.student, None, learned.rows, batch, _gap_bound(run))
-        metrics["engine/logprob_gap_max"] = gap
+        metrics |= _compare_all(run, learned.rows, batch, sampled.weights_lag)
         metrics |= _prefixed("student", learned.metrics)
         metrics["tokens/trained"] += stage.student_updates * _num_tokens(run, batch)
     return StepResult(metrics, _samples(groups, scores_PG, advantages_PG))
 
 
-def _sample(run: Run, prompts: Sequence[Prompt], group_size: int) -> tuple[list[Group], Metrics]:
-    """Swap weights in where the engine's are old, sample, and check that both agree."""
-    metrics = _swap_weights(run)
-    is_new = bool(metrics)
-    groups = _generate(run, prompts, group_size, draw=0)
-    temperature = run.config.rollout.temperature
-    if is_new:
-        batch = policy_batch([Group(group.prompt, group.rollouts[:1]) for group in groups[:4]])
-        logprobs = run.student.logprobs(batch, temperature)
-        gap = check_gap(run.student, run.sampler, logprobs, batch, _gap_bound(run))
-        metrics["engine/logprob_gap_max"] = gap
-    return groups, metrics | run.parallel.mean_over_data(describe_rollouts(groups))
-
-
-def _gap_bound(run: Run) -> float:
-    return gap_bound(run.config.rollout.logprob_gap_bound, run.config.compute.bf16)
-
-
-def _swap_weights(run: Run) -> Metrics:
-    if run.sampler.weights_version == run.progress.weights_version:
-        return {}
-    with run.timers("swap"):
-        num_bytes = run.sampler.load_weights(run.student.hf_weights(), run.progress.weights_version)
-    return {"swap/bytes": float(num_bytes)}
-
-
-def _generate(run: Run, prompts: Sequence[Prompt], group_size: int, draw: int) -> list[Group]:
-    """Sample responses; ``draw`` tells apart the samplings of one step."""
-    config = run.config
-    sampling = SamplingConfig(
-        num_samples=group_size,
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        max_new_tokens=config.data.max_response_tokens,
-        seed=request_seed(config.seed, run.progress.iteration, draw),
-        name=f"step_{run.progress.iteration + 1:07d}_{draw}",
-    )
-    with run.timers("rollout"):
-        return run.sampler.sample(prompts, sampling)
+def _compare_all(run: Run, logprobs: Tensor, batch: Batch, weights_lag: int) -> Metrics:
+    """Compare engine and trainer on the whole batch; older weights may differ by any amount."""
+    bound = 0.0 if weights_lag else logprob_gap_bound(run)
+    gap = check_gap(run.student, None, logprobs, batch, bound)
+    return {"engine/off_policy_gap_max" if weights_lag else "engine/logprob_gap_max": gap}
 
 
 def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
@@ -166,21 +128,6 @@ def _judge(run: Run, pairs: PairBatch, learns: bool) -> StepOutput:
 def _discriminator_learns(run: Run, stage: AdversarialConfig) -> bool:
     on_turn = run.progress.step_in_stage % stage.discriminator_interval == 0
     return on_turn and not stage.freeze_discriminator
-
-
-def _sample_extra_pairs(run: Run, stage: AdversarialConfig) -> list[PairBatch]:
-    """Sample one response to each of many other prompts: a batch of pairs per extra step.
-
-    In one call, because the student does not change between these steps.
-    """
-    num_steps = 0 if stage.freeze_discriminator else stage.extra_discriminator_steps
-    if num_steps == 0:
-        return []
-    # Each step's prompts are shared over data ranks on their own: its batch is the same on any.
-    shares = [run.take_extra_prompts(stage.extra_prompts) for _ in range(num_steps)]
-    groups = _generate(run, [prompt for share in shares for prompt in share], 1, draw=1)
-    size = len(shares[0])
-    return [pair_batch(groups[i * size : (i + 1) * size]) for i in range(num_steps)]
 
 
 def _with_reference(run: Run, batch: Batch) -> Batch:

@@ -107,11 +107,12 @@ def _run_stage(run: Run, stop: "_StopRequest") -> str:
 def _take_step(run: Run) -> StepResult:
     start = time.monotonic()
     result = STEPS[run.stage_name](run, run.stage)
+    run.progress.consumed_samples += run.prompts_per_step
     run.progress.iteration += 1
     run.progress.step_in_stage += 1
     result.metrics.update(run.timers.take())
     result.metrics["time/step_s"] = time.monotonic() - start
-    result.metrics["data/epoch"] = run.order.epoch
+    result.metrics["data/epoch"] = run.epoch
     return result
 
 

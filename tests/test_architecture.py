@@ -20,7 +20,17 @@ LAYERS = (
         *("teacher", "evaluation", "reporting"),
     ),
     (
-        *("__main__", "train", "stages", "stage_ends", "resume", "parts", "plan", "workloads"),
+        *(
+            "__main__",
+            "train",
+            "stages",
+            "stage_ends",
+            "step_rollouts",
+            "resume",
+            "parts",
+            "plan",
+            "workloads",
+        ),
         *("config", "config_file", "config_flags", "stage_config"),
         *("config_checks", "layout_checks", "stage_checks", "model_checks", "sglang_checks"),
     ),

@@ -4,11 +4,7 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import time
 from pathlib import Path
-
-import psutil
 
 from tests.e2e import tiny_run
 
@@ -16,47 +12,18 @@ STEPS = ("--stages", "seqkd", "--seqkd.steps", "100000", "--data.eval-path", "")
 TP2 = ("--tensor-model-parallel-size", "2")
 
 
-def wait_for_steps(process: subprocess.Popen, save: Path) -> None:
-    """Wait until a run has taken three steps."""
-    deadline = time.monotonic() + 300
-    while not (save / "metrics.jsonl").exists() or len(tiny_run.metrics(save)) < 3:
-        assert process.poll() is None, tiny_run.log_of(save).read_text()[-4000:]
-        assert time.monotonic() < deadline, "no step within five minutes"
-        time.sleep(0.1)
-
-
-def processes_of(save: Path) -> list[psutil.Process]:
-    """Return launcher and ranks of a run."""
-    return [p for p in psutil.process_iter(["cmdline"]) if str(save) in (p.info["cmdline"] or ())]
-
-
-def rank_of(save: Path, rank: int) -> psutil.Process:
-    """Return the process of one rank."""
-    (found,) = [p for p in processes_of(save) if p.environ().get("RANK") == str(rank)]
-    return found
-
-
-def assert_all_end(processes: list[psutil.Process], timeout_s: float) -> None:
-    """Wait for processes to end; kill those that do not."""
-    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
-    alive = [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
-    for process in alive:
-        process.kill()
-    assert alive == []
-
-
 def test_a_stopped_rank_ends_the_run_which_names_it(tmp_path: Path) -> None:
     save = tmp_path / "run"
     deadlines = ("--watchdog.student-s", "20", "--watchdog.between-s", "20")
     process = tiny_run.start(save, *STEPS, *TP2, *deadlines, num_ranks=2)
-    wait_for_steps(process, save)
-    processes = processes_of(save)
+    tiny_run.wait_for_steps(process, save, 3)
+    processes = tiny_run.processes_of(save)
     assert len(processes) == 3
-    stopped = rank_of(save, 1)
+    stopped = tiny_run.rank_of(save, 1)
     stopped.send_signal(signal.SIGSTOP)
     # The launcher gives the stopped rank 30 seconds to end before it kills it.
     assert process.wait(timeout=600) != 0
-    assert_all_end(processes, timeout_s=60)
+    tiny_run.assert_all_end(processes, timeout_s=60)
     log = tiny_run.log_of(save).read_text()
     assert re.search(
         r"rank 0 of 2 \(.*\) hangs: it is in phase '(student|between)' for 2\d s, allowed are 20 s "
@@ -84,20 +51,20 @@ def test_a_server_that_never_answers_ends_the_run(tmp_path: Path) -> None:
 def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     save = tmp_path / "run"
     process = tiny_run.start(save, *STEPS, *TP2, num_ranks=2)
-    wait_for_steps(process, save)
-    processes = processes_of(save)
+    tiny_run.wait_for_steps(process, save, 3)
+    processes = tiny_run.processes_of(save)
     assert len(processes) == 3
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert_all_end(processes, timeout_s=60)
+    tiny_run.assert_all_end(processes, timeout_s=60)
     assert "its launcher, process" in tiny_run.log_of(save).read_text()
 
 
 def test_the_run_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
     save = tmp_path / "run"
     process = tiny_run.start(save, *STEPS, *TP2, num_ranks=2)
-    wait_for_steps(process, save)
-    processes = processes_of(save)
-    rank_of(save, 1).kill()
+    tiny_run.wait_for_steps(process, save, 3)
+    processes = tiny_run.processes_of(save)
+    tiny_run.rank_of(save, 1).kill()
     assert process.wait(timeout=600) != 0
-    assert_all_end(processes, timeout_s=60)
+    tiny_run.assert_all_end(processes, timeout_s=60)

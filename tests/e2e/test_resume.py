@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -52,11 +51,7 @@ def test_a_restart_gives_the_bits_of_the_uninterrupted_run(
 def test_sigterm_saves_after_the_step_and_the_run_goes_on_from_there(tmp_path: Path) -> None:
     save = tmp_path / "run"
     process = tiny_run.start(save, "--seqkd.steps", "100000")
-    deadline = time.monotonic() + 300
-    while not (save / "metrics.jsonl").exists() or len(tiny_run.metrics(save)) < 3:
-        assert process.poll() is None, tiny_run.log_of(save).read_text()[-4000:]
-        assert time.monotonic() < deadline, "no step within five minutes"
-        time.sleep(0.1)
+    tiny_run.wait_for_steps(process, save, 3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 0
     saved = int((save / "latest_checkpointed_iteration.txt").read_text())

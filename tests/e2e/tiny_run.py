@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 # What depends on the clock, or on how a run is spread over ranks.
@@ -47,3 +50,32 @@ def log_of(save: Path) -> Path:
 def compared(record: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a step's metrics that does not depend on the clock."""
     return {key: value for key, value in record.items() if not key.startswith(NOT_COMPARED)}
+
+
+def wait_for_steps(process: subprocess.Popen, save: Path, count: int) -> None:
+    """Wait until a run has taken so many steps."""
+    deadline = time.monotonic() + 600
+    while not (save / "metrics.jsonl").exists() or len(metrics(save)) < count:
+        assert process.poll() is None, log_of(save).read_text()[-4000:]
+        assert time.monotonic() < deadline, "too few steps within ten minutes"
+        time.sleep(0.1)
+
+
+def processes_of(save: Path) -> list[psutil.Process]:
+    """Return launcher and ranks of a run."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(save) in (p.info["cmdline"] or ())]
+
+
+def rank_of(save: Path, rank: int) -> psutil.Process:
+    """Return the process of one rank."""
+    (found,) = [p for p in processes_of(save) if p.environ().get("RANK") == str(rank)]
+    return found
+
+
+def assert_all_end(processes: list[psutil.Process], timeout_s: float) -> None:
+    """Wait for processes to end; kill those that do not."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    alive = [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    for process in alive:
+        process.kill()
+    assert alive == []

@@ -1,15 +1,28 @@
 """Adversarial runs that sample on a real SGLang server on the CPU: ``make test-sglang``."""
 
+import json
 import math
 import os
 import signal
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from examples.tiny.prepare import prepare
+from megatron_gad.data.order import PromptOrder
+from megatron_gad.engines.sglang.launch import (
+    SGLangConfig,
+    server_arguments,
+    server_environment,
+    start_server,
+    write_model_folder,
+)
+from megatron_gad.engines.sglang.server import ServerProcess
+from megatron_gad.models.families import load_hf_config
 from tests.e2e import tiny_run
 
 SERVER_PYTHON = Path(__file__).parents[2] / ".venv-sglang/bin/python"
@@ -96,18 +109,77 @@ def test_recorded_rollouts_give_the_same_losses_on_another_layout(
     assert not differences, "\n".join(differences)
 
 
-def test_a_killed_run_leaves_no_server(tmp_path):
-    save = tmp_path / "run"
-    process = tiny_run.start(save, *FLAGS)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server of the tiny student's shape, with random weights, that is not the run's own."""
+    folder = tmp_path_factory.mktemp("server")
+    prepare(folder / "assets")
+    hf_config = load_hf_config(folder / "assets/student")
+    model = write_model_folder(hf_config, folder / "model")
+    config = SGLangConfig(
+        python=str(SERVER_PYTHON),
+        log_folder=str(folder),
+        server_args={"max_total_tokens": 16384},
+    )
+    cpu = torch.device("cpu")
+    arguments = server_arguments(config, cpu, torch.float32, number=0)
+    environment = server_environment(os.environ, cpu)
+    process = start_server(config, model, arguments, environment, "server.log")
     try:
-        deadline = time.monotonic() + 120
-        while len(servers_of(save)) < 2 and time.monotonic() < deadline:
-            assert process.poll() is None, tiny_run.log_of(save).read_text()[-2000:]
-            time.sleep(0.5)
-        servers = servers_of(save)
-        assert len(servers) >= 2
+        process.wait_until_healthy(600)
+        yield process
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    _, alive = psutil.wait_procs(servers, timeout=20)
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+        process.stop()
+
+
+def test_a_server_at_a_url_takes_the_weights_of_every_step(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    flags = ("--sglang.urls", server.url, "--sglang.weight-transport", "disk")
+    records = tiny_run.run(tmp_path / "run", *FLAGS, *flags, "--adversarial.steps", "3")
+    assert [record["engine/weights_lag"] for record in records] == [0.0] * 3
+    assert max(record["engine/logprob_gap_max"] for record in records) < BOUND
+    assert all(record["swap/bytes"] > 0 for record in records)
+    assert server.is_alive
+
+
+def test_overlap_stops_and_goes_on_without_losing_a_prompt(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    save = tmp_path / "run"
+    flags = ("--sglang.urls", server.url, "--adversarial.overlap", "--adversarial.steps")
+    process = tiny_run.start(save, *FLAGS, *flags, "1000")
+    tiny_run.wait_for_steps(process, save, 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=600) == 0, tiny_run.log_of(save).read_text()[-4000:]
+    saved = len(tiny_run.metrics(save))
+    assert saved >= 3
+    records = tiny_run.run(save, *FLAGS, *flags, str(saved + 3))
+    assert [record["step"] for record in records] == list(range(1, saved + 4))
+    assert [record["engine/weights_lag"] for record in records] == [0.0] + [1.0] * (saved + 2)
+    # Every swap is followed by a comparison with the new weights, on a probe.
+    assert max(record.get("engine/logprob_gap_max", 0.0) for record in records) < BOUND
+    order = PromptOrder(num_rows=64, seed=1234)
+    for step in range(1, saved + 4):
+        lines = (save / f"rollouts/step_{step:07d}_0.jsonl").read_text().splitlines()
+        assert [json.loads(line)["prompt_index"] for line in lines] == order.take(4)
+    assert server.is_alive
+
+
+@pytest.mark.parametrize("victim", ["launcher", "rank with the engine"])
+def test_nothing_survives_a_killed(victim: str, tmp_path: Path) -> None:
+    save = tmp_path / "run"
+    tp2 = ("--tensor-model-parallel-size", "2", "--adversarial.steps", "100000")
+    process = tiny_run.start(save, *FLAGS, *tp2, num_ranks=2)
+    tiny_run.wait_for_steps(process, save, 1)
+    servers, run = servers_of(save), tiny_run.processes_of(save)
+    # The keeper, the server, its scheduler and detokenizer; the launcher and two ranks.
+    assert len(servers) >= 4
+    assert len(run) == 3
+    killed = psutil.Process(process.pid) if victim == "launcher" else tiny_run.rank_of(save, 0)
+    killed.kill()
+    assert process.wait(timeout=600) != 0
+    tiny_run.assert_all_end([*run, *servers], timeout_s=60)
+    # Tensors that were shared with the server; a killed server leaves one file of 16 KB.
+    left = [f for f in Path("/dev/shm").iterdir() if any(f"_{p.pid}_" in f.name for p in run)]
+    assert sum(file.stat().st_size for file in left) < 100_000

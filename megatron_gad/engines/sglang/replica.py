@@ -47,6 +47,7 @@ class Replica:
         self._limits = limits
         self._process: ServerProcess | None = None
         self._is_asleep = False
+        self._is_closed = False
         self.num_failures = 0
         self.num_restarts = 0
         self.generation = 0  # grows with every recovery
@@ -137,6 +138,8 @@ class Replica:
                 return
 
     def _count_failure(self, error: Exception) -> None:
+        if self._is_closed:  # while a thread still sampled; nothing may be started any more
+            raise RuntimeError(f"the engine of the SGLang server at {self.name} was closed")
         self.num_failures += 1
         logger.warning("SGLang server failed (%d): %s", self.num_failures, error)
         if self.num_failures > self._limits.max_failures:
@@ -177,6 +180,7 @@ class Replica:
 
     def close(self) -> None:
         """Let go of the server; end its process, where it is ours."""
+        self._is_closed = True
         if self._process is not None:
             self._process.stop(STOP_PATIENCE_S)
         self.link.close()

@@ -1,0 +1,213 @@
+"""The rollouts of a step: weights swapped in, responses sampled, engine and trainer compared.
+
+With ``adversarial.overlap`` the engine samples for the next step while this one trains. Rollouts
+are then from the weights before the last update, which the truncated importance weights of the
+policy loss correct for.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from megatron_gad.agreement import check_gap, gap_bound
+from megatron_gad.data.batching import policy_batch
+from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.engines.replay import as_record, from_record
+from megatron_gad.parts import Run
+from megatron_gad.records import to_json
+from megatron_gad.rollout import Ahead, Request, describe_rollouts
+from megatron_gad.stage_config import AdversarialConfig
+from megatron_gad.types import Group, Prompt
+
+Metrics = dict[str, float]
+
+# What engine and trainer are compared on where the rollouts themselves are older: a few prompts,
+# and few tokens, because everything waits for them.
+PROBE_PROMPTS = 4
+PROBE_TOKENS = 16
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepRollouts:
+    """What one adversarial step trains on.
+
+    groups: of the step's prompts.
+    extra_groups: of every extra step of the discriminator.
+    weights_lag: updates of the student since the weights that sampled them.
+    """
+
+    groups: list[Group]
+    extra_groups: list[list[Group]]
+    weights_lag: int
+    metrics: Metrics
+
+
+def sample_groups(
+    run: Run, prompts: Sequence[Prompt], group_size: int
+) -> tuple[list[Group], Metrics]:
+    """Sample from the student as it is: swap weights in where the engine's are old."""
+    request = Request(prompts, _sampling(run, group_size, run.progress.iteration, draw=0))
+    (groups,), metrics = _sample_now(run, [request])
+    return groups, metrics | run.parallel.mean_over_data(describe_rollouts(groups))
+
+
+def adversarial_rollouts(run: Run, stage: AdversarialConfig) -> StepRollouts:
+    """Return the rollouts of this step; with overlap leave the engine at work on the next's."""
+    if run.ahead is None:
+        requests = _take_requests(run, stage, run.progress.iteration)
+        sampled, metrics = _sample_now(run, requests)
+    else:
+        with run.timers("rollout"):
+            sampled, metrics = run.ahead.result(), {}
+        run.ahead = None
+    if stage.overlap and run.progress.step_in_stage + 1 < run.stage_steps:
+        metrics |= _sample_ahead(run, stage)
+    else:
+        run.sampler.rest()
+    groups, extra = sampled[0], [group for groups in sampled[1:] for group in groups]
+    size = len(extra) // max(1, _num_extra_steps(stage))
+    version = groups[0].rollouts[0].weights_version
+    lag = run.progress.weights_version - version
+    metrics["engine/weights_lag"] = float(lag)
+    metrics |= run.parallel.mean_over_data(describe_rollouts(groups))
+    parts = [extra[i * size : (i + 1) * size] for i in range(_num_extra_steps(stage))]
+    return StepRollouts(groups, parts, lag, metrics)
+
+
+def logprob_gap_bound(run: Run) -> float:
+    """Return how far engine and trainer may be apart on a token, in nats; 0: any."""
+    return gap_bound(run.config.rollout.logprob_gap_bound, run.config.compute.bf16)
+
+
+def ahead_state(run: Run) -> list[list[str]]:
+    """Return the rollouts that wait for the next step, of all data ranks; waits for the engine.
+
+    One list a sampling, one line of JSON a group.
+    """
+    if run.ahead is None:
+        return []
+    return [
+        [to_json(as_record(group)) for group in chain.from_iterable(shares)]
+        for shares in map(run.parallel.gather_over_data, run.ahead.result())
+    ]
+
+
+def restore_ahead(run: Run, stage: AdversarialConfig, state: list[list[str]]) -> None:
+    """Let the next step take the rollouts of a checkpoint, where they are those it would take.
+
+    Where a setting changed, it samples the same prompts anew instead.
+    """
+    if not state:
+        return
+    orders = run.order_states()
+    requests = _take_requests(run, stage, run.progress.iteration)
+    saved = [[json.loads(line) for line in lines] for lines in state]
+    found = [_find(*pair) for pair in zip(requests, saved, strict=False)]
+    groups = [run.sampler.with_text(each) for each in found if each is not None]
+    if len(groups) == len(requests) == len(saved):
+        run.ahead = Ahead(orders, lambda: groups)
+        return
+    run.load_order_states(orders)
+    if run.parallel.is_writer:
+        logger.warning("the checkpoint's waiting rollouts do not fit the settings: sampled anew")
+
+
+def _find(request: Request, records: list[dict[str, Any]]) -> list[Group] | None:
+    """Return the recorded groups that a request asks for, None where some are not there."""
+    by_row = {record["prompt_index"]: record for record in records}
+    wanted = [by_row.get(prompt.index) for prompt in request.prompts]
+    fitting = [
+        record
+        for record in wanted
+        if record is not None and len(record["rollouts"]) == request.sampling.num_samples
+    ]
+    if len(fitting) < len(wanted):
+        return None
+    pairs = zip(fitting, request.prompts, strict=True)
+    return [from_record(record, prompt, "the checkpoint") for record, prompt in pairs]
+
+
+def _sample_ahead(run: Run, stage: AdversarialConfig) -> Metrics:
+    """Swap weights in, compare, and let the engine start on the next step's rollouts."""
+    orders = run.order_states()
+    requests = _take_requests(run, stage, run.progress.iteration + 1)
+    metrics = _swap_weights(run)
+    if metrics:
+        metrics |= _probe(run, requests[0].prompts[:PROBE_PROMPTS])
+    begun = run.sampler.begin(requests)
+    run.ahead = Ahead(orders, begun)
+    return metrics
+
+
+def _probe(run: Run, prompts: Sequence[Prompt]) -> Metrics:
+    """Compare engine and trainer on a few tokens from the weights they both should hold."""
+    most = min(PROBE_TOKENS, run.config.data.max_response_tokens)
+    sampling = _sampling(run, 1, run.progress.iteration, draw=2, max_new_tokens=most)
+    with run.timers("rollout"):
+        (groups,) = run.sampler.sample([Request(prompts, sampling)])
+    return _compare(run, groups)
+
+
+def _sample_now(run: Run, requests: Sequence[Request]) -> tuple[list[list[Group]], Metrics]:
+    metrics = _swap_weights(run)
+    with run.timers("rollout"):
+        sampled = run.sampler.sample(requests)
+    if metrics:
+        first = [Group(group.prompt, group.rollouts[:1]) for group in sampled[0][:PROBE_PROMPTS]]
+        metrics |= _compare(run, first)
+    return sampled, metrics
+
+
+def _compare(run: Run, groups: Sequence[Group]) -> Metrics:
+    batch = policy_batch(groups)
+    logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
+    gap = check_gap(run.student, run.sampler, logprobs, batch, logprob_gap_bound(run))
+    return {"engine/logprob_gap_max": gap}
+
+
+def _swap_weights(run: Run) -> Metrics:
+    if run.sampler.weights_version == run.progress.weights_version:
+        return {}
+    with run.timers("swap"):
+        num_bytes = run.sampler.load_weights(run.student.hf_weights(), run.progress.weights_version)
+    return {"swap/bytes": float(num_bytes)}
+
+
+def _take_requests(run: Run, stage: AdversarialConfig, iteration: int) -> list[Request]:
+    """Take the prompts of a step: one request for its groups, one for its extra pairs, if any.
+
+    One sample for each of many other prompts: the student does not change between extra steps.
+    """
+    prompts = run.take_prompts(stage.prompts_per_step)
+    requests = [Request(prompts, _sampling(run, stage.group_size, iteration, draw=0))]
+    # Each step's prompts are shared over data ranks on their own: its batch is the same on any.
+    shares = [run.take_extra_prompts(stage.extra_prompts) for _ in range(_num_extra_steps(stage))]
+    if shares:
+        extra = list(chain.from_iterable(shares))
+        requests.append(Request(extra, _sampling(run, 1, iteration, draw=1)))
+    return requests
+
+
+def _num_extra_steps(stage: AdversarialConfig) -> int:
+    return 0 if stage.freeze_discriminator else stage.extra_discriminator_steps
+
+
+def _sampling(
+    run: Run, num_samples: int, iteration: int, draw: int, max_new_tokens: int | None = None
+) -> SamplingConfig:
+    """Return how to sample in a step; ``draw`` tells apart the samplings of one step."""
+    config = run.config
+    return SamplingConfig(
+        num_samples=num_samples,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        max_new_tokens=max_new_tokens or config.data.max_response_tokens,
+        seed=request_seed(config.seed, iteration, draw),
+        name=f"step_{iteration + 1:07d}_{draw}",
+    )
