@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Create the folder .venv-sglang (or the one given) with an SGLang server that runs on a CPU.
+# Make .venv-sglang, an environment with an SGLang server that runs on a CPU.
 #
 #   tools/make_sglang_env.sh [FOLDER]
+#
+# It is kept in a cache, one for each recipe, and .venv-sglang is a link to it, so that another
+# checkout of the project finds it ready. SGLANG_ENV_CACHE=DIR moves the cache from ~/.cache. A FOLDER
+# that is given gets an environment of its own.
 #
 # For the tests: SGLang publishes no CPU kernels, so tests/engines/sglang_shims stands in for them,
 # and what only GPUs or other models need is left out (2.6 GB instead of 9). On a machine with GPUs
 # install megatron-gad[sglang] instead. PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-venv=${1:-.venv-sglang}
-shims=$PWD/tests/engines/sglang_shims
+shims=tests/engines/sglang_shims
 torch=torch==2.13.0
 # SGLang and torchvision declare the CUDA build of torch, so they are installed by themselves.
 alone=(sglang==0.5.23 torchvision==0.28.0)
@@ -22,9 +25,29 @@ needed=(
     openai==2.8.0 jsonschema xgrammar==0.2.7 soundfile
 )
 
-# The environment is made anew where this file, the interpreter or the checkout's place changed.
-stamp="$(cksum < tools/make_sglang_env.sh) $shims"
-if [ "$(cat "$venv/.ready" 2>/dev/null)" = "$stamp" ]; then
+# Another recipe is another environment: a run that uses the old one meanwhile is not disturbed.
+recipe=$(cat tools/make_sglang_env.sh "$shims"/*.py | cksum | cut -d ' ' -f 1)
+cache=${SGLANG_ENV_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/megatron_gad}
+if ! { mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null; then
+    cache=$PWD/.venv-cache
+    mkdir -p "$cache"
+fi
+venv=${1:-$cache/sglang-$recipe}
+# Checkouts that start together make it once.
+exec 9> "$venv.lock"
+if command -v flock >/dev/null; then flock 9; fi
+
+link() {
+    [ "$1" = "$cache/sglang-$recipe" ] || return 0
+    [ -L .venv-sglang ] || rm -rf .venv-sglang
+    ln -sfn "$1" .venv-sglang
+    touch "$1"
+    # 2.6 GB each: those that no checkout asked for in a month go.
+    find "$cache" -maxdepth 1 -name 'sglang-*' -mtime +30 -exec rm -rf {} +
+}
+
+if [ "$(cat "$venv/.ready" 2>/dev/null)" = "$recipe" ]; then
+    link "$venv"
     exit 0
 fi
 
@@ -66,12 +89,15 @@ install_cpu_torch
 pip_install --no-deps "${alone[@]}"
 pip_install "${needed[@]}"
 # A .pth file is read by every interpreter of the environment, also by the processes that the
-# server spawns: the first line adds the stand-ins' folder, the second prepares torchvision.
+# server spawns: the first line adds the stand-ins' folder, the second prepares torchvision. They are
+# copied, because the checkout may go while the environment stays.
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-printf '%s\nimport torchvision_operators\n' "$shims" > "$site/sglang_cpu_shims.pth"
+cp -r "$shims" "$venv/shims"
+printf '%s\nimport torchvision_operators\n' "$(cd "$venv" && pwd)/shims" > "$site/sglang_cpu_shims.pth"
 # The oldest version that is supported: its source is compared with the calls, nothing of it runs.
 "$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps \
     --dest "$venv/contract" "$oldest"
 SGLANG_USE_CPU_ENGINE=1 "$venv/bin/python" -c 'import sglang.srt.entrypoints.http_server'
-echo "$stamp" > "$venv/.ready"
+echo "$recipe" > "$venv/.ready"
+link "$venv"
 echo "Ready: $venv/bin/python -m sglang.launch_server --help"
