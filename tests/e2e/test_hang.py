@@ -68,3 +68,15 @@ def test_the_run_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
     tiny_run.rank_of(save, 1).kill()
     assert process.wait(timeout=600) != 0
     tiny_run.assert_all_end(processes, timeout_s=60)
+
+
+def test_an_error_on_one_rank_ends_a_rank_that_waits_for_something_else(tmp_path: Path) -> None:
+    save = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        urls = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in (silent, closed)]
+        flags = ("--stages", "adversarial", "--rollout.engine", "sglang", "--sglang.urls", *urls)
+        process = tiny_run.start(save, *flags, num_ranks=2)
+        assert process.wait(timeout=600) == 1
+    assert f"the SGLang server at {urls[1]} does not answer" in tiny_run.log_of(save).read_text()
+    assert tiny_run.processes_of(save) == []
