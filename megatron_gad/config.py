@@ -29,6 +29,7 @@ from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown, take_pas
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
+from megatron_gad.expert_checks import check_experts
 from megatron_gad.layout_checks import check_parallel
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
@@ -90,6 +91,7 @@ class RunConfig:
             world_size: ranks that the run will have.
         """
         data_size = data_parallel_size(self.parallel, world_size)
+        folders = (self.student.path, self.discriminator.path)
         has_eval = bool(self.data.eval_path)
         problems = [
             *check_stage_names(self.stages),
@@ -100,6 +102,7 @@ class RunConfig:
             *check_optimizer("student", self.student),
             *check_optimizer("discriminator", self.discriminator),
             *check_models(self.student.path, self.discriminator.path, self.parallel, self.data),
+            *check_experts(self.parallel, folders, world_size),
             *check_algorithm(self.gad),
             *check_rollout(self.rollout),
             *check_watchdog(self.watchdog),

@@ -14,6 +14,7 @@ SIZES = (
     "pipeline_model_parallel_size",
     "context_parallel_size",
     "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
 )
 
 
@@ -27,9 +28,6 @@ def check_parallel(
     if problem:
         yield problem
     yield from size_problems(parallel, "parallel.")
-    for name in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
-        if getattr(parallel, name) not in (None, 1):
-            yield f"parallel.{name} = {getattr(parallel, name)} is not offered yet; leave it out"
     if parallel.context_parallel_size > 1 and compute.pack_sequences:
         yield (
             "compute.pack_sequences = True with parallel.context_parallel_size = "

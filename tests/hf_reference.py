@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from megatron_gad.types import Batch, LanguageOutput, Loss, PairBatch, ScorerOutput
+from tests.tiny import hub_tensors
 from tests.tiny_training import SEED
 
 Parameters = dict[str, torch.nn.Parameter]
@@ -70,7 +71,8 @@ def reference_gradients(
     result = loss(reference.read(batch, temperature), batch)  # pyright: ignore[reportArgumentType]
     mean = result.total / result.count
     mean.backward()
-    return mean.item(), {name: _gradient(p) for name, p in reference.parameters.items()}
+    gradients = {name: _gradient(p) for name, p in reference.parameters.items()}
+    return mean.item(), hub_tensors(reference.model, gradients)
 
 
 def adamw(reference: HfStudent | HfScorer, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -32,7 +32,8 @@ LAYERS = (
             "workloads",
         ),
         *("config", "config_file", "config_flags", "stage_config"),
-        *("config_checks", "layout_checks", "stage_checks", "model_checks", "sglang_checks"),
+        *("config_checks", "layout_checks", "stage_checks", "model_checks"),
+        *("expert_checks", "sglang_checks"),
     ),
 )
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))

@@ -4,14 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -25,6 +31,15 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+}
+QWEN3_MOE = {
+    "head_dim": 24,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
 }
 
 
@@ -40,7 +55,8 @@ def make_hf_folder(
 
     Args:
         path: the folder to write.
-        family: "llama" (with llama3 rope scaling), "qwen2" or "qwen3" (head_dim 24, not 32 / 4).
+        family: "llama" (with llama3 rope scaling), "qwen2", "qwen3" (head_dim 24, not 32 / 4), or
+            with two of four experts for a token "qwen3_moe" and "mixtral".
         vocab_size: rows of the embedding; 97 is divisible by no tensor parallel size.
         tie: whether the output layer is the embedding.
         seed: of the weights; norms and biases are random too, so that no mistake hides in a one.
@@ -57,6 +73,10 @@ def make_hf_folder(
     }
     if family == "qwen3":
         shape["head_dim"] = 24
+    if family == "qwen3_moe":
+        shape |= QWEN3_MOE
+    if family == "mixtral":
+        shape["num_local_experts"] = 4
     if family == "llama":
         shape["rope_parameters"] = LLAMA3_ROPE
     config = config_class(
@@ -75,3 +95,11 @@ def make_hf_folder(
             parameter.copy_(1.0 + 0.3 * noise if name.endswith("norm.weight") else 0.2 * noise)
     model.save_pretrained(str(path))
     return Path(path)
+
+
+def hub_tensors(model: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors that belong to a module's parameters the names that transformers saves under.
+
+    They differ where a module holds all experts of a layer in one tensor.
+    """
+    return revert_weight_conversion(model, {name: v.detach() for name, v in values.items()})

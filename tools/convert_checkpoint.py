@@ -9,11 +9,16 @@ whatever layout. A model too large for one process is split over several:
     torchrun --nproc-per-node 4 tools/convert_checkpoint.py --from-hf DIR --to-megatron DIR \
         --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
 
+The experts of a mixture are shared out by --expert-model-parallel-size; the ranks are then those of
+TP x PP and of EP x TP x PP at once: four with --tensor-model-parallel-size 2 and
+--expert-model-parallel-size 2, two without the first.
+
 A converted checkpoint holds weights only. A run starts from Hugging Face folders (--student.path),
 and resumes only from what a run has saved. Exit status: 0 done, 1 --verify found a difference,
 2 bad input.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +57,8 @@ class Arguments:
             beside the checkpoint names.
         tensor_model_parallel_size: ranks that share every layer.
         pipeline_model_parallel_size: ranks that share the layers out.
+        expert_model_parallel_size: ranks that share the experts of a layer out.
+        expert_tensor_parallel_size: ranks that share an expert; as the other layers by default.
         verify: compare the outputs with those of transformers on random tokens.
     """
 
@@ -63,6 +70,8 @@ class Arguments:
     hf_config: Path | None = None
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None
     verify: Switch = False
 
     def layout(self) -> ParallelConfig:
@@ -70,7 +79,16 @@ class Arguments:
         return ParallelConfig(
             tensor_model_parallel_size=self.tensor_model_parallel_size,
             pipeline_model_parallel_size=self.pipeline_model_parallel_size,
+            expert_model_parallel_size=self.expert_model_parallel_size,
+            expert_tensor_parallel_size=self.expert_tensor_parallel_size,
         )
+
+    def num_ranks(self) -> int:
+        """Return the least ranks that hold every layer and every expert once."""
+        tensor_size = self.tensor_model_parallel_size
+        expert_tensor_size = self.expert_tensor_parallel_size or tensor_size
+        stage = math.lcm(tensor_size, expert_tensor_size * self.expert_model_parallel_size)
+        return stage * self.pipeline_model_parallel_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,13 +123,16 @@ def _check(arguments: Arguments) -> None:
             "give --from-hf with --to-megatron, or --from-megatron with --to-hf; given: "
             + (", ".join(f"--{name.replace('_', '-')}" for name in given) or "none of them")
         )
-    tensor, pipeline = arguments.tensor_model_parallel_size, arguments.pipeline_model_parallel_size
-    num_ranks = tensor * pipeline
+    num_ranks = arguments.num_ranks()
     if num_ranks != environment_world_size():
+        tensor = arguments.tensor_model_parallel_size
+        pipeline = arguments.pipeline_model_parallel_size
+        expert = arguments.expert_model_parallel_size
+        with_experts = f" with expert_model_parallel_size {expert}" if expert > 1 else ""
         raise ValueError(
-            f"tensor_model_parallel_size {tensor} x pipeline_model_parallel_size {pipeline} needs "
-            f"{num_ranks} ranks, there are {environment_world_size()}; start it with torchrun "
-            f"--nproc-per-node {num_ranks} tools/convert_checkpoint.py ..."
+            f"tensor_model_parallel_size {tensor} x pipeline_model_parallel_size {pipeline}"
+            f"{with_experts} needs {num_ranks} ranks, there are {environment_world_size()}; start "
+            f"it with torchrun --nproc-per-node {num_ranks} tools/convert_checkpoint.py ..."
         )
 
 

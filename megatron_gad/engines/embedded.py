@@ -13,6 +13,7 @@ from megatron_gad.engines.hf_module import (
     build_module,
     copy_weights,
     holds_weights,
+    named_weights,
     release_weights,
 )
 from megatron_gad.types import Group, Prompt, Rollout
@@ -88,7 +89,7 @@ class EmbeddedEngine:
 
     def held_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Return the weights in use, without copies."""
-        return self._model.named_parameters()
+        return named_weights(self._model).items()
 
     def sleep(self) -> None:
         """Free the weights' memory; there is none besides between two calls."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.families import load_hf_config, mixture_of
+from megatron_gad.models.mixtures import under_hub_names
 
 
 def build_module(hf_folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -43,6 +44,18 @@ def release_weights(model: PreTrainedModel) -> None:
     model.to_empty(device="meta")
 
 
+def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return views of all parameters under the names that checkpoints have them under.
+
+    A module that holds the experts of a layer in one tensor gives one view per expert and matrix.
+    """
+    mixture = mixture_of(model.config)
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        weights.update(under_hub_names(name, parameter, mixture))
+    return weights
+
+
 @torch.no_grad()
 def copy_weights(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Copy every tensor into the parameter of its name, one at a time.
@@ -53,7 +66,7 @@ def copy_weights(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tens
     Raises ValueError, after reading all of ``named_tensors``, so that ranks which gather them
     together stay together: names what is missing, unexpected, repeated, or of another shape.
     """
-    missing = dict(model.named_parameters())
+    missing = named_weights(model)
     known = frozenset(missing)
     problems: list[str] = []
     for name, tensor in named_tensors:

@@ -8,22 +8,23 @@ from typing import Any, Literal
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch.nn.functional import silu
 from transformers import PretrainedConfig
 
-from megatron_gad.models.families import family_of, head_dim, inverse_frequencies
+from megatron_gad.models.families import family_of, head_dim, inverse_frequencies, mixture_of
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.models.layers import local_block_spec
 from megatron_gad.models.layout_rules import shape_problems, size_problems
 from megatron_gad.models.scorer import ScorerModel
-from megatron_gad.models.sharding_marks import mark_sharded_weights
+from megatron_gad.models.sharding_marks import mark_experts, mark_sharded_weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ModelOptions:
     pipeline_model_parallel_size: int = 1
     virtual_pipeline_model_parallel_size: int | None = None
     context_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None
     sequence_parallel: bool = False
     bf16: bool = False
     recompute_granularity: Literal["full", "selective"] | None = None
@@ -156,7 +159,32 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         recompute_method="uniform" if recomputes_all else None,
         recompute_num_layers=1 if recomputes_all else None,
         **fp8,
+        **_expert_fields(hf_config, options),
     )
+
+
+def _expert_fields(hf_config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:
+    """Return Megatron's fields for a mixture of experts; none for a dense model."""
+    mixture = mixture_of(hf_config)
+    if mixture is None:
+        return {}
+    layers = [int(is_sparse) for is_sparse in mixture.sparse_layers]
+    return {
+        "num_moe_experts": mixture.num_experts,
+        "moe_ffn_hidden_size": mixture.expert_width,
+        "moe_router_topk": mixture.experts_per_token,
+        # A softmax over the chosen ones only gives weights that add up to 1.
+        "moe_router_pre_softmax": not mixture.normalises,
+        "moe_router_dtype": "fp32",
+        # Balancing losses depend on how a batch is cut into microbatches.
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        # A list has a checkpoint's layers named one by one, as layers of two kinds have to be.
+        "moe_layer_freq": 1 if all(layers) else layers,
+        "moe_grouped_gemm": options.transformer_impl == "transformer_engine",
+        "expert_model_parallel_size": options.expert_model_parallel_size,
+        "expert_tensor_parallel_size": options.expert_tensor_parallel_size,
+    }
 
 
 def padded_vocab_size(hf_config: PretrainedConfig, options: ModelOptions) -> int:
@@ -217,6 +245,7 @@ def _build_chunks(
         if not is_local:
             chunk.rotary_pos_emb.inv_freq = inverse_frequencies(hf_config)
         mark_sharded_weights(chunk)
+        mark_experts(chunk)
         chunk.real_vocab_size = hf_config.vocab_size
         chunks.append(chunk)
     return chunks
@@ -227,6 +256,10 @@ def _block_spec(
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """Name the classes a stage is made of: Transformer Engine's, or the local ones."""
     if config.transformer_impl == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    num_layers = get_num_layers_to_build(config, vp_stage)
-    return local_block_spec(config, num_layers, inverse_frequencies(hf_config))
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    first = get_transformer_layer_offset(config, vp_stage)
+    mixture = mixture_of(hf_config)
+    dense = (False,) * config.num_layers
+    sparse_layers = dense if mixture is None else mixture.sparse_layers
+    here = sparse_layers[first : first + get_num_layers_to_build(config, vp_stage)]
+    return local_block_spec(config, here, inverse_frequencies(hf_config))

@@ -1,5 +1,6 @@
 """The supported model families: what differs among them, and whether a folder is one of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRotaryEmbedding
+
+from megatron_gad.models.mixtures import Mixture, check_mixture, mixtral, qwen3_moe
 
 # The scalings that only change the frequencies: the same at every length, cosines not rescaled.
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -23,12 +28,15 @@ class Family:
     has_qkv_bias: bool
     has_qk_norm: bool
     rotary_embedding: type[torch.nn.Module]
+    read_mixture: Callable[[PretrainedConfig], Mixture] | None = None
 
 
 FAMILIES = {
     "llama": Family("Llama 3.x", "Llama", False, False, LlamaRotaryEmbedding),
     "qwen2": Family("Qwen2 and Qwen2.5", "Qwen2", True, False, Qwen2RotaryEmbedding),
     "qwen3": Family("Qwen3 (dense)", "Qwen3", False, True, Qwen3RotaryEmbedding),
+    "qwen3_moe": Family("Qwen3-MoE", "Qwen3Moe", False, True, Qwen3MoeRotaryEmbedding, qwen3_moe),
+    "mixtral": Family("Mixtral", "Mixtral", False, False, MixtralRotaryEmbedding, mixtral),
 }
 
 
@@ -57,6 +65,12 @@ def family_of(hf_config: PretrainedConfig) -> Family:
         supported = ", ".join(f"{name!r} ({row.title})" for name, row in FAMILIES.items())
         raise ValueError(f"model_type = {hf_config.model_type!r} is not supported; use {supported}")
     return family
+
+
+def mixture_of(hf_config: PretrainedConfig) -> Mixture | None:
+    """Return the experts of a model, None where it is dense."""
+    read = family_of(hf_config).read_mixture
+    return None if read is None else read(hf_config)
 
 
 def head_dim(hf_config: PretrainedConfig) -> int:
@@ -93,6 +107,8 @@ def _check_supported(hf_config: PretrainedConfig) -> None:
         "mlp_bias": (bool(getattr(hf_config, "mlp_bias", False)), (False,)),
         "attention_dropout": (float(hf_config.attention_dropout or 0.0), (0.0,)),
         "layer_types": (", ".join(sorted(layer_types)), ("full_attention",)),
+        "sliding_window": (_sliding_window(hf_config), (None,)),
+        "router_jitter_noise": (getattr(hf_config, "router_jitter_noise", 0.0), (0.0,)),
         "quantization_config": (getattr(hf_config, "quantization_config", None), (None,)),
     }
     for key, (value, allowed) in found_and_allowed.items():
@@ -102,3 +118,13 @@ def _check_supported(hf_config: PretrainedConfig) -> None:
                 f"{key} = {value!r} in the config of this {hf_config.model_type!r} model is not "
                 f"supported; only {choices} is: choose another model"
             )
+    mixture = mixture_of(hf_config)
+    if mixture is not None:
+        check_mixture(mixture)
+
+
+def _sliding_window(hf_config: PretrainedConfig) -> int | None:
+    """Return the window of a model without a list of layer types; None: it attends to all."""
+    if getattr(hf_config, "layer_types", None) is not None:
+        return None
+    return getattr(hf_config, "sliding_window", None)

@@ -72,8 +72,10 @@ def export_hf_weights(
     """Yield every tensor of the model, whole, under its Hugging Face name.
 
     Collective: all ranks that share the model iterate together and receive the same sequence, in
-    the order of the layers. A tied output layer is left out, as transformers does; a scorer ends
-    with "score.weight". The tensors are copies on this rank's device.
+    the order of the layers; with expert parallelism that includes the data parallel ranks which
+    share the experts. One tensor at a time is whole. A tied output layer is left out, as
+    transformers does; a scorer ends with "score.weight". The tensors are copies on this rank's
+    device.
 
     Args:
         chunks: from build_language_model or build_scorer, bare or wrapped.
@@ -87,35 +89,74 @@ def export_hf_weights(
     slots = {slot.name: slot for slot in slots_of(chunks, hf_config)}
     places = _places(slots)
     for name in names:
-        part = _broadcast_part(slots.get(name), places[name])
-        yield name, _gather(part, places[name].cut_axis)[: places[name].num_rows]
+        tensor = _whole(slots.get(name), places[name])
+        yield name, tensor[: places[name].num_rows]
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a stage has to know to receive a tensor; stage: the pipeline rank that has it."""
+    """What a rank has to know to receive a tensor; stage: the pipeline rank that has it."""
 
     stage: int
     part_shape: tuple[int, ...]
     cut_axis: int | None
     num_rows: int | None
+    expert_rank: int | None
     dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of all tensor parallel ranks' parts together."""
+        shape = list(self.part_shape)
+        if self.cut_axis is not None:
+            shape[self.cut_axis] *= _tensor_group(self.expert_rank).size()
+        return tuple(shape)
 
 
 def _places(slots: dict[str, Slot]) -> dict[str, Place]:
-    """Tell every stage which tensors the others have; where two have one, the first counts."""
+    """Tell every rank which tensors the others have; where two stages have one, the first counts.
+
+    Experts that only other expert parallel ranks have are among them.
+    """
     stage = parallel_state.get_pipeline_model_parallel_rank()
-    mine = {
-        name: Place(stage, slot.part_shape, slot.cut_axis, slot.num_rows, slot.part.dtype)
+    places = {
+        name: Place(
+            stage,
+            slot.part_shape,
+            slot.cut_axis,
+            slot.num_rows,
+            slot.expert_rank,
+            slot.part.dtype,
+        )
         for name, slot in slots.items()
     }
-    num_stages = parallel_state.get_pipeline_model_parallel_world_size()
-    if num_stages == 1:
+    places = _merged(places, parallel_state.get_pipeline_model_parallel_group())
+    return _merged(places, parallel_state.get_expert_model_parallel_group())
+
+
+def _merged(mine: dict[str, Place], group: Any) -> dict[str, Place]:
+    """Put what the ranks of a group know together; the first one counts."""
+    if group.size() == 1:
         return mine
-    places_by_stage: list[dict[str, Place]] = [{}] * num_stages
-    group: Any = parallel_state.get_pipeline_model_parallel_group()
-    torch.distributed.all_gather_object(places_by_stage, mine, group=group)
-    return {name: place for places in reversed(places_by_stage) for name, place in places.items()}
+    known: list[dict[str, Place]] = [{}] * group.size()
+    torch.distributed.all_gather_object(known, mine, group=group)
+    return {name: place for places in reversed(known) for name, place in places.items()}
+
+
+def _whole(slot: Slot | None, place: Place) -> Tensor:
+    """Return a copy of the tensor with the parts of all tensor parallel ranks.
+
+    A rank's pipeline and tensor parallel ranks have the same experts, so that an expert is first
+    put together where it lives and then sent to the other expert parallel ranks.
+    """
+    experts: Any = parallel_state.get_expert_model_parallel_group()
+    if place.expert_rank in (None, experts.rank()):
+        tensor = _gather(_broadcast_part(slot, place), place)
+    else:
+        tensor = torch.empty(place.shape, dtype=place.dtype, device=current_device())
+    if place.expert_rank is not None and experts.size() > 1:
+        torch.distributed.broadcast(tensor, group=experts, group_src=place.expert_rank)
+    return tensor
 
 
 def _broadcast_part(slot: Slot | None, place: Place) -> Tensor:
@@ -131,15 +172,21 @@ def _broadcast_part(slot: Slot | None, place: Place) -> Tensor:
     return part
 
 
-def _gather(part: Tensor, cut_axis: int | None) -> Tensor:
+def _gather(part: Tensor, place: Place) -> Tensor:
     """Put the parts of all tensor parallel ranks together."""
-    size = parallel_state.get_tensor_model_parallel_world_size()
-    if cut_axis is None or size == 1:
+    group = _tensor_group(place.expert_rank)
+    if place.cut_axis is None or group.size() == 1:
         return part
-    parts = [torch.empty_like(part) for _ in range(size)]
-    group: Any = parallel_state.get_tensor_model_parallel_group()
+    parts = [torch.empty_like(part) for _ in range(group.size())]
     torch.distributed.all_gather(parts, part, group=group)
-    return torch.cat(parts, dim=cut_axis)
+    return torch.cat(parts, dim=place.cut_axis)
+
+
+def _tensor_group(expert_rank: int | None) -> Any:
+    """Return the ranks that a tensor is cut over: those of an expert where it is an expert's."""
+    if expert_rank is None:
+        return parallel_state.get_tensor_model_parallel_group()
+    return parallel_state.get_expert_tensor_parallel_group()
 
 
 def _fill(slot: Slot, tensor: Tensor) -> None:
@@ -148,10 +195,10 @@ def _fill(slot: Slot, tensor: Tensor) -> None:
     Raises:
         ValueError: the tensor has another shape than the model.
     """
-    size = parallel_state.get_tensor_model_parallel_world_size()
+    group = _tensor_group(slot.expert_rank)
     expected = list(slot.part_shape)
     if slot.cut_axis is not None:
-        expected[slot.cut_axis] *= size
+        expected[slot.cut_axis] *= group.size()
     if slot.num_rows is not None:
         expected[0] = slot.num_rows
     if list(tensor.shape) != expected:
@@ -161,7 +208,7 @@ def _fill(slot: Slot, tensor: Tensor) -> None:
         )
     if slot.cut_axis is not None:
         length = slot.part_shape[slot.cut_axis]
-        start = length * parallel_state.get_tensor_model_parallel_rank()
+        start = length * group.rank()
         start, stop = (min(end, tensor.shape[slot.cut_axis]) for end in (start, start + length))
         tensor = tensor.narrow(slot.cut_axis, start, stop - start)
     if slot.num_rows is not None:

@@ -1,5 +1,6 @@
 """The modules put into Megatron's layer specification where Transformer Engine is not used."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,12 +12,15 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
-from torch.nn.functional import rms_norm
+from torch.nn.functional import linear, rms_norm
 
 from megatron_gad.models import autograd
 from megatron_gad.models.attention import CoreAttention, RotaryTable
@@ -67,27 +71,49 @@ class GatedMLP(MLP):
         return output, None
 
 
+class Router(TopKRouter):
+    """Megatron's router with its one matrix product by torch.
+
+    Megatron's own calls Transformer Engine, also where that is not installed.
+    """
+
+    def gating(self, input: Tensor) -> Tensor:
+        """Return the logits of the experts, [T, B, experts] float32. input: [T, B, H]."""
+        return linear(input.float(), self.weight.float())
+
+
 def local_block_spec(
-    config: TransformerConfig, num_layers: int, inverse_frequencies: Tensor
+    config: TransformerConfig, sparse_layers: Sequence[bool], inverse_frequencies: Tensor
 ) -> TransformerBlockSubmodules:
     """Name the classes that the layers of one stage, and the final norm, are made of.
 
     Args:
         config: of the model.
-        num_layers: of this stage.
+        sparse_layers: for each layer of this stage, whether it is a mixture of experts.
         inverse_frequencies: of the rotary embedding, [head_dim / 2] float32.
     """
     norm: Any = RMSNorm
+    rotary = RotaryTable(inverse_frequencies)
+    layers = [_layer_spec(config, rotary, is_sparse) for is_sparse in sparse_layers]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
+
+
+def _layer_spec(config: TransformerConfig, rotary: RotaryTable, is_sparse: bool) -> ModuleSpec:
+    """Name the classes of one layer."""
     head_norm: Any = RMSNorm if config.qk_layernorm else IdentityOp
     add_residual: Any = get_bias_dropout_add
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
-        core_attention=partial(CoreAttention, RotaryTable(inverse_frequencies)),
+        core_attention=partial(CoreAttention, rotary),
         linear_proj=RowParallelLinear,
         q_layernorm=head_norm,
         k_layernorm=head_norm,
     )
-    layer = ModuleSpec(
+    # Checkpoints carry the fused modules' names, so that either kind reads the other's.
+    fused_names = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if not is_sparse:
+        fused_names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
@@ -98,16 +124,19 @@ def local_block_spec(
             ),
             self_attn_bda=add_residual,
             pre_mlp_layernorm=RMSNorm,
-            mlp=GatedMLP,
+            mlp=_experts_spec() if is_sparse else GatedMLP,
             mlp_bda=add_residual,
-            # Checkpoints carry the fused modules' names, so that either kind reads the other's.
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
+            sharded_state_dict_keys_map=fused_names,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
+
+
+def _experts_spec() -> ModuleSpec:
+    """Name the classes of a mixture: a router and experts that run one after the other."""
+    expert = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    experts = ModuleSpec(module=SequentialMLP, submodules=expert)
+    submodules = MoESubmodules(experts=experts, router=Router)
+    return ModuleSpec(module=MoELayer, submodules=submodules)
 
 
 def current_device() -> torch.device:

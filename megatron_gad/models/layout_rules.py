@@ -5,7 +5,12 @@ ask here.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
+
+from transformers import PretrainedConfig
+
+from megatron_gad.models.families import mixture_of
+from megatron_gad.models.mixtures import Mixture
 
 
 class Sizes(Protocol):
@@ -19,6 +24,10 @@ class Sizes(Protocol):
     def virtual_pipeline_model_parallel_size(self) -> int | None: ...
     @property
     def context_parallel_size(self) -> int: ...
+    @property
+    def expert_model_parallel_size(self) -> int: ...
+    @property
+    def expert_tensor_parallel_size(self) -> int | None: ...
     @property
     def sequence_parallel(self) -> bool: ...
 
@@ -59,6 +68,26 @@ def world_problem(layout: Sizes, world_size: int, table: str = "") -> str | None
     )
 
 
+def expert_world_problem(layout: Sizes, world_size: int, table: str = "") -> str | None:
+    """Return what is wrong with the layout of experts in a world of this many ranks."""
+    expert, pipeline = layout.expert_model_parallel_size, layout.pipeline_model_parallel_size
+    tensor = expert_tensor_size(layout)
+    size = expert * tensor * pipeline
+    if size < 1 or world_size % size == 0:
+        return None
+    return (
+        f"{table}expert_model_parallel_size {expert} x expert_tensor_parallel_size {tensor} x "
+        f"pipeline_model_parallel_size {pipeline} = {size} does not divide the {world_size} ranks "
+        "of this run; start a multiple of it (torchrun --nproc-per-node), or make the sizes "
+        "smaller: expert_tensor_parallel_size = 1 holds experts whole"
+    )
+
+
+def expert_tensor_size(layout: Sizes) -> int:
+    """Return the ranks that share one expert: as many as share a layer, if not given."""
+    return layout.expert_tensor_parallel_size or layout.tensor_model_parallel_size
+
+
 def size_problems(layout: Sizes, table: str = "") -> Iterator[str]:
     """Yield what is wrong with the sizes by themselves."""
     if layout.sequence_parallel and layout.tensor_model_parallel_size == 1:
@@ -83,14 +112,19 @@ def size_problems(layout: Sizes, table: str = "") -> Iterator[str]:
 
 
 def shape_problems(
-    layout: Sizes, shape: Any, table: str = "", model: str = "the model"
+    layout: Sizes, shape: PretrainedConfig, table: str = "", model: str = "the model"
 ) -> Iterator[str]:
     """Yield one message per dimension of a model that the layout does not divide.
 
-    shape: has the names of a Hugging Face config.json.
+    shape: of the model, from load_hf_config.
     model: what the message calls the model.
     """
+    mixture = mixture_of(shape)
+    if mixture is not None:
+        yield from _expert_problems(layout, mixture, table, model)
     for dimension, keys in DIVIDED.items():
+        if dimension == "intermediate_size" and mixture is not None and all(mixture.sparse_layers):
+            continue  # no layer has it, or it is the width of an expert
         size, ranks = getattr(shape, dimension), _product(layout, keys)
         if ranks > 0 and size % ranks:
             divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0 and n <= 64)
@@ -98,6 +132,29 @@ def shape_problems(
                 f"{table}{_arithmetic(layout, keys)} does not divide {dimension} = {size} of "
                 f"{model}; use one of {divisors}"
             )
+
+
+def _expert_problems(layout: Sizes, mixture: Mixture, table: str, model: str) -> Iterator[str]:
+    """Yield why the experts of a model cannot be shared out like that."""
+    expert, num_experts = layout.expert_model_parallel_size, mixture.num_experts
+    if expert > 0 and num_experts % expert:
+        yield (
+            f"{table}expert_model_parallel_size = {expert} does not divide the {num_experts} "
+            f"experts of a layer of {model}; use a divisor of {num_experts}"
+        )
+    tensor, width = expert_tensor_size(layout), mixture.expert_width
+    if tensor > 0 and width % tensor:
+        yield (
+            f"{table}expert_tensor_parallel_size = {tensor} (as tensor_model_parallel_size where "
+            f"it is not given) does not divide {mixture.width_key} = {width} of {model}; use a "
+            "divisor of it, 1 holds experts whole"
+        )
+    if layout.tensor_model_parallel_size > 1 and not layout.sequence_parallel:
+        yield (
+            f"{table}tensor_model_parallel_size = {layout.tensor_model_parallel_size} with the "
+            f"experts of {model} needs {table}sequence_parallel = True, so that a token is sent "
+            "to them once; set it"
+        )
 
 
 def _product(layout: Sizes, keys: tuple[str, ...]) -> int:

@@ -2,7 +2,8 @@
 
 A Hugging Face tensor is cut over the tensor parallel ranks along at most one axis, and a rank's
 part of it is a view of one Megatron parameter: query, key and value are interleaved per query group
-in linear_qkv, gate lies over up in linear_fc1. One table of such slots serves both directions.
+in linear_qkv, gate lies over up in linear_fc1. An expert is on one expert parallel rank alone, and
+cut over the expert tensor parallel ranks. One table of such slots serves both directions.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,16 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from megatron_gad.models.families import family_of, head_dim
+from megatron_gad.models.families import family_of, head_dim, mixture_of
+from megatron_gad.models.mixtures import Mixture
 from megatron_gad.models.scorer import ScorerModel
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
 SCORE_HEAD = "score.weight"
+DENSE = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Slot:
     part_shape: the shape of this rank's part of the tensor.
     cut_axis: the axis cut over the tensor parallel ranks; None where every rank has all of it.
     num_rows: rows of the whole tensor, where the Megatron parameter has padding rows behind them.
+    expert_rank: the expert parallel rank that has it, cut over the expert tensor parallel ranks;
+        None for what is no expert's.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Slot:
     part_shape: tuple[int, ...]
     cut_axis: int | None
     num_rows: int | None = None
+    expert_rank: int | None = None
 
 
 def slots_of(chunks: Iterable[torch.nn.Module], hf_config: PretrainedConfig) -> list[Slot]:
@@ -74,15 +81,25 @@ def unwrapped(module: torch.nn.Module) -> Any:
 def layer_names(hf_config: PretrainedConfig) -> list[str]:
     """List the Hugging Face names of all tensors of a model but those of the head, in order."""
     family = family_of(hf_config)
-    suffixes = ["input_layernorm.weight"]
-    suffixes += [f"self_attn.{which}_proj.weight" for which in "qkv"]
-    suffixes += [f"self_attn.{which}_proj.bias" for which in "qkv" if family.has_qkv_bias]
-    suffixes += [f"self_attn.{which}_norm.weight" for which in "qk" if family.has_qk_norm]
-    suffixes += ["self_attn.o_proj.weight", "post_attention_layernorm.weight"]
-    suffixes += [f"mlp.{which}_proj.weight" for which in ("gate", "up", "down")]
-    layers = range(hf_config.num_hidden_layers)
-    names = [f"model.layers.{layer}.{suffix}" for layer in layers for suffix in suffixes]
-    return [EMBEDDING, *names, FINAL_NORM]
+    attention = ["input_layernorm.weight"]
+    attention += [f"self_attn.{which}_proj.weight" for which in "qkv"]
+    attention += [f"self_attn.{which}_proj.bias" for which in "qkv" if family.has_qkv_bias]
+    attention += [f"self_attn.{which}_norm.weight" for which in "qk" if family.has_qk_norm]
+    attention += ["self_attn.o_proj.weight", "post_attention_layernorm.weight"]
+    mixture = mixture_of(hf_config)
+    names = [EMBEDDING]
+    for layer in range(hf_config.num_hidden_layers):
+        is_sparse = mixture is not None and mixture.sparse_layers[layer]
+        feed_forward = _expert_suffixes(mixture) if is_sparse else DENSE
+        names += [f"model.layers.{layer}.{suffix}" for suffix in (*attention, *feed_forward)]
+    return [*names, FINAL_NORM]
+
+
+def _expert_suffixes(mixture: Mixture) -> list[str]:
+    """List the names, within a layer, of the tensors of a mixture."""
+    experts = range(mixture.num_experts)
+    names = [name for expert in experts for name in mixture.expert_names(expert)]
+    return [mixture.router_name(), *names]
 
 
 def _head_slots(chunk: Any, hf_config: PretrainedConfig) -> Iterator[Slot]:
@@ -112,12 +129,45 @@ def _layer_slots(layer: Any, hf_config: PretrainedConfig) -> Iterator[Slot]:
         yield _whole(prefix + "self_attn.q_norm.weight", attention.q_layernorm.weight)
         yield _whole(prefix + "self_attn.k_norm.weight", attention.k_layernorm.weight)
     yield _cut(prefix + "self_attn.o_proj.weight", attention.linear_proj.weight, 1)
-    norm = _norm(layer.pre_mlp_layernorm, mlp.linear_fc1)
+    is_sparse = hasattr(mlp, "router")
+    norm = _norm(layer.pre_mlp_layernorm, None if is_sparse else mlp.linear_fc1)
     yield _whole(prefix + "post_attention_layernorm.weight", norm)
-    gate, up = mlp.linear_fc1.weight.detach().chunk(2)
-    yield _cut(prefix + "mlp.gate_proj.weight", gate, 0)
-    yield _cut(prefix + "mlp.up_proj.weight", up, 0)
-    yield _cut(prefix + "mlp.down_proj.weight", mlp.linear_fc2.weight, 1)
+    if is_sparse:
+        yield from _expert_slots(prefix, mlp, hf_config)
+    else:
+        names = [prefix + name for name in DENSE]
+        yield from _feed_forward_slots(names, mlp.linear_fc1.weight, mlp.linear_fc2.weight)
+
+
+def _expert_slots(prefix: str, layer: Any, hf_config: PretrainedConfig) -> Iterator[Slot]:
+    """Yield the slots of a layer's router and of the experts that this rank has."""
+    mixture = mixture_of(hf_config)
+    assert mixture is not None, hf_config.model_type
+    yield _whole(prefix + mixture.router_name(), layer.router.weight)
+    rank = parallel_state.get_expert_model_parallel_rank()
+    for index, expert in enumerate(layer.local_expert_indices):
+        fc1, fc2 = _expert_weights(layer.experts, index)
+        names = [prefix + name for name in mixture.expert_names(expert)]
+        yield from _feed_forward_slots(names, fc1, fc2, expert_rank=rank)
+
+
+def _expert_weights(experts: Any, index: int) -> tuple[Tensor, Tensor]:
+    """Return the two matrices of a local expert, of modules one by one or of a grouped one."""
+    if hasattr(experts, "local_experts"):
+        expert = experts.local_experts[index]
+        return expert.linear_fc1.weight, expert.linear_fc2.weight
+    linears = experts.linear_fc1, experts.linear_fc2
+    fc1, fc2 = (getattr(linear, f"weight{index}") for linear in linears)
+    return fc1, fc2
+
+
+def _feed_forward_slots(
+    names: Iterable[str], fc1: Tensor, fc2: Tensor, expert_rank: int | None = None
+) -> Iterator[Slot]:
+    """Yield the slots of a gate, which lies over up in fc1, up, and down."""
+    parts = (*fc1.detach().chunk(2), fc2.detach())
+    for name, part, axis in zip(names, parts, (0, 0, 1), strict=True):
+        yield Slot(name, part, tuple(part.shape), axis, expert_rank=expert_rank)
 
 
 def _query_key_value(parameter: Tensor, hf_config: PretrainedConfig) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from megatron.core import dist_checkpointing
 from transformers import PretrainedConfig
 
 from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
-from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.models.slots import SCORE_HEAD
@@ -133,9 +133,19 @@ def build_chunks(
     """
     build: Callable[[PretrainedConfig, ModelOptions], Chunks]
     build = build_language_model if model == "student" else build_scorer
+    is_mixture = mixture_of(hf_config) is not None
+    if layout.expert_model_parallel_size > 1 and not is_mixture:
+        raise ValueError(
+            f"expert_model_parallel_size = {layout.expert_model_parallel_size}, but a "
+            f"{hf_config.model_type!r} model has no experts to share out; leave it out"
+        )
     options = ModelOptions(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
+        # Experts need it under tensor parallelism; the weights are the same.
+        sequence_parallel=is_mixture and layout.tensor_model_parallel_size > 1,
         bf16=dtype == torch.bfloat16,
     )
     return [chunk.to(place.device) for chunk in build(hf_config, options)]

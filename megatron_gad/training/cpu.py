@@ -91,11 +91,44 @@ WRITER_THREADS = (
     ),
 )
 
+# Token counts of experts are copied to the host on a stream of their own.
+NO_STREAMS = (
+    Rule("is_side_stream", r"torch\.cuda\.current_stream\(\) != self\.cuda_dtoh_stream", "False"),
+    Rule("new_stream", r"torch\.cuda\.Stream\(\)", "None"),
+    Rule("use_stream", r"with torch\.cuda\.stream\(self\.cuda_dtoh_stream\):", "if True:"),
+    Rule("record_event", r"self\.cuda_dtoh_stream\.record_event\(\)", "None"),
+    Rule("wait_event", r"self\.d2h_event\.synchronize\(\)", "None"),
+)
+
+# Ranks send each other as many tokens as the router says; gloo gathers parts of one size only.
+UNEVEN_PARTS = (
+    Rule(
+        "uneven_gather",
+        r"torch\.distributed\.all_gather\(output_tensor_list, input_, group=group\)",
+        "[torch.distributed.broadcast(part.copy_(input_) if source == group.rank() else part, "
+        "group=group, group_src=source) for source, part in enumerate(output_tensor_list)]",
+    ),
+    Rule(
+        "uneven_scatter",
+        r"torch\.distributed\.reduce_scatter\(output, input_tensor_list, group=group\)",
+        "[torch.distributed.reduce(output.copy_(part) if target == rank else part.clone(), "
+        "group=group, group_dst=target) for target, part in enumerate(input_tensor_list)]",
+    ),
+)
+
+# Collectives take the counts as numbers on the host, which is where they are.
+COUNTS_ON_HOST = (
+    Rule("counts", r"torch\.is_tensor\(tensor\) and tensor\.is_cuda", "torch.is_tensor(tensor)"),
+)
+
 # Extra rules of single modules; all of them have to match.
 EDITS = {
     "megatron.core.dist_checkpointing.strategies.filesystem_async": WRITER_THREADS,
     "megatron.core.jit": NO_FUSER,
+    "megatron.core.tensor_parallel.mappings": UNEVEN_PARTS,
     "megatron.core.tensor_parallel.random": CPU_GENERATOR,
+    "megatron.core.transformer.moe.moe_utils": COUNTS_ON_HOST,
+    "megatron.core.transformer.moe.token_dispatcher": NO_STREAMS,
 }
 
 # The modules the project runs through, with the idioms that have to be found in them. An idiom that
@@ -120,6 +153,7 @@ REQUIRED = {
     "megatron.core.tensor_parallel.layers": ("current_device",),
     "megatron.core.tensor_parallel.mappings": ("current_device",),
     "megatron.core.tensor_parallel.utils": ("current_device",),
+    "megatron.core.transformer.moe.router": ("current_device",),
 }
 
 

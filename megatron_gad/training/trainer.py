@@ -74,6 +74,8 @@ class TrainerSettings:
             pipeline_model_parallel_size=self.layout.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=self.layout.virtual_pipeline_model_parallel_size,
             context_parallel_size=self.layout.context_parallel_size,
+            expert_model_parallel_size=self.layout.expert_model_parallel_size,
+            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
             sequence_parallel=self.layout.sequence_parallel,
             bf16=self.compute.bf16,
             recompute_granularity=self.compute.recompute_granularity,

@@ -4,6 +4,7 @@ from megatron_gad.models.build import ModelOptions
 
 HEAD_STD, SEED = 0.3, 5
 CASES = ("qwen2", "qwen2-tied", "qwen3", "scorer-qwen2", "scorer-qwen3")
+MIXTURE_CASES = ("qwen3_moe", "mixed", "mixtral", "scorer-qwen3_moe")
 LAYOUTS = {
     "dp4": ModelOptions(),
     "tp2": ModelOptions(tensor_model_parallel_size=2),
@@ -17,3 +18,38 @@ LAYOUTS = {
     ),
     "tp2-cp2": ModelOptions(tensor_model_parallel_size=2, context_parallel_size=2),
 }
+# Of mixtures of experts, which need sequence parallelism beside tensor parallelism.
+MIXTURE_LAYOUTS = {
+    "ep4": ModelOptions(expert_model_parallel_size=4),
+    "tp2-ep2-sp": ModelOptions(
+        tensor_model_parallel_size=2, expert_model_parallel_size=2, sequence_parallel=True
+    ),
+    "tp2-ep2-etp1-sp": ModelOptions(
+        tensor_model_parallel_size=2,
+        expert_model_parallel_size=2,
+        expert_tensor_parallel_size=1,
+        sequence_parallel=True,
+    ),
+    "tp2-etp1-sp": ModelOptions(
+        tensor_model_parallel_size=2, expert_tensor_parallel_size=1, sequence_parallel=True
+    ),
+    "pp2-ep2": ModelOptions(
+        pipeline_model_parallel_size=2,
+        expert_model_parallel_size=2,
+        recompute_granularity="full",
+    ),
+    "tp2-cp2-ep2-sp": ModelOptions(
+        tensor_model_parallel_size=2,
+        context_parallel_size=2,
+        expert_model_parallel_size=2,
+        sequence_parallel=True,
+    ),
+    "pp2-vpp2-ep2": ModelOptions(
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=2,
+        expert_model_parallel_size=2,
+    ),
+}
+ALL_LAYOUTS = LAYOUTS | MIXTURE_LAYOUTS
+EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in CASES]
+EVERYWHERE += [(case, layout) for layout in MIXTURE_LAYOUTS for case in MIXTURE_CASES]

@@ -25,7 +25,7 @@ from megatron_gad.models.attention import context_parallel_positions
 from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from tests.distributed.layouts import CASES, HEAD_STD, LAYOUTS, SEED
+from tests.distributed.layouts import ALL_LAYOUTS, EVERYWHERE, HEAD_STD, SEED
 
 
 def initialize(options: ModelOptions) -> None:
@@ -36,6 +36,8 @@ def initialize(options: ModelOptions) -> None:
         pipeline_model_parallel_size=options.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=options.virtual_pipeline_model_parallel_size,
         context_parallel_size=options.context_parallel_size,
+        expert_model_parallel_size=options.expert_model_parallel_size,
+        expert_tensor_parallel_size=options.expert_tensor_parallel_size,
     )
     model_parallel_cuda_manual_seed(SEED)
 
@@ -101,6 +103,11 @@ def sum_gradients(chunks: list[torch.nn.Module]) -> None:
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             assert parameter.grad is not None, name
+            if not getattr(parameter, "allreduce", True):
+                # The data parallel ranks hold the same rows here, and sent them all to the experts.
+                all_reduce(parameter.grad, group=mpu.get_expert_data_parallel_group())
+                parameter.grad /= mpu.get_data_parallel_world_size()
+                continue
             is_split = getattr(parameter, "sequence_parallel", False)
             if is_split or "q_layernorm" in name or "k_layernorm" in name:
                 all_reduce(parameter.grad, group=mpu.get_tensor_model_parallel_group())
@@ -130,7 +137,7 @@ def whole_output(output: Tensor, is_vocabulary: bool) -> Tensor:
 
 def run_case(folder: Path, case: str, layout: str, inputs: dict[str, Tensor]) -> None:
     """Load, run and export one model at one layout; writes CASE-LAYOUT.*.pt."""
-    options = LAYOUTS[layout]
+    options = ALL_LAYOUTS[layout]
     is_scorer = case.startswith("scorer")
     hf_folder = folder / case.removeprefix("scorer-")
     hf_config = load_hf_config(hf_folder)
@@ -166,9 +173,9 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     folder = Path(sys.argv[1])
     inputs = torch.load(folder / "inputs.pt")
-    for layout, options in LAYOUTS.items():
+    for layout, options in ALL_LAYOUTS.items():
         initialize(options)
-        for case in CASES:
+        for case in (case for case, where in EVERYWHERE if where == layout):
             run_case(folder, case, layout, inputs)
             torch.distributed.barrier()
     torch.distributed.destroy_process_group()

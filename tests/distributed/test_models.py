@@ -1,6 +1,7 @@
 """Every layout computes what transformers computes, and gives back the weights it was given."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,10 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from tests.distributed.launch import run_on_ranks
-from tests.distributed.layouts import CASES, HEAD_STD, LAYOUTS, SEED
-from tests.tiny import make_hf_folder
+from tests.distributed.layouts import CASES, EVERYWHERE, HEAD_STD, MIXTURE_CASES, SEED
+from tests.tiny import hub_tensors, make_hf_folder
 
 VOCAB_SIZE = 97
-EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, family, tie in (("qwen2", "qwen2", False), ("qwen2-tied", "qwen2", True)):
         make_hf_folder(folder / name, family, VOCAB_SIZE, tie=tie, num_hidden_layers=4)
-    make_hf_folder(folder / "qwen3", "qwen3", VOCAB_SIZE, num_hidden_layers=4)
+    for family in ("qwen3", "qwen3_moe", "mixtral"):
+        make_hf_folder(folder / family, family, VOCAB_SIZE, num_hidden_layers=4)
+    # Dense and sparse layers in turns, the experts' weights not adding up to 1, a tied embedding.
+    mixed: dict[str, Any] = {"decoder_sparse_step": 2, "norm_topk_prob": False, "tie": True}
+    make_hf_folder(folder / "mixed", "qwen3_moe", VOCAB_SIZE, num_hidden_layers=4, **mixed)
     generator = torch.Generator().manual_seed(1)
     inputs = {
         "tokens": torch.randint(VOCAB_SIZE, (4, 12), generator=generator),
@@ -38,22 +42,28 @@ def references(results: Path) -> dict[str, tuple[Tensor, dict[str, Tensor], dict
     """Per case what transformers computes: output, weights and gradients by name."""
     inputs = torch.load(results / "inputs.pt")
     computed = {}
-    for case in CASES:
+    for case in (*CASES, *MIXTURE_CASES):
         model, head = _reference(results, case)
         hidden = model(inputs["tokens"])
         output = (hidden[0] @ head.t()).squeeze(-1) if head is not None else hidden.logits
         weights = inputs["logit_weights" if head is None else "score_weights"]
         (output * weights).sum().backward()
-        parameters: dict[str, Tensor] = {
-            name if head is None else f"model.{name}": parameter
-            for name, parameter in model.named_parameters()
-        }
-        if head is not None:
-            parameters["score.weight"] = head
-        values = {name: parameter.detach() for name, parameter in parameters.items()}
-        gradients = {name: parameter.grad for name, parameter in parameters.items()}
+        parameters = dict(model.named_parameters())
+        values = _named(model, head, parameters)
+        of_parameters = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        gradients = _named(model, None if head is None else head.grad, of_parameters)
         computed[case] = (output.detach(), values, gradients)
     return computed
+
+
+def _named(
+    model: PreTrainedModel, head: Tensor | None, values: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Give a model's tensors, of a scorer if there is a head, the names of a folder's weights."""
+    named = hub_tensors(model, values)
+    if head is None:
+        return named
+    return {f"model.{name}": v for name, v in named.items()} | {"score.weight": head.detach()}
 
 
 def _reference(results: Path, case: str) -> tuple[PreTrainedModel, Tensor | None]:

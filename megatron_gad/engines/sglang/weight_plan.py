@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor
 
-from megatron_gad.engines.hf_module import build_module
+from megatron_gad.engines.hf_module import build_module, named_weights
 from megatron_gad.engines.sglang.buckets import Bucket, BucketFiller, BucketLayout
 
 
@@ -33,7 +33,7 @@ class WeightPlan:
     def of_folder(cls, hf_folder: str | Path, dtype: torch.dtype, buffer_size: int) -> "WeightPlan":
         """Read names and shapes from a Hugging Face folder's config.json."""
         module = build_module(hf_folder, torch.float32)
-        shapes = {name: tensor.shape for name, tensor in module.named_parameters()}
+        shapes = {name: tensor.shape for name, tensor in named_weights(module).items()}
         return cls(shapes, dtype, buffer_size)
 
     @property

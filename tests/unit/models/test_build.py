@@ -18,7 +18,7 @@ from megatron_gad.models.build import (
 )
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from tests.tiny import make_hf_folder
+from tests.tiny import hub_tensors, make_hf_folder
 
 MODELS = [
     ("llama", {}),
@@ -27,6 +27,11 @@ MODELS = [
     ("qwen2", {"tie": True}),
     ("qwen3", {}),
     ("qwen3", {"num_key_value_heads": 1}),
+    ("qwen3_moe", {}),
+    ("qwen3_moe", {"norm_topk_prob": False, "tie": True}),
+    ("qwen3_moe", {"norm_topk_prob": False, "num_experts_per_tok": 1}),
+    ("qwen3_moe", {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]}),
+    ("mixtral", {}),
 ]
 
 
@@ -74,10 +79,12 @@ def test_logits_and_gradients_equal_those_of_transformers(
     )
     loss.backward()
     computed = gradients(model, folder, tokens)
-    for name, parameter in reference.named_parameters():
-        assert parameter.grad is not None
-        scale = parameter.grad.abs().max().item()
-        torch.testing.assert_close(computed[name], parameter.grad, atol=1e-5 * scale, rtol=1e-4)
+    gradient_of = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    expected_gradients = hub_tensors(reference, gradient_of)
+    assert computed.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(computed[name], gradient, atol=1e-5 * scale, rtol=1e-4)
 
 
 def test_padding_on_the_right_changes_nothing_before_it(

@@ -16,11 +16,14 @@ def config_folder(path: Path, family: str, **fields: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_each_family_is_recognised(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "width"),
+    [("llama", 8), ("qwen2", 8), ("qwen3", 24), ("qwen3_moe", 24), ("mixtral", 8)],
+)
+def test_each_family_is_recognised(tmp_path: Path, family: str, width: int) -> None:
     config = load_hf_config(make_hf_folder(tmp_path, family))
     assert config.model_type == family
-    assert head_dim(config) == {"llama": 8, "qwen2": 8, "qwen3": 24}[family]
+    assert head_dim(config) == width
 
 
 def test_plain_rotary_frequencies_are_powers_of_theta(tmp_path: Path) -> None:
@@ -66,6 +69,11 @@ def test_another_family_is_refused_with_the_supported_ones(tmp_path: Path) -> No
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rope_type = 'dynamic'.*'llama3'",
         ),
+        ("mixtral", {"sliding_window": 8}, "sliding_window = 8"),
+        ("mixtral", {"router_jitter_noise": 0.1}, r"router_jitter_noise = 0\.1"),
+        ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok = 1.*no gradient"),
+        ("qwen3_moe", {"num_experts": 4}, "num_experts_per_tok = 8 is not between 1 and the 4"),
+        ("qwen3_moe", {"decoder_sparse_step": 99}, "decoder_sparse_step.*no layer with experts"),
     ],
 )
 def test_an_option_that_cannot_be_built_is_refused_by_name(

@@ -38,7 +38,7 @@ def assert_same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         assert torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("tie", [False, True])
 def test_weights_come_back_bit_identical(tmp_path: Path, family: str, tie: bool) -> None:
     folder = make_hf_folder(tmp_path, family, tie=tie)

@@ -33,3 +33,9 @@ def qwen2_tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama 3 folder."""
     return make_hf_folder(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-MoE folder, two of four experts for a token."""
+    return make_hf_folder(tmp_path_factory.mktemp("qwen3_moe"), "qwen3_moe")

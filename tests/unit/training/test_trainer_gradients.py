@@ -47,7 +47,7 @@ def assert_same(
         assert difference <= relative * scale, f"{name}: {difference / scale:.2g} of {scale:.3g}"
 
 
-@pytest.fixture(params=["qwen2", "qwen2_tied", "llama"])
+@pytest.fixture(params=["qwen2", "qwen2_tied", "llama", "qwen3_moe"])
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
