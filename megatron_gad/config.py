@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from megatron_gad.compute_checks import check_compute, this_machine
 from megatron_gad.config_checks import (
     check_algorithm,
-    check_compute,
     check_data,
     check_optimizer,
     check_replay,
@@ -96,7 +96,7 @@ class RunConfig:
         problems = [
             *check_stage_names(self.stages),
             *check_parallel(self.parallel, self.compute, world_size),
-            *check_compute(self.compute),
+            *check_compute(self.compute, self.parallel, this_machine()),
             *check_run_directory(self.checkpoint, self.log),
             *check_data(self.data),
             *check_optimizer("student", self.student),

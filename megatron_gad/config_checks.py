@@ -18,7 +18,6 @@ from megatron_gad.metrics import LogConfig
 from megatron_gad.stage_config import GadConfig
 from megatron_gad.training.options import (
     CheckpointConfig,
-    ComputeConfig,
     OptimizerConfig,
 )
 from megatron_gad.watchdog import WatchdogConfig
@@ -34,23 +33,6 @@ class Rule(NamedTuple):
 POSITIVE = Rule("above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Rule("0 or more", lambda value: 0 <= value < math.inf)
 BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-
-
-def check_compute(compute: ComputeConfig) -> Iterator[str]:
-    """Yield what is wrong with the arithmetic."""
-    counts = ("micro_batch_size", "logprob_chunk_size")
-    yield from violations("compute", compute, dict.fromkeys(counts, POSITIVE))
-    uses_te = compute.transformer_impl == "transformer_engine"
-    if compute.fp8_format is not None and not uses_te:
-        yield (
-            f"compute.fp8_format = {compute.fp8_format!r} needs Transformer Engine; "
-            "set compute.transformer_impl = 'transformer_engine', or leave fp8_format out"
-        )
-    if uses_te and find_spec("transformer_engine") is None:
-        yield (
-            "compute.transformer_impl = 'transformer_engine', but that package is not installed; "
-            "install megatron-gad[te] on a machine with CUDA, or use 'local' (without fp8_format)"
-        )
 
 
 def check_run_directory(checkpoint: CheckpointConfig, log: LogConfig) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from megatron_gad.compute_checks import describe_kernels, this_machine
 from megatron_gad.config import RunConfig, to_toml
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import HUB, load_prompts
@@ -55,13 +56,16 @@ def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
     if parallel.use_distributed_optimizer:
         layout += ", distributed optimizer"
     yield _line("layout", layout)
-    precision = compute.fp8_format or ("bf16" if compute.bf16 else "fp32")
+    precision = "bf16" if compute.bf16 else "fp32"
+    if compute.fp8_format:
+        precision = f"FP8 {compute.fp8_format} ({compute.fp8_recipe})"
     recompute = compute.recompute_granularity or "no"
     yield _line(
         "compute",
         f"{precision}, {compute.transformer_impl} layers, microbatches of "
         f"{compute.micro_batch_size} row(s), {recompute} recompute",
     )
+    yield _line("kernels here", describe_kernels(compute, this_machine()))
 
 
 def _model_lines(config: RunConfig) -> Iterator[str]:

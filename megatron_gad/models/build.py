@@ -31,7 +31,7 @@ from megatron_gad.models.sharding_marks import mark_experts, mark_sharded_weight
 class ModelOptions:
     """How a model is laid out over ranks and computed; its shape comes from the model folder.
 
-    The fields have Megatron's names and meanings. fp8_format ("hybrid", "e4m3") and fp8_recipe
+    The fields have Megatron's names and meanings. fp8_format ("hybrid", "e4m3") and all below it
     need transformer_impl "transformer_engine".
     """
 
@@ -44,9 +44,15 @@ class ModelOptions:
     sequence_parallel: bool = False
     bf16: bool = False
     recompute_granularity: Literal["full", "selective"] | None = None
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    recompute_num_layers: int = 1
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     fp8_format: str | None = None
-    fp8_recipe: str | None = None
+    fp8_recipe: str = "delayed"
+    fp8_param_gather: bool = False
+    first_last_layers_bf16: bool = False
+    num_layers_at_start_in_bf16: int = 1
+    num_layers_at_end_in_bf16: int = 1
 
 
 def build_language_model(
@@ -116,10 +122,6 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
     family = family_of(hf_config)
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     interleaved = options.virtual_pipeline_model_parallel_size is not None
-    recomputes_all = options.recompute_granularity == "full"
-    fp8: Any = {"fp8": options.fp8_format}
-    if options.fp8_recipe is not None:
-        fp8["fp8_recipe"] = options.fp8_recipe
     return TransformerConfig(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
@@ -155,10 +157,8 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         # Without these an interleaved schedule on two stages silently computes wrong gradients.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        recompute_granularity=options.recompute_granularity,
-        recompute_method="uniform" if recomputes_all else None,
-        recompute_num_layers=1 if recomputes_all else None,
-        **fp8,
+        **_recompute(hf_config, options),
+        **_fp8(options),
         **_expert_fields(hf_config, options),
     )
 
@@ -184,6 +184,40 @@ def _expert_fields(hf_config: PretrainedConfig, options: ModelOptions) -> dict[s
         "moe_grouped_gemm": options.transformer_impl == "transformer_engine",
         "expert_model_parallel_size": options.expert_model_parallel_size,
         "expert_tensor_parallel_size": options.expert_tensor_parallel_size,
+    }
+
+
+def _recompute(hf_config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:
+    """Return Megatron's options of activation recompute; its method is that of full recompute."""
+    if options.recompute_granularity != "full":
+        return {"recompute_granularity": options.recompute_granularity}
+    stages = options.pipeline_model_parallel_size * (
+        options.virtual_pipeline_model_parallel_size or 1
+    )
+    num_layers, unit = hf_config.num_hidden_layers // stages, options.recompute_num_layers
+    if options.recompute_method == "uniform" and num_layers % unit:
+        raise ValueError(
+            f"recompute_num_layers = {unit} does not divide the {num_layers} layers of a pipeline "
+            "stage; use a divisor of it, or recompute_method = 'block'"
+        )
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": options.recompute_method,
+        "recompute_num_layers": options.recompute_num_layers,
+    }
+
+
+def _fp8(options: ModelOptions) -> dict[str, Any]:
+    """Return Megatron's options of FP8; its layers enter and leave FP8 by themselves."""
+    if options.fp8_format is None:
+        return {}
+    return {
+        "fp8": options.fp8_format,
+        "fp8_recipe": options.fp8_recipe,
+        "fp8_param": options.fp8_param_gather,
+        "first_last_layers_bf16": options.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": options.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": options.num_layers_at_end_in_bf16,
     }
 
 

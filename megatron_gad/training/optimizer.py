@@ -7,11 +7,19 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_gad.training.options import OptimizerConfig
+from megatron_gad.training.options import ComputeConfig, OptimizerConfig
+
+# Transformer Engine's Adam knows FP8 by the bytes it keeps.
+TYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.uint8,
+}
 
 
 def build_optimizer(
-    chunks: list[Any], config: OptimizerConfig, bf16: bool, distributed: bool
+    chunks: list[Any], config: OptimizerConfig, compute: ComputeConfig, distributed: bool
 ) -> MegatronOptimizer:
     """Return AdamW over the model's chunks; norms and biases get no weight decay."""
     options = MegatronOptimizerConfig(
@@ -22,9 +30,16 @@ def build_optimizer(
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,
         clip_grad=config.clip_grad,
-        bf16=bf16,
-        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bf16=compute.bf16,
+        params_dtype=torch.bfloat16 if compute.bf16 else torch.float32,
         use_distributed_optimizer=distributed,
+        fp8_recipe=compute.fp8_recipe if compute.fp8_format else None,
+        use_precision_aware_optimizer=compute.use_precision_aware_optimizer,
+        exp_avg_dtype=TYPES[compute.exp_avg_dtype],
+        exp_avg_sq_dtype=TYPES[compute.exp_avg_sq_dtype],
+        main_params_dtype=TYPES[compute.main_params_dtype],
+        optimizer_cpu_offload=compute.optimizer_cpu_offload,
+        optimizer_offload_fraction=compute.optimizer_offload_fraction,
     )
     optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     for part in torch_optimizers(optimizer):
@@ -52,7 +67,13 @@ def has_moments(optimizer: MegatronOptimizer) -> bool:
 def forget_moments(optimizer: MegatronOptimizer) -> None:
     """Let the next step be like the first. The float32 main parameters stay as they are."""
     for part in torch_optimizers(optimizer):
-        part.state.clear()
+        if any("master_param" in state for state in part.state.values()):
+            # Main parameters are held there too, and moments of 0 are those of the first step.
+            for state in part.state.values():
+                for name in state.keys() - {"master_param"}:
+                    state[name].zero_()
+        else:
+            part.state.clear()
         for group in part.param_groups:
             group.pop("step", None)  # Transformer Engine's optimizer counts there.
 
@@ -60,7 +81,9 @@ def forget_moments(optimizer: MegatronOptimizer) -> None:
 def torch_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
     """Return the optimizers inside Megatron's wrappers; a rank may have parameters for none."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [part.optimizer for part in parts if part.optimizer is not None]
+    found = [part.optimizer for part in parts if part.optimizer is not None]
+    # One that offloads is again several, on the device and on the host.
+    return [one for part in found for one in getattr(part, "sub_optimizers", [part])]
 
 
 class Schedule:

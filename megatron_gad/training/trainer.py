@@ -7,7 +7,7 @@ padding and the number of data ranks cannot change the gradient.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -44,6 +44,8 @@ from megatron_gad.types import Batch, Loss, PairBatch
 
 AnyBatch = Batch | PairBatch
 FP8_TOKENS = 32
+# What the configuration and the model builder name alike.
+SHARED_OPTIONS = {f.name for f in fields(ComputeConfig)} & {f.name for f in fields(ModelOptions)}
 LossFunction = Callable[..., Loss]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,10 +79,7 @@ class TrainerSettings:
             expert_model_parallel_size=self.layout.expert_model_parallel_size,
             expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
             sequence_parallel=self.layout.sequence_parallel,
-            bf16=self.compute.bf16,
-            recompute_granularity=self.compute.recompute_granularity,
-            transformer_impl=self.compute.transformer_impl,
-            fp8_format=self.compute.fp8_format,
+            **{name: getattr(self.compute, name) for name in SHARED_OPTIONS},
         )
 
 
@@ -135,7 +134,7 @@ class Trainer:
         self._optimizer = build_optimizer(
             self._chunks,
             optimizer_config,
-            bf16=settings.compute.bf16,
+            settings.compute,
             distributed=settings.layout.use_distributed_optimizer,
         )
         self.memory = TrainerMemory(chunks, self._optimizer, parallel.device)
@@ -317,6 +316,7 @@ class Trainer:
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=settings.layout.use_distributed_optimizer,
+            fp8_param_gather=settings.compute.fp8_param_gather,
         )
         # Without Megatron's Float16Module: the parameters have their type from the beginning, and
         # it would make a float32 copy of all logits.

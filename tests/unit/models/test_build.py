@@ -179,6 +179,10 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_ranks(tmp_path: Pa
             {"virtual_pipeline_model_parallel_size": 2},
             "pipeline_model_parallel_size = 1; make",
         ),
+        (
+            {"recompute_granularity": "full", "recompute_num_layers": 3},
+            "recompute_num_layers = 3 does not divide the 2 layers",
+        ),
         ({"sequence_parallel": True}, "tensor_model_parallel_size = 1; make it 2"),
         ({"fp8_format": "hybrid"}, "transformer_impl = 'transformer_engine'"),
         pytest.param(

@@ -15,6 +15,7 @@ from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import pad_to
 from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Loss
 from tests.hf_reference import HfScorer, HfStudent, reference_gradients
 from tests.memory import LargestTensor
@@ -183,14 +184,41 @@ def test_packing_runs_the_model_over_real_tokens_only(place: Parallel, qwen2: Pa
     assert seen == [int(batch.lengths.sum())]
 
 
-def test_recomputing_activations_keeps_the_gradient(place: Parallel, qwen2: Path) -> None:
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        {"recompute_granularity": "selective"},
+        {"recompute_granularity": "full"},
+        {"recompute_granularity": "full", "recompute_num_layers": 2},
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 2},
+    ],
+    ids=["selective", "uniform 1", "uniform 2", "block 2"],
+)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_recomputing_activations_keeps_the_gradient_bit_for_bit(
+    place: Parallel, tmp_path: Path, recompute: dict[str, Any], bf16: bool
+) -> None:
+    folder = make_hf_folder(tmp_path, num_hidden_layers=4)
     batch = student_batch(V)
-    plain = make_student(qwen2, place)
-    recomputing = make_student(qwen2, place, compute=ComputeConfig(recompute_granularity="full"))
+    plain = make_student(folder, place, compute=ComputeConfig(bf16=bf16))
+    recomputing = make_student(folder, place, compute=ComputeConfig(bf16=bf16, **recompute))
     expected = plain.train(batch, POLICY)
-    output = recomputing.train(batch, POLICY)
-    assert output.metrics == pytest.approx(expected.metrics, rel=1e-6)
-    assert_same(gradients(recomputing), gradients(plain), relative=1e-6)
+    calls = count_forwards(recomputing)
+    assert recomputing.train(batch, POLICY).metrics == expected.metrics
+    assert_same(gradients(recomputing), gradients(plain), relative=0.0)
+    num_microbatches = 2  # of four of the eight rows
+    again = {"selective": 0, "full": 4}[recompute["recompute_granularity"]]
+    if "recompute_method" in recompute:
+        again = recompute["recompute_num_layers"]
+    assert len(calls) == num_microbatches * (4 + again)
+
+
+def count_forwards(trainer: Trainer) -> list[int]:
+    """A list that grows with every forward of a layer."""
+    calls: list[int] = []
+    for layer in trainer.modules[0].decoder.layers:
+        layer.register_forward_pre_hook(lambda module, _: calls.append(module.layer_number))
+    return calls
 
 
 def test_gradients_of_the_step_before_are_gone(place: Parallel, qwen2: Path) -> None:

@@ -1,0 +1,211 @@
+"""Checks of arithmetic and memory against what this machine has, and which kernels a run will use.
+
+What a machine has is looked up once and passed in as facts, so every rule can be tried anywhere.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import torch
+from packaging.version import Version
+
+from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.training.environment import local_rank
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
+
+# What megatron-core 0.16.1 asks for.
+TE_VERSIONS = (Version("2.9"), Version("2.12"))
+# The compute capability that a recipe begins with, and the first cards that have it.
+RECIPE_CAPABILITY = {
+    "delayed": ((8, 9), "Ada or Hopper"),
+    "tensorwise": ((8, 9), "Ada or Hopper"),
+    "blockwise": ((9, 0), "Hopper"),
+    "mxfp8": ((10, 0), "Blackwell"),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run would find here.
+
+    capability: of this rank's GPU; None without CUDA.
+    transformer_engine: its version; None where it is not installed.
+    """
+
+    capability: tuple[int, int] | None = None
+    transformer_engine: str | None = None
+    has_apex: bool = False
+    has_flash_attention: bool = False
+
+
+def this_machine() -> Machine:
+    """Look up what is here; the GPU is asked for its properties and otherwise left alone."""
+    has_cuda = torch.cuda.is_available()
+    return Machine(
+        capability=torch.cuda.get_device_capability(local_rank()) if has_cuda else None,
+        transformer_engine=_transformer_engine_version(),
+        has_apex=find_spec("apex") is not None,
+        has_flash_attention=find_spec("flash_attn") is not None,
+    )
+
+
+def _transformer_engine_version() -> str | None:
+    if find_spec("transformer_engine") is None:
+        return None
+    try:
+        return version("transformer_engine")
+    except PackageNotFoundError:
+        return "0"
+
+
+def check_compute(
+    compute: ComputeConfig, parallel: ParallelConfig, machine: Machine
+) -> Iterator[str]:
+    """Yield what is wrong with arithmetic and memory."""
+    counts = ("micro_batch_size", "logprob_chunk_size", "recompute_num_layers")
+    yield from violations("compute", compute, dict.fromkeys(counts, POSITIVE))
+    yield from _check_transformer_engine(compute, machine)
+    yield from _check_fp8(compute, parallel, machine)
+    yield from _check_recompute(compute)
+    yield from _check_optimizer_memory(compute, parallel, machine)
+
+
+def _check_transformer_engine(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
+    if compute.transformer_impl != "transformer_engine":
+        return
+    key = "compute.transformer_impl = 'transformer_engine'"
+    if machine.transformer_engine is None:
+        yield (
+            f"{key}, but that package is not installed; install megatron-gad[te] on a machine with "
+            "CUDA, or use 'local' (without fp8_format)"
+        )
+        return
+    first, behind = TE_VERSIONS
+    if not first <= Version(machine.transformer_engine) < behind:
+        yield (
+            f"{key}, but its version {machine.transformer_engine} does not go with megatron-core "
+            f"0.16.1; install transformer-engine >= {first}, < {behind}, or use 'local'"
+        )
+    if machine.capability is None:
+        yield (
+            f"{key} needs a CUDA device, and there is none; run on a machine with one, "
+            "or use 'local' (without fp8_format)"
+        )
+
+
+def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machine) -> Iterator[str]:
+    if compute.fp8_format is None:
+        if compute.fp8_recipe != "delayed":
+            yield _needs_fp8(f"fp8_recipe = {compute.fp8_recipe!r}")
+        for name in ("fp8_param_gather", "first_last_layers_bf16"):
+            if getattr(compute, name):
+                yield _needs_fp8(f"{name} = True")
+        return
+    if compute.transformer_impl != "transformer_engine":
+        yield (
+            f"compute.fp8_format = {compute.fp8_format!r} needs Transformer Engine; "
+            "set compute.transformer_impl = 'transformer_engine', or leave fp8_format out"
+        )
+    needed, cards = RECIPE_CAPABILITY[compute.fp8_recipe]
+    if machine.capability is not None and machine.capability < needed:
+        yield (
+            f"compute.fp8_recipe = {compute.fp8_recipe!r} needs a GPU of compute capability "
+            f"{needed[0]}.{needed[1]} ({cards}) or above, and this one has "
+            f"{machine.capability[0]}.{machine.capability[1]}; {_other_recipe(machine.capability)}"
+        )
+    if compute.fp8_param_gather and not parallel.use_distributed_optimizer:
+        yield (
+            "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
+            "parallel.use_distributed_optimizer = true, or leave it out"
+        )
+    if compute.first_last_layers_bf16 and compute.fp8_recipe == "delayed":
+        yield (
+            "compute.first_last_layers_bf16 = True does not go with fp8_recipe = 'delayed', whose "
+            "scales are taken over all layers; use 'tensorwise', 'blockwise' or 'mxfp8'"
+        )
+    layers = ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
+    yield from violations("compute", compute, dict.fromkeys(layers, NOT_NEGATIVE))
+
+
+def _needs_fp8(setting: str) -> str:
+    return (
+        f"compute.{setting} is about FP8, which is off; set compute.fp8_format = 'hybrid' (with "
+        "transformer_impl = 'transformer_engine'), or leave it out"
+    )
+
+
+def _other_recipe(capability: tuple[int, int]) -> str:
+    fitting = [name for name, (needed, _) in RECIPE_CAPABILITY.items() if capability >= needed]
+    if not fitting:
+        return "leave fp8_format out and use compute.bf16 = true"
+    return f"use {fitting[-1]!r}, or leave fp8_format out"
+
+
+def _check_recompute(compute: ComputeConfig) -> Iterator[str]:
+    if compute.recompute_granularity == "full":
+        return
+    for name, default in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):
+        value = getattr(compute, name)
+        if value != default:
+            yield (
+                f"compute.{name} = {value!r} is about full recompute; set "
+                "compute.recompute_granularity = 'full', or leave it out"
+            )
+
+
+def _check_optimizer_memory(
+    compute: ComputeConfig, parallel: ParallelConfig, machine: Machine
+) -> Iterator[str]:
+    """Yield what keeps the optimizer from holding less on the device."""
+    offloads, is_aware = compute.optimizer_cpu_offload, compute.use_precision_aware_optimizer
+    if not 0 < compute.optimizer_offload_fraction <= 1:
+        yield (
+            f"compute.optimizer_offload_fraction = {compute.optimizer_offload_fraction} is not "
+            "allowed; give a value above 0 and at most 1, the part of the states that leaves"
+        )
+    if offloads and machine.capability is None:
+        yield (
+            "compute.optimizer_cpu_offload = True moves states from a GPU to the host, and there "
+            "is no GPU; leave it out"
+        )
+    if offloads and not is_aware:
+        yield (
+            "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
+            "set compute.use_precision_aware_optimizer = true too"
+        )
+    if is_aware and not parallel.use_distributed_optimizer:
+        yield (
+            "compute.use_precision_aware_optimizer = True is part of the distributed optimizer; "
+            "set parallel.use_distributed_optimizer = true, or leave it out"
+        )
+    if is_aware and not offloads and machine.transformer_engine is None:
+        yield (
+            "compute.use_precision_aware_optimizer = True needs the fused Adam of Transformer "
+            "Engine, which is not installed; install megatron-gad[te], or leave it out"
+        )
+    for name in ("exp_avg_dtype", "exp_avg_sq_dtype", "main_params_dtype"):
+        if getattr(compute, name) != "fp32" and not is_aware:
+            yield (
+                f"compute.{name} = {getattr(compute, name)!r} needs the precision-aware optimizer; "
+                "set compute.use_precision_aware_optimizer = true, or leave it at 'fp32'"
+            )
+
+
+def describe_kernels(compute: ComputeConfig, machine: Machine) -> str:
+    """Name the implementations that a run here takes; what is missing is never required."""
+    if compute.transformer_impl == "transformer_engine":
+        flash = "flash-attn" if machine.has_flash_attention else "cuDNN or its own, no flash-attn"
+        layers = f"attention by Transformer Engine ({flash}), norms by Transformer Engine"
+    else:
+        layers = "attention by torch's scaled_dot_product_attention, norms by torch"
+    if compute.optimizer_cpu_offload:
+        adam = "torch's on the host"
+    elif machine.transformer_engine is not None:
+        adam = "Transformer Engine's fused"
+    elif machine.has_apex:
+        adam = "Apex's fused"
+    else:
+        adam = "torch's"
+    return f"{layers}, Adam: {adam}"

@@ -1,0 +1,154 @@
+"""What arithmetic and memory need of a machine, said with key, value, allowed and remedy."""
+
+from typing import Any
+
+import pytest
+
+from megatron_gad.compute_checks import Machine, check_compute, describe_kernels
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
+
+NOTHING = Machine()
+A100, ADA = Machine((8, 0), "2.11.0"), Machine((8, 9), "2.11.0")
+H100, B200 = Machine((9, 0), "2.11.0"), Machine((10, 0), "2.11.0")
+SHARDED = ParallelConfig(use_distributed_optimizer=True)
+
+
+def problems(machine: Machine, layout: ParallelConfig | None = None, **compute: Any) -> list[str]:
+    return [*check_compute(ComputeConfig(**compute), layout or ParallelConfig(), machine)]
+
+
+def fp8(recipe: str, **more: Any) -> dict[str, Any]:
+    impl = {"transformer_impl": "transformer_engine", "bf16": True}
+    return {**impl, "fp8_format": "hybrid", "fp8_recipe": recipe, **more}
+
+
+@pytest.mark.parametrize("machine", [NOTHING, A100, ADA, H100, B200])
+def test_the_defaults_bf16_and_full_recompute_run_anywhere(machine: Machine) -> None:
+    assert problems(machine) == []
+    full = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 2}
+    assert problems(machine, bf16=True, **full) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fitting"),
+    [
+        ("delayed", [ADA, H100, B200]),
+        ("tensorwise", [ADA, H100, B200]),
+        ("blockwise", [H100, B200]),
+        ("mxfp8", [B200]),
+    ],
+)
+def test_a_recipe_is_taken_by_the_cards_that_have_it(recipe: str, fitting: list[Machine]) -> None:
+    for machine in (A100, ADA, H100, B200):
+        assert (problems(machine, **fp8(recipe)) == []) == (machine in fitting)
+
+
+CASES: list[tuple[Machine, dict[str, Any], str]] = [
+    (
+        NOTHING,
+        fp8("delayed"),
+        "compute.transformer_impl = 'transformer_engine', but that package is not installed; "
+        "install megatron-gad[te] on a machine with CUDA, or use 'local' (without fp8_format)",
+    ),
+    (
+        Machine((9, 0), "2.13.0"),
+        fp8("delayed"),
+        "compute.transformer_impl = 'transformer_engine', but its version 2.13.0 does not go with "
+        "megatron-core 0.16.1; install transformer-engine >= 2.9, < 2.12, or use 'local'",
+    ),
+    (
+        Machine(None, "2.11.0"),
+        fp8("delayed"),
+        "compute.transformer_impl = 'transformer_engine' needs a CUDA device, and there is none; "
+        "run on a machine with one, or use 'local' (without fp8_format)",
+    ),
+    (
+        A100,
+        fp8("tensorwise"),
+        "compute.fp8_recipe = 'tensorwise' needs a GPU of compute capability 8.9 (Ada or Hopper) "
+        "or above, and this one has 8.0; leave fp8_format out and use compute.bf16 = true",
+    ),
+    (
+        H100,
+        fp8("mxfp8"),
+        "compute.fp8_recipe = 'mxfp8' needs a GPU of compute capability 10.0 (Blackwell) or above, "
+        "and this one has 9.0; use 'blockwise', or leave fp8_format out",
+    ),
+    (
+        H100,
+        fp8("delayed", first_last_layers_bf16=True),
+        "compute.first_last_layers_bf16 = True does not go with fp8_recipe = 'delayed', whose "
+        "scales are taken over all layers; use 'tensorwise', 'blockwise' or 'mxfp8'",
+    ),
+    (
+        H100,
+        fp8("tensorwise", fp8_param_gather=True),
+        "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
+        "parallel.use_distributed_optimizer = true, or leave it out",
+    ),
+    (
+        H100,
+        {"fp8_recipe": "blockwise"},
+        "compute.fp8_recipe = 'blockwise' is about FP8, which is off; set compute.fp8_format = "
+        "'hybrid' (with transformer_impl = 'transformer_engine'), or leave it out",
+    ),
+    (
+        NOTHING,
+        {"recompute_granularity": "selective", "recompute_num_layers": 4},
+        "compute.recompute_num_layers = 4 is about full recompute; set "
+        "compute.recompute_granularity = 'full', or leave it out",
+    ),
+    (
+        H100,
+        {"use_precision_aware_optimizer": True},
+        "compute.use_precision_aware_optimizer = True is part of the distributed optimizer; set "
+        "parallel.use_distributed_optimizer = true, or leave it out",
+    ),
+    (
+        H100,
+        {"exp_avg_dtype": "fp8"},
+        "compute.exp_avg_dtype = 'fp8' needs the precision-aware optimizer; set "
+        "compute.use_precision_aware_optimizer = true, or leave it at 'fp32'",
+    ),
+    (
+        H100,
+        {"optimizer_cpu_offload": True},
+        "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
+        "set compute.use_precision_aware_optimizer = true too",
+    ),
+    (
+        NOTHING,
+        {"optimizer_offload_fraction": 0.0},
+        "compute.optimizer_offload_fraction = 0.0 is not allowed; give a value above 0 and at most "
+        "1, the part of the states that leaves",
+    ),
+]
+
+
+@pytest.mark.parametrize(("machine", "compute", "message"), CASES)
+def test_what_is_missing_is_said_with_the_remedy(
+    machine: Machine, compute: dict[str, Any], message: str
+) -> None:
+    assert problems(machine, **compute) == [message]
+
+
+def test_lighter_optimizer_states_need_transformer_engine_or_a_host_to_move_to() -> None:
+    light = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16"}
+    without_te = Machine((9, 0))
+    assert problems(H100, SHARDED, **light) == []
+    assert problems(without_te, SHARDED, **light, optimizer_cpu_offload=True) == []
+    assert "fused Adam of Transformer Engine" in problems(without_te, SHARDED, **light)[0]
+    (no_gpu,) = problems(NOTHING, SHARDED, **light, optimizer_cpu_offload=True)
+    assert "there is no GPU; leave it out" in no_gpu
+
+
+def test_the_kernels_of_a_run_are_named() -> None:
+    local = "attention by torch's scaled_dot_product_attention, norms by torch, Adam: "
+    assert describe_kernels(ComputeConfig(), NOTHING) == local + "torch's"
+    assert describe_kernels(ComputeConfig(), Machine((8, 0), has_apex=True)).endswith(
+        "Apex's fused"
+    )
+    te = ComputeConfig(transformer_impl="transformer_engine")
+    with_flash = Machine((9, 0), "2.11.0", has_flash_attention=True)
+    assert "Transformer Engine (flash-attn)" in describe_kernels(te, with_flash)
+    assert "no flash-attn" in describe_kernels(te, H100)
