@@ -34,6 +34,7 @@ from megatron_gad.layout_checks import check_parallel
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
 from megatron_gad.models.layout_rules import data_parallel_size
+from megatron_gad.planning.choice import ScheduleConfig
 from megatron_gad.sglang_checks import check_sglang
 from megatron_gad.stage_checks import (
     check_adversarial,
@@ -81,6 +82,7 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def check(self, world_size: int) -> list[str]:
         """Return every violation, each with key, value, what is allowed and the remedy.

@@ -19,12 +19,15 @@ from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import MetricsWriter, Timers
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.planning.choice import describe_residency
 from megatron_gad.rollout import Ahead, Sampler
+from megatron_gad.schedule import Schedule
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
+from megatron_gad.workloads import plan_residency
 
 StageConfig = SeqkdConfig | WarmupConfig | AdversarialConfig
 
@@ -79,6 +82,8 @@ class Run:
         self.student = _build_student(config, parallel, self.settings)
         record_folder = self.folder / ROLLOUTS_FOLDER if config.rollout.record else None
         self.sampler = Sampler(_build_engine(config, parallel), self.codec, parallel, record_folder)
+        self.schedule = _build_schedule(self)
+        self.schedule.add("student", self.student)
         self.progress = Progress()
         self.reference: Reference | None = None
         self.best_weights: list[torch.Tensor] | None = None
@@ -124,6 +129,7 @@ class Run:
         config = self.config.discriminator
         hf_config = load_hf_config(config.path) if config.path else self.student.hf_config
         self._discriminator = Trainer.scorer(hf_config, config, self.parallel, self.settings)
+        self.schedule.add("discriminator", self._discriminator)
 
     def _check_sizes(self) -> None:
         """Raise ValueError where the data are too few for the ranks or for a step."""
@@ -194,6 +200,13 @@ def _build_student(config: RunConfig, parallel: Parallel, settings: TrainerSetti
     student = Trainer.language_model(hf_config, config.student, parallel, settings)
     student.load_hf_weights(config.student.path)
     return student
+
+
+def _build_schedule(run: Run) -> Schedule:
+    memory, reason = plan_residency(run.config, run.parallel.world_size)
+    if run.parallel.is_writer:
+        logger.info("schedule: %s", "; ".join((*describe_residency(memory), reason)))
+    return Schedule(memory.leaves, run.sampler, run.parallel, run.timers)
 
 
 def _build_engine(config: RunConfig, parallel: Parallel):

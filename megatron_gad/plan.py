@@ -9,8 +9,10 @@ from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import HUB, load_prompts
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import data_parallel_size
+from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.shapes import shape_from_config
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.workloads import plan_residency
 
 
 def describe_plan(config: RunConfig, world_size: int) -> str:
@@ -32,6 +34,9 @@ def describe_plan(config: RunConfig, world_size: int) -> str:
             text, count = _describe_data(config, path)
             lines.append(_line(title, text))
             num_prompts = count if title == "data" else num_prompts
+    memory, reason = plan_residency(config, world_size)
+    lines.append(_line("residency", reason))
+    lines += [_line("", text) for text in describe_residency(memory)]
     for name in config.stages:
         lines.append(_line(name, _describe_stage(config, name, num_prompts)))
     lines += [_line("writes", _describe_files(config)), "", "Resolved configuration:", ""]

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 def save(run: Run) -> None:
     """Write a checkpoint of everything the run needs to go on bit for bit. All ranks call it."""
+    run.schedule.enter("save")
     models = {"student": run.student}
     if run.has_discriminator:
         models["discriminator"] = run.discriminator

@@ -97,16 +97,16 @@ class Sampler:
                     write_groups(self._record_folder, request.sampling.name, shares)
         return sampled
 
-    def rest(self) -> None:
-        """Sampling is over for this step: give a GPU's memory back; the next swap wakes the engine.
-
-        In a CPU's memory it stays, and weights that did not change are not sent again.
-        """
-        if self._parallel.device.type != "cuda":
-            return
+    def sleep(self) -> None:
+        """Give the engine's memory back; it needs weights before it samples again."""
         if self._engine is not None:
             self._engine.sleep()
         self.weights_version = -1
+
+    def device_bytes(self) -> int:
+        """Return the bytes of the weights that the engine shows; servers show none."""
+        held = self._engine.held_weights() if self._engine is not None else ()
+        return sum(x.numel() * x.element_size() for _, x in held if x.device.type != "meta")
 
     def close(self) -> None:
         """Stop the engine."""

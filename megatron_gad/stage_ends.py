@@ -21,6 +21,7 @@ def begin_stage(run: Run) -> None:
     run.best_weights = None
     run.start_orders()
     if not isinstance(stage, SeqkdConfig) and not run.has_discriminator:
+        run.schedule.enter("rollout")  # of the student, no more than its weights
         run.build_discriminator()
         source = run.config.discriminator.path or run.student.hf_weights()
         run.discriminator.load_hf_weights(source)

@@ -45,7 +45,6 @@ def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
     """Teach the discriminator on fresh samples, and the student on the teacher's responses."""
     prompts = run.take_prompts(stage.prompts_per_step)
     groups, metrics = sample_groups(run, prompts, stage.group_size)
-    run.sampler.rest()
     pairs = pair_batch(groups)
     judged = _learn_from_pairs(run, pairs)
     metrics |= _prefixed("discriminator", judged.metrics)
@@ -98,6 +97,7 @@ def _compare_all(run: Run, logprobs: Tensor, batch: Batch, weights_lag: int) -> 
 
 def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
     batch = teacher_batch(prompts)
+    run.schedule.enter("student")
     with run.timers("student"):
         learned = run.student.train(batch, supervised_loss)
     run.progress.weights_version += 1
@@ -107,6 +107,7 @@ def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
 
 def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
     config = run.config
+    run.schedule.enter("discriminator")
     with run.timers("discriminator"):
         judged = judge(
             run.discriminator,
@@ -121,6 +122,7 @@ def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
 def _judge(run: Run, pairs: PairBatch, learns: bool) -> StepOutput:
     if learns:
         return _learn_from_pairs(run, pairs)
+    run.schedule.enter("score")
     with run.timers("discriminator"):
         return score_only(run.discriminator, pairs, run.config.gad.discriminator_loss)
 
@@ -133,6 +135,7 @@ def _discriminator_learns(run: Run, stage: AdversarialConfig) -> bool:
 def _with_reference(run: Run, batch: Batch) -> Batch:
     if run.reference is None:
         return batch
+    run.schedule.enter("reference")
     with run.timers("student"):
         return batch.with_ref_logprobs(
             run.reference.logprobs(batch, run.config.rollout.temperature)
@@ -161,6 +164,7 @@ def _learn_from_rewards(run: Run, batch: Batch, num_updates: int) -> StepOutput:
         tis_cap=gad.tis_cap,
     )
     loss = partial(policy_loss, options=options)
+    run.schedule.enter("student")
     with run.timers("student"):
         first = learned = run.student.train(batch, loss, temperature)
         for _ in range(num_updates - 1):

@@ -67,8 +67,6 @@ def adversarial_rollouts(run: Run, stage: AdversarialConfig) -> StepRollouts:
         run.ahead = None
     if stage.overlap and run.progress.step_in_stage + 1 < run.stage_steps:
         metrics |= _sample_ahead(run, stage)
-    else:
-        run.sampler.rest()
     groups, extra = sampled[0], [group for groups in sampled[1:] for group in groups]
     size = len(extra) // max(1, _num_extra_steps(stage))
     version = groups[0].rollouts[0].weights_version
@@ -171,6 +169,7 @@ def _compare(run: Run, groups: Sequence[Group]) -> Metrics:
 
 
 def _swap_weights(run: Run) -> Metrics:
+    run.schedule.enter("rollout")
     if run.sampler.weights_version == run.progress.weights_version:
         return {}
     with run.timers("swap"):

@@ -110,7 +110,7 @@ def _take_step(run: Run) -> StepResult:
     run.progress.consumed_samples += run.prompts_per_step
     run.progress.iteration += 1
     run.progress.step_in_stage += 1
-    result.metrics.update(run.timers.take())
+    result.metrics.update(run.schedule.take() | run.timers.take())
     result.metrics["time/step_s"] = time.monotonic() - start
     result.metrics["data/epoch"] = run.epoch
     return result
@@ -142,6 +142,7 @@ def _hand_over(run: Run) -> None:
 
 def _export(run: Run, suffix: str) -> None:
     """Write the models that [checkpoint] export names as Hugging Face folders."""
+    run.schedule.enter("save")
     for name in run.config.checkpoint.export:
         if name == "discriminator" and not run.has_discriminator:
             continue

@@ -3,13 +3,132 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from megatron_gad.config import RunConfig
 from megatron_gad.data.dataset import HUB, DataConfig
 from megatron_gad.data.rows import read_file_rows
+from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import data_parallel_size
+from megatron_gad.planning.choice import choose_residency
+from megatron_gad.planning.devices import DEVICES, GIB, Assumptions, Device
 from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.memory import engine_weight_bytes, kv_bytes_per_token, precision_of
+from megatron_gad.planning.request import EngineUse, Request
+from megatron_gad.planning.residency import MemoryPlan
+from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.planning.work import Lengths, StageWork
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+
+# Of a run that has no means given: they weigh moves against each other, and bound no memory.
+MEAN_PROMPT, MEAN_RESPONSE = 150, 400
+UNBOUNDED = 2**60
+
+
+def plan_residency(config: RunConfig, world_size: int) -> tuple[MemoryPlan, str]:
+    """Return who leaves the devices of a run and what each phase then needs; and why.
+
+    Looks at the device if there is one, and starts nothing.
+    """
+    schedule = config.schedule
+    device, assume, source = _device_of_run(schedule.device_memory_gib)
+    layout = replace(
+        configured_layout(config, world_size), engine_tensor=config.sglang.tensor_parallel_size
+    )
+    student = _shape(config.student.path)
+    request = plan_request(
+        config,
+        (student, _shape(config.discriminator.path or config.student.path)),
+        device,
+        world_size,
+        lengths_of(config.data, MEAN_PROMPT, MEAN_RESPONSE),
+        replace(assume, bucket_bytes=_bucket_bytes(config, student)),
+    )
+    # An engine that samples for the next step is at work all the time.
+    rests = not ("adversarial" in config.stages and config.adversarial.overlap)
+    engine = replace(_engine_use(config, request, layout), may_leave=rests)
+    request = replace(request, engine=engine)
+    memory = choose_residency(request, layout, schedule.leaves)
+    return memory, "as schedule.leaves says" if schedule.leaves is not None else source
+
+
+def plan_request(
+    config: RunConfig,
+    shapes: tuple[ModelShape, ModelShape],
+    device: Device,
+    num_gpus: int,
+    lengths: Lengths,
+    assume: Assumptions,
+) -> Request:
+    """Return what there is to plan about a configuration.
+
+    shapes: of student and discriminator.
+    """
+    compute = config.compute
+    student, discriminator = shapes
+    return Request(
+        student=student,
+        discriminator=discriminator,
+        device=device,
+        num_gpus=num_gpus,
+        stages=stage_works(config),
+        lengths=lengths,
+        precision=precision_of(compute.bf16, compute.fp8_format is not None),
+        is_fp8=compute.fp8_format is not None,
+        has_reference="adversarial" in config.stages and config.gad.kl_coef > 0,
+        micro_batch_size=compute.micro_batch_size,
+        split_groups=config.discriminator.split_groups,
+        logprob_chunk_size=compute.logprob_chunk_size,
+        assume=assume,
+    )
+
+
+def _shape(folder: str) -> ModelShape:
+    return shape_from_config(load_hf_config(folder).to_dict())
+
+
+def _device_of_run(memory_gib: float | None) -> tuple[Device, Assumptions, str]:
+    """Return the device that a run has, what of it may not be used, and how that is known.
+
+    The speeds of a type that is not in the table are those of another: they only order moves.
+    """
+    assume, known = Assumptions(), DEVICES["h100-80g"]
+    if memory_gib is not None:
+        limited = replace(known, memory_bytes=int(memory_gib * GIB))
+        assume = replace(assume, reserved_bytes=0, reserved_share=0.0)
+        return limited, assume, f"for schedule.device_memory_gib = {memory_gib:g}"
+    if not torch.cuda.is_available():
+        unbounded = replace(known, memory_bytes=UNBOUNDED)
+        return unbounded, assume, "there is no GPU whose memory bounds it"
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    for device in DEVICES.values():
+        if device.name.split("-")[0] in found.name.lower():
+            known = device
+    source = f"for the {found.total_memory / GIB:.1f} GiB of {found.name}"
+    return replace(known, memory_bytes=found.total_memory), assume, source
+
+
+def _bucket_bytes(config: RunConfig, student: ModelShape) -> int:
+    """Return the bytes of a weight swap's bucket; the embedded engine takes tensor by tensor."""
+    if config.rollout.engine == "sglang":
+        return config.sglang.update_weight_buffer_size
+    return student.vocab_size * student.hidden_size * (2 if config.compute.bf16 else 4)
+
+
+def _engine_use(config: RunConfig, request: Request, layout: Layout) -> EngineUse:
+    """Return what the engine of a run takes of the devices, which is settled before it starts."""
+    if config.rollout.engine == "embedded":
+        samples = max(-(-int(stage.num_samples) // layout.data) for stage in request.stages)
+        rows = min(config.rollout.max_batch_size, samples)
+        return EngineUse("embedded", rows * request.lengths.max_row)
+    if config.sglang.urls:
+        return EngineUse("elsewhere", 0)
+    if request.device.memory_bytes == UNBOUNDED:
+        return EngineUse("servers")
+    share = int(config.sglang.mem_fraction_static * request.device.memory_bytes)
+    weights = engine_weight_bytes(request.student, layout, request.precision)
+    each = kv_bytes_per_token(request.student, layout, request.precision)
+    return EngineUse("servers", max(0, share - weights) // each)
 
 
 def stage_works(config: RunConfig) -> tuple[StageWork, ...]:

@@ -8,7 +8,7 @@ input.
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -16,12 +16,11 @@ import tyro
 from megatron_gad.config import RunConfig
 from megatron_gad.config_file import read_toml
 from megatron_gad.planning.devices import Assumptions, device_of
-from megatron_gad.planning.memory import precision_of
 from megatron_gad.planning.report import format_report, to_json
-from megatron_gad.planning.request import Request
+from megatron_gad.planning.request import EngineUse, Request
 from megatron_gad.planning.search import find_plans, plan_layout
 from megatron_gad.planning.shapes import read_shape
-from megatron_gad.workloads import configured_layout, count_rows, lengths_of, stage_works
+from megatron_gad.workloads import configured_layout, count_rows, lengths_of, plan_request
 
 
 @dataclass(frozen=True)
@@ -97,21 +96,19 @@ def _request(arguments: Arguments, config: RunConfig) -> Request:
     if compute.fp8_format and not device.fp8_flops:
         raise ValueError(f"compute.fp8_format = {compute.fp8_format!r}: {device.name} has no FP8")
     student = read_shape(arguments.model_config or Path(config.student.path))
-    return Request(
-        student=student,
-        discriminator=read_shape(Path(path)) if path else student,
-        device=device,
-        num_gpus=arguments.gpus,
-        stages=stage_works(config),
-        lengths=lengths_of(config.data, arguments.prompt_tokens, arguments.response_tokens),
-        precision=precision_of(compute.bf16, compute.fp8_format is not None),
-        is_fp8=compute.fp8_format is not None,
-        has_reference="adversarial" in config.stages and config.gad.kl_coef > 0,
-        micro_batch_size=compute.micro_batch_size,
-        split_groups=config.discriminator.split_groups,
-        logprob_chunk_size=compute.logprob_chunk_size,
+    request = plan_request(
+        config,
+        (student, read_shape(Path(path)) if path else student),
+        device,
+        arguments.gpus,
+        lengths_of(config.data, arguments.prompt_tokens, arguments.response_tokens),
+        arguments.assume,
+    )
+    is_elsewhere = config.rollout.engine == "sglang" and config.sglang.urls
+    return replace(
+        request,
         num_data_prompts=arguments.num_prompts or count_rows(config.data),
-        assume=arguments.assume,
+        engine=EngineUse("elsewhere" if is_elsewhere else "servers"),
     )
 
 

@@ -59,7 +59,6 @@ class Assumptions:
         bucket_bytes: of one bucket of a weight swap.
         bucket_seconds: cost of a bucket beside its bytes.
         swap_seconds: fixed cost of a swap.
-        cache_seconds: to release and resume the KV cache, a step.
         engine_seconds: to release and resume cache and weights of the engine, a step.
         reserved_bytes: of device memory that no role gets: contexts of two processes, buffers.
         reserved_share: of device memory that fragmentation takes.
@@ -77,7 +76,6 @@ class Assumptions:
     bucket_bytes: int = 512 * MIB
     bucket_seconds: float = 0.02
     swap_seconds: float = 0.5
-    cache_seconds: float = 1.0
     engine_seconds: float = 3.0
     reserved_bytes: int = 4 * GIB
     reserved_share: float = 0.05

@@ -49,8 +49,8 @@ class ModelState:
         return self.weights + self.gradients + self.optimizer
 
     @property
-    def moved(self) -> int:
-        """Return what goes to the host when the model leaves: gradients are made anew."""
+    def kept(self) -> int:
+        """Return what outlives a step; gradients have memory only while their model trains."""
         return self.weights + self.optimizer
 
 

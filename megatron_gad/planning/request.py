@@ -1,11 +1,27 @@
 """What is to be planned."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from megatron_gad.planning.devices import Assumptions, Device
 from megatron_gad.planning.memory import Precision
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import Lengths, StageWork
+
+
+@dataclass(frozen=True)
+class EngineUse:
+    """How the rollout engine shares the devices of training.
+
+    kind: servers hold their cache from start to end; the embedded engine only while it samples;
+        an engine that is elsewhere holds nothing here.
+    cache_tokens: of one copy's cache, whatever is free; None plans with what the phases leave.
+    may_leave: it rests while training is at work.
+    """
+
+    kind: Literal["servers", "embedded", "elsewhere"] = "servers"
+    cache_tokens: int | None = None
+    may_leave: bool = True
 
 
 @dataclass(frozen=True)
@@ -17,6 +33,7 @@ class Request:
         takes whole groups. logprob_chunk_size: tokens whose logits are held at once.
     is_fp8: matrices are multiplied in FP8. has_reference: the KL's reference lives on the host.
     num_data_prompts: usable rows of the data set; None where nobody counted them.
+    engine: where it lives and how much cache it takes.
     """
 
     student: ModelShape
@@ -33,6 +50,7 @@ class Request:
     logprob_chunk_size: int = 1024
     num_data_prompts: int | None = None
     assume: Assumptions = field(default_factory=Assumptions)
+    engine: EngineUse = field(default_factory=EngineUse)
 
     @property
     def has_engine(self) -> bool:

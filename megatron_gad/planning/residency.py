@@ -16,12 +16,9 @@ from megatron_gad.planning.memory import (
 )
 from megatron_gad.planning.request import Request, microbatch_rows, num_microbatches
 
-# What may leave the device when it is not at work. An engine that leaves takes its cache along.
-CHOICES: tuple[frozenset[str], ...] = tuple(
-    frozenset(models) | engine
-    for engine in (frozenset(), frozenset({"kv_cache"}), frozenset({"kv_cache", "engine"}))
-    for models in ((), ("discriminator",), ("student",), ("discriminator", "student"))
-)
+# Who may leave the device when it is not at work. An engine that leaves takes its cache along.
+ENGINE_CHOICES = ((), ("engine",))
+MODEL_CHOICES = ((), ("discriminator",), ("student",), ("discriminator", "student"))
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class MemoryPlan:
 
     leaves: roles that leave the device while they are not at work.
     cache_tokens: tokens whose keys and values fit into one copy of the engine.
-    student, discriminator: states while on the device; host_bytes: pinned, for one GPU.
+    student, discriminator: states while they train; host_bytes: pinned, for one GPU.
     """
 
     leaves: frozenset[str]
@@ -46,15 +43,25 @@ class MemoryPlan:
         return max(phase.missing for phase in self.phases)
 
 
+def choices(request: Request) -> tuple[frozenset[str], ...]:
+    """Return every choice of who leaves that a run has, from nobody to everybody."""
+    if not request.has_engine:
+        return (frozenset(),)
+    use = request.engine
+    stays = use.kind == "elsewhere" or not use.may_leave
+    engine = ENGINE_CHOICES[:1] if stays else ENGINE_CHOICES
+    return tuple(frozenset((*models, *e)) for e in engine for models in MODEL_CHOICES)
+
+
 def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
-    """Yield the memory of a layout for every choice of who leaves, from nobody to everybody."""
+    """Yield the memory of a layout for every choice of who leaves."""
     precision = request.precision
     student = model_state(request.student, layout, precision, is_scorer=False)
     discriminator = None
     if request.has_engine:
         discriminator = model_state(request.discriminator, layout, precision, is_scorer=True)
     activations = _activations(request, layout)
-    for leaves in CHOICES if request.has_engine else CHOICES[:1]:
+    for leaves in choices(request):
         yield _memory_plan(request, layout, leaves, (student, discriminator), activations)
 
 
@@ -90,17 +97,22 @@ def _memory_plan(
         cache, cache_tokens = 0, 0
     else:
         engine = engine_weight_bytes(request.student, layout, request.precision)
+        engine = 0 if request.engine.kind == "elsewhere" else engine
         phases = _phases(request, leaves, (student, discriminator, engine), activations)
         cache, cache_tokens = _cache(request, layout, leaves, phases)
     usable = usable_bytes(request.device, request.assume)
-    host = student.weights if request.has_reference and discriminator else 0
-    host += student.moved if "student" in leaves else 0
-    host += discriminator.moved if discriminator and "discriminator" in leaves else 0
+    # The reference, and the student's own weights while it is lent them.
+    host = 2 * student.weights if request.has_reference and discriminator else 0
+    host += student.optimizer if "student" in leaves else 0
+    host += student.weights if "student" in leaves and not request.has_reference else 0
+    host += discriminator.kept if discriminator and "discriminator" in leaves else 0
     return MemoryPlan(
         leaves=leaves,
         phases=tuple(
             PhaseMemory(
-                name, roles | ({"kv_cache": cache} if _has_cache(name, leaves) else {}), usable
+                name,
+                roles | ({"kv_cache": cache} if _has_cache(request, name, leaves) else {}),
+                usable,
             )
             for name, roles in phases.items()
         ),
@@ -122,22 +134,27 @@ def _phases(
     roles: states of student and discriminator, bytes of the engine's weights.
     """
     student, discriminator, engine = roles
-    working = {"student": student.total, "discriminator": discriminator.total, "engine": engine}
-    stays = {role: 0 if role in leaves else size for role, size in working.items()}
-    # A student that leaves shows the engine its weights last, when the rest is gone already.
-    shown = student.weights if "student" in leaves else student.total
+    resting = {"student": student.kept, "discriminator": discriminator.kept, "engine": engine}
+    stays = {role: 0 if role in leaves else size for role, size in resting.items()}
+    # A student that leaves shows the engine its weights when the rest is gone already, and keeps
+    # them for the comparison with the engine after the first samples.
+    sampling = {"student": student.weights if "student" in leaves else student.kept}
+    sampling["engine"] = engine
     buffers = 2 * request.assume.bucket_bytes
     return {
-        "swap": stays | {"student": shown, "engine": engine, "swap_buffers": buffers},
-        "rollout": stays | {"engine": engine},
+        "swap": stays | sampling | {"swap_buffers": buffers},
+        "rollout": stays | sampling,
         "discriminator": stays
         | {"discriminator": discriminator.total, "activations": activations["discriminator"]},
         "student": stays | {"student": student.total, "activations": activations["student"]},
     }
 
 
-def _has_cache(phase: str, leaves: frozenset[str]) -> bool:
-    return phase == "rollout" or "kv_cache" not in leaves
+def _has_cache(request: Request, phase: str, leaves: frozenset[str]) -> bool:
+    if request.engine.kind == "elsewhere":
+        return False
+    always = request.engine.kind == "servers" and "engine" not in leaves
+    return phase == "rollout" or always
 
 
 def _cache(
@@ -148,13 +165,16 @@ def _cache(
 ) -> tuple[int, int]:
     """Return the bytes of the KV cache on one GPU and the tokens that fit into them.
 
-    It takes what the phases that it lives through leave free: at least one row at its longest,
-    whether that fits or not, and at most all rows of a replica at their longest.
+    Where its size is not given it takes what the phases that it lives through leave free: at least
+    one row at its longest, whether that fits or not, and at most all rows of a replica at their
+    longest.
     """
-    usable = usable_bytes(request.device, request.assume)
-    lived = [roles for name, roles in phases.items() if _has_cache(name, leaves)]
-    free = min(usable - sum(roles.values()) for roles in lived)
     each = kv_bytes_per_token(request.student, layout, request.precision)
+    if request.engine.cache_tokens is not None:
+        return request.engine.cache_tokens * each, request.engine.cache_tokens
+    usable = usable_bytes(request.device, request.assume)
+    lived = [roles for name, roles in phases.items() if _has_cache(request, name, leaves)]
+    free = min((usable - sum(roles.values()) for roles in lived), default=usable)
     replicas = layout.world // layout.engine_tensor
     most_rows = max(-(-int(stage.num_samples) // replicas) for stage in request.stages)
     longest = request.lengths.max_row

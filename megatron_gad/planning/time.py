@@ -181,20 +181,17 @@ def swap_bytes(request: Request) -> int:
 def move_seconds(request: Request, memory: MemoryPlan, work: StageWork) -> float:
     """Return the seconds of copies to and from the host, and of an engine's sleep and wake.
 
-    A role that leaves goes out once a step and comes in once. The reference is exchanged with the
-    student's weights before its pass and after it, in both directions.
+    A model that leaves goes out once a step and comes in once. For the reference's pass its weights
+    come in, and then the student's own again; those go out before only where they had stayed.
     """
     assume = request.assume
     bandwidth = request.device.host_bandwidth * assume.host_efficiency
-    moved = memory.student.moved if "student" in memory.leaves else 0
+    moved = 2 * memory.student.kept if "student" in memory.leaves else 0
     if memory.discriminator and "discriminator" in memory.leaves:
-        moved += memory.discriminator.moved
-    seconds = 2 * moved / bandwidth
+        moved += 2 * memory.discriminator.kept
     if request.has_reference and work.kind == "adversarial":
-        seconds += 4 * memory.student.weights / bandwidth
-    if "engine" in memory.leaves:
-        return seconds + assume.engine_seconds
-    return seconds + (assume.cache_seconds if "kv_cache" in memory.leaves else 0.0)
+        moved += (1 if "student" in memory.leaves else 3) * memory.student.weights
+    return moved / bandwidth + (assume.engine_seconds if "engine" in memory.leaves else 0.0)
 
 
 def _bandwidth(request: Request, num_ranks: int) -> float:

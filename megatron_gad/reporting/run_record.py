@@ -14,7 +14,8 @@ from megatron_gad.records import read_records
 
 CONFIG_FILE = "config.toml"
 RESULTS_FILE = "results.json"
-PHASE_KEYS = ("time/rollout_s", "time/swap_s", "time/discriminator_s", "time/student_s")
+PHASES = ("rollout", "swap", "discriminator", "student", "moves")
+PHASE_KEYS = tuple(f"time/{phase}_s" for phase in PHASES)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,13 @@ class HostCopy:
                 self._copy_in(storage, host)
         self._wait()
 
+    @torch.no_grad()
+    def fill(self, tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+        """Write values from the host into some of the set's tensors; the host copies stay."""
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value, non_blocking=True)
+            self.copied_bytes += value.numel() * value.element_size()
+
     def copy_in(self) -> None:
         """Write the host's values, of the last ``copy_out``, over the device's."""
         for storage, host in self._hosts.values():

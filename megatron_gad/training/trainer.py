@@ -262,9 +262,7 @@ class Trainer:
         weights.copy_out()
         weights.allocate()
         try:
-            with torch.no_grad():
-                for parameter, host in zip(self._parameters(), snapshot, strict=True):
-                    parameter.copy_(host, non_blocking=True)
+            weights.fill(self._parameters(), snapshot)
             yield
         finally:
             weights.copy_in()

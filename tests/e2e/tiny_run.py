@@ -12,7 +12,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 # What depends on the clock, or on how a run is spread over ranks.
-NOT_COMPARED = ("time", "swap/bytes")
+NOT_COMPARED = ("time", "swap/bytes", "memory/", "moves/")
 
 
 def start(save: Path, *flags: str, num_ranks: int = 1) -> subprocess.Popen:

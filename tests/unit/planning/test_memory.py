@@ -202,7 +202,7 @@ def test_up_to_14b_both_states_stay_on_an_h200_and_32b_alternates(model: str, st
 def test_the_cache_gets_what_the_phases_leave_it() -> None:
     request = make_request("7B", "h200-141g")
     everything, *_ = memory_plans(request, TP4)
-    alone = next(plan for plan in memory_plans(request, TP4) if "kv_cache" in plan.leaves)
+    alone = next(plan for plan in memory_plans(request, TP4) if "engine" in plan.leaves)
     usable = usable_bytes(request.device, Assumptions())
     for plan, phase in ((everything, 2), (alone, 1)):
         cache = plan.phases[1].by_role["kv_cache"]

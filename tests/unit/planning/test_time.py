@@ -105,6 +105,16 @@ def test_who_leaves_is_copied_out_and_in_once_a_step() -> None:
     assert move_seconds(request, away, ADVERSARIAL) == pytest.approx(moved / (64e9 * 0.4))
 
 
+def test_a_reference_costs_three_copies_of_the_weights_and_one_where_the_student_leaves() -> None:
+    request = make_request("7B")
+    nobody, *others = memory_plans(request, TP4)
+    away = next(plan for plan in others if plan.leaves == {"student"})
+    speed, weights = 64e9 * 0.4, nobody.student.weights
+    assert move_seconds(request, nobody, ADVERSARIAL) == pytest.approx(3 * weights / speed)
+    moved = 3 * weights + 2 * away.student.optimizer
+    assert move_seconds(request, away, ADVERSARIAL) == pytest.approx(moved / speed)
+
+
 def test_an_epoch_is_its_steps() -> None:
     request = make_request("7B", num_data_prompts=2560)
     memory, *_ = memory_plans(request, TP4)

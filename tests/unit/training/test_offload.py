@@ -142,8 +142,8 @@ def test_the_reference_costs_no_copy_of_frozen_bytes(student: Trainer) -> None:
     before = student.memory.copied_bytes
     assert torch.equal(reference.logprobs(batch, 0.8), expected)
     assert torch.equal(student.logprobs(batch, 0.8), own)
-    # Asleep, the student has its weights on the host already: only they come back.
-    assert student.memory.copied_bytes - before == student.memory.device_bytes().weights
+    # Asleep, the student has its weights on the host already: the reference's come in, then they.
+    assert student.memory.copied_bytes - before == 2 * student.memory.device_bytes().weights
     assert same(reference.snapshot, kept)
     assert same(training_state(student), after)
 

@@ -1,0 +1,70 @@
+"""Which residency a run takes under the layout that it has, and how that is told."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_gad.planning.devices import GIB
+from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.request import Request
+from megatron_gad.planning.residency import MemoryPlan, memory_plans
+from megatron_gad.planning.time import move_seconds
+
+Role = Literal["student", "discriminator", "engine"]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Who leaves the device while others work (docs/planning.md).
+
+    Attributes:
+        leaves: who goes to the host, or, an engine, gives its memory back; empty: nobody; None:
+            nobody where all fit, else the cheapest that makes it fit.
+        device_memory_gib: what a run may use of a device; None: what the device has, less 4 GiB and
+            5 %; on a CPU nothing bounds it.
+    """
+
+    leaves: tuple[Role, ...] | None = None
+    device_memory_gib: float | None = None
+
+
+def choose_residency(
+    request: Request, layout: Layout, leaves: Collection[str] | None = None
+) -> MemoryPlan:
+    """Return the memory of the cheapest residency that fits; of the nearest one where none does.
+
+    leaves: the roles that leave, where that is not to be chosen; an engine that is elsewhere, or
+        a discriminator that no stage has, cannot leave.
+    """
+    plans = [*memory_plans(request, layout)]
+    if leaves is not None:
+        possible = max((plan.leaves for plan in plans), key=len)
+        return next(plan for plan in plans if plan.leaves == possible.intersection(leaves))
+    fitting = [plan for plan in plans if not plan.missing]
+    if not fitting:
+        return min(plans, key=lambda plan: plan.missing)
+    return min(fitting, key=lambda plan: (_moves(request, plan), len(plan.leaves)))
+
+
+def _moves(request: Request, plan: MemoryPlan) -> float:
+    return sum(move_seconds(request, plan, stage) for stage in request.stages)
+
+
+def describe_residency(memory: MemoryPlan) -> Iterator[str]:
+    """Yield lines: who leaves, what each phase holds on the fullest device, what is missing."""
+    yield f"leaves the device: {', '.join(sorted(memory.leaves)) or 'nobody, everything stays'}"
+    for phase in memory.phases:
+        held = ", ".join(f"{role} {_gib(size)}" for role, size in phase.by_role.items() if size)
+        yield f"{phase.phase}: {_gib(phase.total)} GiB planned ({held})"
+    if memory.host_bytes:
+        yield f"host memory: {_gib(memory.host_bytes)} GiB a device"
+    worst = max(memory.phases, key=lambda phase: phase.missing)
+    if worst.missing:
+        yield (
+            f"the {worst.phase} phase does not fit: {_gib(worst.missing)} GiB more than the "
+            f"{_gib(worst.usable)} GiB that may be used; tools/plan_run.py looks for a layout"
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3g}"

@@ -1,0 +1,153 @@
+"""Models and engine take turns: who is on the device at the moments that matter."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from examples.tiny.prepare import prepare
+from megatron_gad.config import RunConfig, load_config
+from megatron_gad.parts import Run
+from megatron_gad.planning.choice import ScheduleConfig
+from megatron_gad.planning.devices import GIB
+from megatron_gad.stage_ends import begin_stage
+from megatron_gad.stages import adversarial_step
+from megatron_gad.training import parallel
+from megatron_gad.training.offload import DeviceBytes
+from megatron_gad.workloads import plan_residency
+
+AWAY = DeviceBytes(0, 0, 0)
+EVERYBODY = ("student", "discriminator", "engine")
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[parallel.Parallel]:
+    """A world of one."""
+    config = RunConfig()
+    yield parallel.initialize(config.parallel, config.seed)
+    parallel.shut_down()
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The adversarial stage of the tiny example."""
+    folder = tmp_path_factory.mktemp("run")
+    prepare(folder)
+    flags = ["examples/tiny/run.toml", "--stages", "adversarial", "--save", str(folder / "out")]
+    flags += ["--data.path", str(folder / "train.jsonl"), "--no-tensorboard"]
+    flags += ["--data.eval-path", "", "--student.path", str(folder / "student")]
+    return load_config(flags)[0]
+
+
+@pytest.fixture
+def start(configured: RunConfig, place: parallel.Parallel) -> Callable[[ScheduleConfig], Run]:
+    """Return a function that begins the stage and takes a step, so that there are moments."""
+
+    def build(schedule: ScheduleConfig) -> Run:
+        run = Run(dataclasses.replace(configured, schedule=schedule), place)
+        begin_stage(run)
+        adversarial_step(run, run.config.adversarial)
+        run.schedule.take()
+        return run
+
+    return build
+
+
+def on_device(run: Run) -> tuple[DeviceBytes, DeviceBytes, int]:
+    """Bytes of student, discriminator and engine."""
+    models = (run.student, run.discriminator)
+    student, discriminator = (model.memory.device_bytes() for model in models)
+    return student, discriminator, run.sampler.device_bytes()
+
+
+def watch(run: Run) -> list[tuple[str, tuple[DeviceBytes, DeviceBytes, int]]]:
+    """Take a step, and note who is there whenever the engine or a model begins to work."""
+    seen = []
+
+    def note(moment: str) -> None:
+        now = (moment, on_device(run))
+        if now not in seen[-1:]:
+            seen.append(now)
+
+    engine = run.sampler.engine
+    assert engine is not None
+    load, generate = engine.load_weights, engine.generate
+    engine.load_weights = lambda *inputs: (note("swap"), load(*inputs))[1]
+    engine.generate = lambda *inputs: (note("sample"), generate(*inputs))[1]
+    for name, trainer in (("student", run.student), ("discriminator", run.discriminator)):
+        trainer.modules[0].register_forward_pre_hook(lambda *_, name=name: note(name))
+    adversarial_step(run, run.config.adversarial)
+    return seen
+
+
+def test_everybody_takes_turns(start: Callable[[ScheduleConfig], Run]) -> None:
+    run = start(ScheduleConfig(leaves=EVERYBODY))
+    run.student.wake()
+    run.discriminator.wake()
+    student, discriminator, _ = on_device(run)
+    shown = DeviceBytes(student.weights, 0, 0)
+    # In float32 the engine holds what the student does.
+    engine = student.weights
+    assert watch(run) == [
+        ("swap", (shown, AWAY, 0)),
+        ("sample", (shown, AWAY, engine)),
+        ("student", (shown, AWAY, engine)),  # compared with the engine
+        ("sample", (shown, AWAY, engine)),  # for further steps of the discriminator
+        ("discriminator", (AWAY, discriminator, 0)),
+        ("student", (shown, AWAY, 0)),  # lent the reference's weights
+        ("student", (student, AWAY, 0)),
+    ]
+    run.schedule.take()
+    adversarial_step(run, run.config.adversarial)
+    found = run.schedule.take()
+    assert found["memory/discriminator_gib"] == discriminator.total / GIB
+    assert found["memory/student_gib"] == student.total / GIB
+    assert found["memory/rollout_gib"] == (student.weights + engine) / GIB
+    # Each out and in once, and the reference's weights in.
+    moved = student.weights
+    moved += 2 * sum(each.weights + each.optimizer for each in (student, discriminator))
+    assert found["moves/bytes"] == moved
+
+
+def test_who_stays_keeps_all_but_the_gradients(start: Callable[[ScheduleConfig], Run]) -> None:
+    run = start(ScheduleConfig(leaves=()))
+    run.student.wake()
+    run.discriminator.wake()
+    student, discriminator, engine = on_device(run)
+    idle = [dataclasses.replace(each, gradients=0) for each in (student, discriminator)]
+    assert watch(run) == [
+        ("swap", (idle[0], idle[1], engine)),
+        ("sample", (idle[0], idle[1], engine)),
+        ("student", (idle[0], idle[1], engine)),
+        ("sample", (idle[0], idle[1], engine)),
+        ("discriminator", (idle[0], discriminator, engine)),
+        ("student", (idle[0], idle[1], engine)),
+        ("student", (student, idle[1], engine)),
+    ]
+    run.schedule.take()
+    adversarial_step(run, run.config.adversarial)
+    # The reference's weights in; the student's own out before that, and in after it.
+    assert run.schedule.take()["moves/bytes"] == 3 * student.weights
+
+
+def test_bytes_decide_who_leaves(configured: RunConfig) -> None:
+    def leaves(gib: float | None) -> frozenset[str]:
+        schedule = ScheduleConfig(device_memory_gib=gib)
+        return plan_residency(dataclasses.replace(configured, schedule=schedule), 1)[0].leaves
+
+    everybody, _ = plan_residency(
+        dataclasses.replace(configured, schedule=ScheduleConfig(leaves=())), 1
+    )
+    needed = max(phase.total for phase in everybody.phases) / GIB
+    assert leaves(None) == leaves(needed * 1.001) == frozenset()
+    # The fullest phase is the discriminator's. The engine costs seconds to wake, the student none.
+    assert max(everybody.phases, key=lambda phase: phase.total).phase == "discriminator"
+    assert leaves(needed * 0.999) == {"student"}
+    alone = everybody.phases[2].by_role
+    assert leaves((alone["discriminator"] + alone["activations"]) / GIB) == {"student", "engine"}
+
+
+def test_what_fits_in_no_way_is_said(configured: RunConfig) -> None:
+    schedule = ScheduleConfig(device_memory_gib=0.0005)
+    memory, _ = plan_residency(dataclasses.replace(configured, schedule=schedule), 1)
+    assert memory.missing > 0
