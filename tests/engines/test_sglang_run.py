@@ -132,10 +132,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         process.stop()
 
 
+@pytest.mark.parametrize("transport", ["disk", "broadcast"])
 def test_a_server_at_a_url_takes_the_weights_of_every_step(
-    server: ServerProcess, tmp_path: Path
+    transport: str, server: ServerProcess, tmp_path: Path
 ) -> None:
-    flags = ("--sglang.urls", server.url, "--sglang.weight-transport", "disk")
+    flags = ("--sglang.urls", server.url, "--sglang.weight-transport", transport)
     records = tiny_run.run(tmp_path / "run", *FLAGS, *flags, "--adversarial.steps", "3")
     assert [record["engine/weights_lag"] for record in records] == [0.0] * 3
     assert max(record["engine/logprob_gap_max"] for record in records) < BOUND

@@ -23,5 +23,5 @@ def test_sglang_without_its_package_says_so_with_the_last_lines_of_its_log(tmp_p
 
 
 def test_an_unknown_engine_is_refused_with_the_choices(tmp_path):
-    with pytest.raises(ValueError, match="'vllm'; the choices are 'embedded' and 'sglang'"):
+    with pytest.raises(ValueError, match="'vllm'; the choices are 'embedded', 'sglang' and"):
         build_engine("vllm", tmp_path, "cpu", torch.float32)
