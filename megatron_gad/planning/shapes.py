@@ -12,8 +12,10 @@ ATTENTION_FEATURES = {
     "qwen2": (True, False),
     "qwen3": (False, True),
     "qwen3_moe": (False, True),
+    "mixtral": (False, False),
 }
-MIXTURES = ("qwen3_moe",)
+# model_type -> the key of an expert's width.
+MIXTURES = {"qwen3_moe": "moe_intermediate_size", "mixtral": "intermediate_size"}
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _mixture_sizes(config: Mapping[str, Any], num_layers: int) -> dict[str, int]
         # transformers writes the number under either name.
         "num_experts": config.get("num_local_experts") or _size(config, "num_experts"),
         "experts_per_token": _size(config, "num_experts_per_tok"),
-        "expert_ffn_size": _size(config, "moe_intermediate_size"),
+        "expert_ffn_size": _size(config, MIXTURES[config["model_type"]]),
     }
 
 

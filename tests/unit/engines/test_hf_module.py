@@ -12,17 +12,17 @@ from megatron_gad.engines.hf_module import (
     holds_weights,
     release_weights,
 )
-from tests.tiny import make_hf_folder
+from tests.tiny import hub_tensors, make_hf_folder
 
 CPU = torch.device("cpu")
 
 
 def weights_of(folder) -> dict[str, Tensor]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return hub_tensors(model, dict(model.named_parameters()))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("tie", [False, True])
 def test_a_filled_module_computes_what_transformers_loads(tmp_path, family, tie):
     folder = make_hf_folder(tmp_path, family, tie=tie)

@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     LlamaConfig,
+    MixtralConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -61,6 +62,14 @@ PUBLISHED = {
         ),
         30_532_122_624,
     ),
+    "Mixtral-8x7B": (
+        hf(
+            *("mixtral", (4096, 14336, 32, 32, 8, 32000)),
+            num_local_experts=8,
+            num_experts_per_tok=2,
+        ),
+        46_702_792_704,
+    ),
 }
 SMALL: dict[str, Any] = dict(zip(KEYS, (32, 48, 4, 4, 2, 97), strict=True))
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -80,6 +89,7 @@ SMALL_CONFIGS = {
     "qwen3_moe": mixture(head_dim=24),
     "qwen3_moe_mixed": mixture(decoder_sparse_step=2),
     "qwen3_moe_dense": mixture(mlp_only_layers=[0, 3]),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
 }
 
 
@@ -100,8 +110,9 @@ def test_the_count_of_a_real_model_is_the_published_one(name: str) -> None:
 @pytest.mark.parametrize("is_scorer", [False, True])
 def test_a_real_model_built_by_transformers_has_as_many(name: str, is_scorer: bool) -> None:
     sizes, _ = PUBLISHED[name]
-    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
-    config = kinds.get(sizes["model_type"], Qwen3MoeConfig)(**sizes)
+    kinds: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    kinds |= {"qwen3_moe": Qwen3MoeConfig, "mixtral": MixtralConfig}
+    config = kinds[sizes["model_type"]](**sizes)
     counted = shape_from_config(sizes).num_parameters(is_scorer)
     assert counted == count_with_transformers(config, is_scorer)
 
