@@ -1,8 +1,10 @@
 """HTTP calls to one SGLang server, with the two ways in which a call can fail kept apart."""
 
+import contextlib
 import http.client
 import json
 import socket
+import threading
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +34,8 @@ class SGLangClient:
             raise ValueError(f"server URL = {url!r} is not usable; give http://host:port")
         self._host, self._port = parts.hostname, parts.port or 80
         self._timeout_s = timeout_s
+        self._open: set[http.client.HTTPConnection] = set()
+        self._lock = threading.Lock()
 
     def post(self, path: str, body: Json, timeout_s: float | None = None) -> None:
         """Send JSON, and wait for the answer that it was done.
@@ -75,10 +79,20 @@ class SGLangClient:
             return False
         return True
 
+    def break_off(self) -> None:
+        """End the calls that are waiting for an answer: they raise ServerFailed."""
+        with self._lock:
+            for connection in self._open:
+                if connection.sock is not None:
+                    with contextlib.suppress(OSError):
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+
     def _call(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> bytes:
         connection = http.client.HTTPConnection(
             self._host, self._port, timeout=timeout_s or self._timeout_s
         )
+        with self._lock:
+            self._open.add(connection)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -86,6 +100,8 @@ class SGLangClient:
         except (OSError, http.client.HTTPException) as error:
             raise ServerFailed(f"{self.url}{path}: {type(error).__name__}: {error}") from error
         finally:
+            with self._lock:
+                self._open.discard(connection)
             connection.close()
         if 400 <= response.status < 500:
             raise CallRefused(

@@ -38,6 +38,7 @@ class Dispatch:
         self._load = load
         self._pending = deque(range(len(requests)))
         self._running: dict[int, Replica] = {}
+        self._recovering: set[Replica] = set()
         self._rollouts: dict[int, Rollout] = {}
         self._error: Exception | None = None
         self._changed = threading.Condition()
@@ -99,7 +100,9 @@ class Dispatch:
 
     def _take(self, replica: Replica) -> int | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._is_over())
+            self._changed.wait_for(
+                lambda: self._is_over() or (self._pending and replica not in self._recovering)
+            )
             if self._is_over():
                 return None
             number = self._pending.popleft()
@@ -128,11 +131,16 @@ class Dispatch:
         with replica.lock:
             if replica.generation != generation or self._is_over():
                 return
+            with self._changed:
+                self._recovering.add(replica)
             try:
-                replica.recover(error, self._load)
+                replica.recover(error, self._load, self._ids_on(replica))
             except RuntimeError as fatal:
                 self._fail(fatal)
             replica.generation += 1
+            with self._changed:
+                self._recovering.discard(replica)
+                self._changed.notify_all()
 
     def _watch(self, replica: Replica, interval_s: float, timeout_s: float) -> None:
         """End a server that hangs; its requests then fail, and are sent again."""
@@ -151,8 +159,12 @@ class Dispatch:
                         replica.kill()
 
     def _abort_running(self) -> None:
-        with self._changed:
-            running = list(self._running.items())
         for replica in self._replicas:
-            ids = [self._requests[n]["rid"] for n, owner in running if owner is replica]
-            replica.abort(ids)
+            replica.abort(self._ids_on(replica))
+
+    def _ids_on(self, replica: Replica) -> list[str]:
+        """Return the ids of the requests that a server works on."""
+        with self._changed:
+            return [
+                self._requests[n]["rid"] for n, owner in self._running.items() if owner is replica
+            ]

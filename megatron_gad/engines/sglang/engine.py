@@ -202,7 +202,7 @@ class SGLangEngine:
                 config,
                 self._model_folder,
                 server_arguments(config, self._device, self._dtype, number),
-                server_environment(os.environ, self._device),
+                server_environment(os.environ, self._device, config.tensor_parallel_size),
                 log_name=f"sglang_{os.getpid()}_{number}.log",
             )
         limits = Limits(

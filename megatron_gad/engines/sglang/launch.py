@@ -122,7 +122,9 @@ def as_flags(arguments: Mapping[str, ArgumentValue]) -> Iterator[str]:
             yield from (flag, str(value))
 
 
-def server_environment(inherited: Mapping[str, str], device: torch.device) -> dict[str, str]:
+def server_environment(
+    inherited: Mapping[str, str], device: torch.device, tensor_parallel_size: int
+) -> dict[str, str]:
     """Return the environment of a server: this process's, without what describes our ranks."""
     dropped = {*LAUNCHER_VARIABLES, EXPANDABLE_SEGMENTS}
     environment = {
@@ -132,6 +134,10 @@ def server_environment(inherited: Mapping[str, str], device: torch.device) -> di
     }
     if device.type == "cpu":
         environment["SGLANG_USE_CPU_ENGINE"] = "1"
+        # Without it, a server has at most one rank for each NUMA node.
+        if tensor_parallel_size > 1:
+            cores = "|".join(str(rank) for rank in range(tensor_parallel_size))
+            environment.setdefault("SGLANG_CPU_OMP_THREADS_BIND", cores)
     return environment
 
 

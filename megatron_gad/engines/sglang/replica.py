@@ -2,12 +2,18 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.client import CallRefused, Json, ServerFailed, SGLangClient
-from megatron_gad.engines.sglang.server import ServerProcess, ServerStartError
+from megatron_gad.engines.sglang.server import (
+    HEALTH_TIMEOUT_S,
+    POLL_S,
+    ServerProcess,
+    ServerStartError,
+)
 from megatron_gad.engines.sglang.transport import Link, Transport
 from megatron_gad.engines.sglang.versions import AFTER_WEIGHTS, BEFORE_WEIGHTS, ServerApi
 
@@ -77,11 +83,20 @@ class Replica:
         """Wait until it can generate. Raises ServerStartError."""
         if self._process is not None:
             self._process.wait_until_healthy(self._limits.start_timeout_s)
-        elif not self.client.is_healthy(self._limits.start_timeout_s):
-            raise ServerStartError(
-                f"the SGLang server at {self.name} does not answer /health; start it, or leave "
-                "sglang.urls out so that the run starts servers itself"
-            )
+            return
+        deadline = time.monotonic() + self._limits.start_timeout_s
+        is_first = True
+        while not self.client.is_healthy(HEALTH_TIMEOUT_S):
+            if time.monotonic() > deadline:
+                raise ServerStartError(
+                    f"the SGLang server at {self.name} has not answered /health for "
+                    f"{self._limits.start_timeout_s:g} s (sglang.start_timeout_s); start it, or "
+                    "leave sglang.urls out so that the run starts servers itself"
+                )
+            if is_first:
+                logger.warning("waiting for the SGLang server at %s", self.name)
+            is_first = False
+            time.sleep(POLL_S)
 
     def is_alive(self, health_timeout_s: float) -> bool:
         """Say whether it would work; a hung server would not."""
@@ -120,10 +135,16 @@ class Replica:
         self.api.release_memory()
         self._is_asleep = True
 
-    def recover(self, error: Exception, load: Callable[["Replica"], None]) -> None:
+    def recover(
+        self,
+        error: Exception,
+        load: Callable[["Replica"], None],
+        request_ids: Sequence[str] = (),
+    ) -> None:
         """Bring it back after a failure, with weights.
 
-        load: gives it the current weights.
+        load: gives it the current weights. request_ids: what it works on; a server that is not
+        ours goes on with them, and takes weights and empties its caches when it is idle only.
 
         Raises RuntimeError, with the server's last words, when it failed once too often.
         """
@@ -131,6 +152,7 @@ class Replica:
             self._count_failure(error)
             try:
                 self.restart()
+                self.abort(request_ids)
                 load(self)
             except (ServerFailed, ServerStartError) as again:
                 error = again
@@ -174,9 +196,11 @@ class Replica:
                     logger.warning("abort of %s: %s", request_id, error)
 
     def kill(self) -> None:
-        """End the server's process at once, where it is ours; its requests fail."""
+        """End the server's process at once, where it is ours; its requests fail in any case."""
         if self._process is not None:
             self._process.stop()
+        else:
+            self.client.break_off()
 
     def close(self) -> None:
         """Let go of the server; end its process, where it is ours."""

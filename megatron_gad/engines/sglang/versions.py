@@ -4,6 +4,7 @@ Written against 0.5.16 and 0.5.23. The newer has weight sessions, outside of whi
 tensors; the older does not know them. A server is asked, never its version number.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ AFTER_WEIGHTS = ("kv_cache", "cuda_graph")
 NOT_FOUND = 404
 # One flat tensor and the places in it, instead of a tensor for each name.
 FLAT_BUCKET = "flattened_bucket"
+FLUSH_TIMEOUT_S = 60.0
+FLUSH_POLL_S = 0.2
 
 
 class ServerApi:
@@ -115,10 +118,21 @@ class ServerApi:
 
     def finish_update(self, version: int) -> None:
         """Forget what older weights computed, then count as holding this version."""
-        self._post("/flush_cache", {})
+        self._flush_cache()
         self._post(
             "/update_weight_version", {"new_version": str(version), "abort_all_requests": False}
         )
+
+    def _flush_cache(self) -> None:
+        """Empty the cache, which a server refuses until requests that were aborted are gone."""
+        deadline = time.monotonic() + FLUSH_TIMEOUT_S
+        while True:
+            try:
+                return self._post("/flush_cache", {})
+            except CallRefused:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(FLUSH_POLL_S)
 
     def release_memory(self) -> None:
         """Give device memory back; the server has to be idle, and its weights are lost."""

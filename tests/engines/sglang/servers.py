@@ -47,8 +47,8 @@ def make_prompts(count: int) -> list[Prompt]:
     return [Prompt(7 * n, (), "", tuple(range(5 + n, 9 + 2 * n)), ()) for n in range(count)]
 
 
-def reference(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def weights_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -56,9 +56,11 @@ def weights_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def largest_gap(folder: Path, groups: list[Group], temperature: float) -> float:
-    """Return max |engine - transformers| over all sampled tokens, in nats."""
-    model = reference(folder)
+def gaps_of(
+    folder: Path, groups: list[Group], temperature: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return |engine - transformers| of all sampled tokens, in nats; dtype: of transformers."""
+    model = reference(folder, dtype)
     gaps = []
     for group in groups:
         for rollout in group.rollouts:
@@ -66,8 +68,13 @@ def largest_gap(folder: Path, groups: list[Group], temperature: float) -> float:
             logits = model(input_ids=ids).logits[0, len(group.prompt.ids) - 1 : -1].float()
             logprobs = torch.log_softmax(logits / temperature, dim=-1)
             expected = logprobs.gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
-            gaps.append((torch.tensor(rollout.rollout_logprobs) - expected).abs().max())
-    return float(torch.stack(gaps).max())
+            gaps.append((torch.tensor(rollout.rollout_logprobs) - expected).abs())
+    return torch.cat(gaps)
+
+
+def largest_gap(folder: Path, groups: list[Group], temperature: float) -> float:
+    """Return the largest of the gaps, in nats."""
+    return float(gaps_of(folder, groups, temperature).max())
 
 
 def rollouts_of(groups: list[Group]) -> list[Rollout]:

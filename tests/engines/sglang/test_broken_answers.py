@@ -1,0 +1,77 @@
+"""A server at a URL that answers wrongly, not at all, or is not there: ``make test-sglang``.
+
+A real server cannot be made to do so. A proxy in front of it can.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.sglang.engine import SGLangEngine
+from tests.engines.sglang.faulty_proxy import Fault, FaultyProxy
+from tests.engines.sglang.servers import (
+    BOUND,
+    CONFIG,
+    MARKS,
+    largest_gap,
+    make_prompts,
+    rollouts_of,
+    weights_of,
+)
+
+pytestmark = MARKS
+FAULTS: dict[int, Fault] = {
+    5: "500",
+    20: "garbage",
+    40: "truncated",
+    60: "cut",
+    80: "port",
+    110: "hang",
+}
+CONFIG_AT_URL = replace(
+    CONFIG,
+    max_running_requests=4,
+    health_interval_s=1,
+    health_timeout_s=20,
+    max_restarts=6,
+    server_args={},
+)
+
+
+def test_every_request_has_one_answer_whatever_happens_on_the_way(engine, folders):
+    proxy = FaultyProxy(engine.replicas[0].name, FAULTS)
+    by_url = SGLangEngine(
+        replace(CONFIG_AT_URL, urls=(proxy.url,)), folders["new"], "cpu", torch.float32
+    )
+    try:
+        by_url.load_weights(weights_of(folders["new"]), version=80)
+        sampling = SamplingConfig(num_samples=15, max_new_tokens=8)
+        groups = by_url.generate(make_prompts(10), sampling)
+        assert proxy.happened == list(FAULTS.values())
+        assert [len(group.rollouts) for group in groups] == [15] * 10
+        assert {len(rollout.ids) for rollout in rollouts_of(groups)} == {8}
+        assert {rollout.weights_version for rollout in rollouts_of(groups)} == {80}
+        assert largest_gap(folders["new"], groups, 1.0) < BOUND
+        assert len(proxy.answered) == 150
+        assert set(proxy.answered.values()) == {1}
+    finally:
+        by_url.close()
+        proxy.close()
+
+
+def test_a_server_that_fails_for_ever_ends_the_run_with_its_address(engine, folders):
+    proxy = FaultyProxy(engine.replicas[0].name, {}, always="500")
+    config = replace(CONFIG_AT_URL, urls=(proxy.url,), max_restarts=2)
+    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
+    try:
+        by_url.load_weights(weights_of(folders["new"]), version=81)
+        with pytest.raises(
+            RuntimeError, match=rf"{proxy.url} failed 3 times in a row, last with: .*answers 500"
+        ):
+            by_url.generate(make_prompts(4), SamplingConfig(num_samples=2, max_new_tokens=8))
+        assert set(proxy.happened) == {"500"}
+    finally:
+        by_url.close()
+        proxy.close()
