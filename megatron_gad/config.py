@@ -22,6 +22,7 @@ from megatron_gad.config_checks import (
     check_replay,
     check_rollout,
     check_run_directory,
+    check_token_bound,
     check_watchdog,
 )
 from megatron_gad.config_file import format_toml, read_toml
@@ -99,6 +100,7 @@ class RunConfig:
             *check_stage_names(self.stages),
             *check_parallel(self.parallel, self.compute, world_size),
             *check_compute(self.compute, self.parallel, this_machine()),
+            *check_token_bound(self.compute, self.data),
             *check_run_directory(self.checkpoint, self.log),
             *check_data(self.data),
             *check_optimizer("student", self.student),

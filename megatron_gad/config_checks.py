@@ -18,6 +18,7 @@ from megatron_gad.metrics import LogConfig
 from megatron_gad.stage_config import GadConfig
 from megatron_gad.training.options import (
     CheckpointConfig,
+    ComputeConfig,
     OptimizerConfig,
 )
 from megatron_gad.watchdog import WatchdogConfig
@@ -33,6 +34,18 @@ class Rule(NamedTuple):
 POSITIVE = Rule("above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Rule("0 or more", lambda value: 0 <= value < math.inf)
 BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def check_token_bound(compute: ComputeConfig, data: DataConfig) -> Iterator[str]:
+    """Yield a message where a microbatch does not hold the longest row that the data may have."""
+    longest = data.max_prompt_tokens + data.max_response_tokens
+    max_tokens = compute.max_tokens_per_microbatch
+    if max_tokens is not None and max_tokens < longest:
+        yield (
+            f"compute.max_tokens_per_microbatch = {max_tokens} does not hold the longest row, "
+            f"data.max_prompt_tokens + data.max_response_tokens = {longest} tokens; make it at "
+            "least that, or leave it out"
+        )
 
 
 def check_run_directory(checkpoint: CheckpointConfig, log: LogConfig) -> Iterator[str]:

@@ -36,7 +36,7 @@ def judge(
     means = discriminator.parallel.mean_over_data(
         {name: (float(total), float(count)) for name, (total, count) in sums.items()}
     )
-    return StepOutput({**means, **trained.metrics}, scores)
+    return replace(trained, metrics={**means, **trained.metrics}, rows=scores)
 
 
 def score_only(discriminator: Trainer, pairs: PairBatch, kind: DiscriminatorKind) -> StepOutput:

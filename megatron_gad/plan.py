@@ -65,10 +65,14 @@ def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
     if compute.fp8_format:
         precision = f"FP8 {compute.fp8_format} ({compute.fp8_recipe})"
     recompute = compute.recompute_granularity or "no"
+    size = f"{compute.micro_batch_size} row(s)"
+    if compute.max_tokens_per_microbatch is not None:
+        size = f"at most {compute.max_tokens_per_microbatch} tokens"
+    packed = ", packed" if compute.pack_sequences else ""
     yield _line(
         "compute",
-        f"{precision}, {compute.transformer_impl} layers, microbatches of "
-        f"{compute.micro_batch_size} row(s), {recompute} recompute",
+        f"{precision}, {compute.transformer_impl} layers, microbatches of {size}{packed}, "
+        f"{recompute} recompute",
     )
     yield _line("kernels here", describe_kernels(compute, this_machine()))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,14 @@ from megatron_gad.algorithms.discriminator import split_scores
 from megatron_gad.algorithms.kl import sequence_kl
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.data.balance import group_cost, prompt_cost
 from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.judging import judge, score_only
 from megatron_gad.parts import Run
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.step_rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
+from megatron_gad.training.rebalance import rebalance
 from megatron_gad.training.trainer import StepOutput
 from megatron_gad.types import Batch, Group, PairBatch, Prompt
 
@@ -44,10 +46,11 @@ def seqkd_step(run: Run, stage: SeqkdConfig) -> StepResult:
 def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
     """Teach the discriminator on fresh samples, and the student on the teacher's responses."""
     prompts = run.take_prompts(stage.prompts_per_step)
-    groups, metrics = sample_groups(run, prompts, stage.group_size)
+    sampled, metrics = sample_groups(run, prompts, stage.group_size)
+    groups = _even_share(run, sampled)
     pairs = pair_batch(groups)
     judged = _learn_from_pairs(run, pairs)
-    metrics |= _prefixed("discriminator", judged.metrics)
+    metrics |= _reported("discriminator", judged)
     metrics["tokens/trained"] = _num_tokens(run, pairs)
     if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:
         learned = _learn_from_teacher(run, prompts)
@@ -60,15 +63,15 @@ def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
 def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     """Sample, let the discriminator score and learn, then raise what it scored above the group."""
     sampled = adversarial_rollouts(run, stage)
-    groups, metrics = sampled.groups, sampled.metrics
-    extra_pairs = [pair_batch(each) for each in sampled.extra_groups]
+    groups, metrics = _even_share(run, sampled.groups), sampled.metrics
+    extra_pairs = [pair_batch(_even_share(run, each)) for each in sampled.extra_groups]
     batch = policy_batch(groups)
     pairs = pair_batch(groups, stage.discriminator_samples)
 
     learns = _discriminator_learns(run, stage)
     judged = _judge(run, pairs, learns)
     scores_PG = split_scores(judged.rows, stage.group_size)[1]
-    metrics |= _prefixed("discriminator", judged.metrics)
+    metrics |= _reported("discriminator", judged)
     for extra in extra_pairs:
         _learn_from_pairs(run, extra)
     trained = [pairs, *extra_pairs] if learns else extra_pairs
@@ -83,7 +86,7 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
         batch = batch.with_advantages(advantages_PG.flatten())
         learned = _learn_from_rewards(run, batch, stage.student_updates)
         metrics |= _compare_all(run, learned.rows, batch, sampled.weights_lag)
-        metrics |= _prefixed("student", learned.metrics)
+        metrics |= _reported("student", learned)
         metrics["tokens/trained"] += stage.student_updates * _num_tokens(run, batch)
     return StepResult(metrics, _samples(groups, scores_PG, advantages_PG))
 
@@ -95,14 +98,19 @@ def _compare_all(run: Run, logprobs: Tensor, batch: Batch, weights_lag: int) -> 
     return {"engine/off_policy_gap_max" if weights_lag else "engine/logprob_gap_max": gap}
 
 
+def _even_share(run: Run, groups: Sequence[Group]) -> list[Group]:
+    """Return the groups to train on: this rank sampled for its prompts, however long they got."""
+    return rebalance(groups, group_cost, run.parallel)
+
+
 def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
-    batch = teacher_batch(prompts)
+    batch = teacher_batch(rebalance(prompts, prompt_cost, run.parallel))
     run.schedule.enter("student")
     with run.timers("student"):
         learned = run.student.train(batch, supervised_loss)
     run.progress.weights_version += 1
     _check_finite("student", learned)
-    return {**_prefixed("student", learned.metrics), "tokens/trained": _num_tokens(run, batch)}
+    return {**_reported("student", learned), "tokens/trained": _num_tokens(run, batch)}
 
 
 def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
@@ -173,7 +181,7 @@ def _learn_from_rewards(run: Run, batch: Batch, num_updates: int) -> StepOutput:
             learned = run.student.train(old, loss, temperature)
     run.progress.weights_version += num_updates
     _check_finite("student", learned)
-    return StepOutput(learned.metrics, first.rows)
+    return replace(learned, rows=first.rows)
 
 
 def _reward_metrics(run: Run, rewards_PG: Tensor, advantages_PG: Tensor) -> Metrics:
@@ -199,7 +207,8 @@ def _num_tokens(run: Run, batch: Batch | PairBatch) -> float:
     return float(sum(run.parallel.gather_over_data(int(batch.lengths.sum()))))
 
 
-def _prefixed(group: str, metrics: Metrics) -> Metrics:
+def _reported(group: str, output: StepOutput) -> Metrics:
+    metrics = {**output.metrics, "padding_share": output.padding_share}
     return {f"{group}/{name}": value for name, value in metrics.items()}
 
 

@@ -1,4 +1,4 @@
-"""Prompts and groups to padded token tensors, and those to slices and microbatches.
+"""Prompts and groups to padded token tensors, and those to the rows of microbatches.
 
 The padding id is 0: no mask, length or loss reads it.
 """
@@ -54,36 +54,36 @@ def pair_batch(groups: Sequence[Group], num_trained: int = 0) -> PairBatch:
     return PairBatch(*_padded(rows), trained=trained.repeat(len(groups)), group_size=group_size)
 
 
-def slice_batch(batch: AnyBatch, start: int, stop: int, multiple_of: int = 1) -> AnyBatch:
-    """Return the rows [start, stop), cut to their own longest row.
-
-    A pair batch is cut between groups only.
+def take_rows(batch: AnyBatch, rows: Sequence[int], multiple_of: int = 1) -> AnyBatch:
+    """Return some rows in the order given, cut to the longest of them.
 
     multiple_of: the width is rounded up to a multiple of this.
     """
-    unit = _rows_per_unit(batch)
-    assert start % unit == 0 and stop % unit == 0, f"[{start}, {stop}) cuts a group of {unit} rows"
-    return _slice_rows(batch, start, stop, multiple_of)
+    assert len(rows) > 0, "a microbatch without rows"
+    index = torch.tensor(rows)
+    width = -(-int(batch.lengths[index].max()) // multiple_of) * multiple_of
+    taken = {name: value[index] for name, value in _tensors(batch).items()}
+    return dataclasses.replace(batch, **_with_width(taken, width))
 
 
-def microbatches(
-    batch: AnyBatch, rows: int, multiple_of: int = 1, whole_groups: bool = True
-) -> list[AnyBatch]:
-    """Split a batch into slices of at most ``rows`` rows, in order, each row in exactly one.
+def untrained_rows(batch: AnyBatch, multiple_of: int = 1) -> AnyBatch:
+    """Return a microbatch, as small as can be, that adds nothing to any sum: one token a row.
 
-    A pair batch is split into as many whole groups as fit in ``rows``, at least one. How many
-    slices there are depends on the number of rows alone, so all data ranks have the same number.
-
-    whole_groups: False splits a pair batch at any row, for what needs one row at a time.
+    A rank that has fewer microbatches than others runs it, so that none waits for it. Of a pair
+    batch it has as many rows as a group.
     """
-    assert rows >= 1, rows
-    unit = _rows_per_unit(batch) if whole_groups else 1
-    step = max(1, rows // unit) * unit
-    num_rows = len(batch.lengths)
-    return [
-        _slice_rows(batch, start, min(start + step, num_rows), multiple_of)
-        for start in range(0, num_rows, step)
-    ]
+    unit = rows_per_unit(batch)
+    taken = {name: value[:unit] for name, value in _tensors(batch).items()}
+    tensors = _with_width(taken, multiple_of)
+    masks = ("response_mask", "trained", "score_gradients")
+    for name in tensors.keys() & {*masks}:
+        tensors[name] = torch.zeros_like(tensors[name])
+    return dataclasses.replace(batch, **tensors | {"lengths": torch.ones(unit, dtype=torch.int64)})
+
+
+def rows_per_unit(batch: Batch | PairBatch) -> int:
+    """Return how many adjacent rows belong together: those of a group, or one."""
+    return 1 + batch.group_size if isinstance(batch, PairBatch) else 1
 
 
 def pad_to(batch: AnyBatch, width: int) -> AnyBatch:
@@ -107,19 +107,6 @@ def _padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor
     position = torch.arange(tokens.shape[1])
     response_mask = (position >= starts[:, None]) & (position < lengths[:, None])
     return tokens, lengths, response_mask
-
-
-def _slice_rows(batch: AnyBatch, start: int, stop: int, multiple_of: int) -> AnyBatch:
-    num_rows = len(batch.lengths)
-    assert 0 <= start < stop <= num_rows, (start, stop, num_rows)
-    longest = int(batch.lengths[start:stop].max())
-    width = -(-longest // multiple_of) * multiple_of
-    rows = {name: value[start:stop] for name, value in _tensors(batch).items()}
-    return dataclasses.replace(batch, **_with_width(rows, width))
-
-
-def _rows_per_unit(batch: Batch | PairBatch) -> int:
-    return 1 + batch.group_size if isinstance(batch, PairBatch) else 1
 
 
 def _tensors(batch: Batch | PairBatch) -> dict[str, Tensor]:

@@ -1,25 +1,61 @@
 """A batch into microbatches, and what they computed back into one result."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from megatron_gad.data.batching import AnyBatch, microbatches
+from megatron_gad.data.batching import AnyBatch, rows_per_unit, take_rows, untrained_rows
+from megatron_gad.data.partition import MicrobatchBound, partition_rows
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.types import PairBatch
+from megatron_gad.types import Batch, PairBatch
 
 MetricSums = dict[str, tuple[Tensor, Tensor]]
 
 
-def split_batch(batch: AnyBatch, rows: int, multiple_of: int, with_loss: bool) -> list[AnyBatch]:
+@dataclass(frozen=True)
+class Microbatches:
+    """A data rank's batch, cut up; every data rank has as many microbatches.
+
+    pieces: the last of them may be there only to make up the number; they train nothing.
+    rows: the batch's rows, in the order in which the pieces hold them.
+    padding_share: tokens that the model runs over and that are none of a row, of all tokens that
+        it runs over, on all data ranks.
+    """
+
+    pieces: list[Batch | PairBatch]
+    rows: list[int]
+    padding_share: float
+
+
+def split_batch(
+    batch: AnyBatch, bound: MicrobatchBound, with_loss: bool, parallel: Parallel, multiple: int = 1
+) -> Microbatches:
     """Cut a batch into microbatches, each padded to its own longest row.
 
-    rows: of a microbatch; a loss over pairs needs whole groups and then takes at least one.
-    multiple_of: the padded length divides by this.
+    A loss over pairs needs whole groups. All data ranks call this: experts that are spread over
+    them wait for each other in every microbatch, so a rank that has fewer gets empty ones.
+
+    multiple: the number of microbatches is a multiple of this.
     """
     needs_groups = isinstance(batch, PairBatch) and with_loss and batch.score_gradients is None
-    return microbatches(batch, rows, multiple_of, whole_groups=needs_groups)
+    lengths: list[int] = batch.lengths.tolist()
+    parts = partition_rows(lengths, rows_per_unit(batch) if needs_groups else 1, bound)
+    pieces = [take_rows(batch, part, bound.multiple_of) for part in parts]
+    num_tokens = sum(bound.num_tokens(piece.lengths.tolist()) for piece in pieces)
+    told = parallel.gather_over_data((len(pieces), sum(lengths), num_tokens))
+    counts, real, computed = zip(*told, strict=True)
+
+    number = -(-max(counts) // multiple) * multiple
+    empty = untrained_rows(batch, bound.multiple_of)
+    total = sum(computed) + sum(number - n for n in counts) * bound.num_tokens(
+        [1] * len(empty.lengths)
+    )
+    return Microbatches(
+        pieces=[*pieces, *[empty] * (number - len(pieces))],
+        rows=[row for part in parts for row in part],
+        padding_share=1 - sum(real) / total,
+    )
 
 
 def to_device(batch: AnyBatch, device: torch.device) -> AnyBatch:
@@ -45,9 +81,16 @@ def sum_metrics(sums: list[MetricSums], parallel: Parallel) -> dict[str, float]:
     return dict(zip(names, means.tolist(), strict=True))
 
 
-def join_rows(rows: list[Tensor], width: int) -> Tensor:
-    """Stack per-row results; [b, t] pieces are padded with zeros to [B, width]."""
-    if rows[0].dim() == 1:
-        return torch.cat(rows).cpu()
-    padded = [torch.nn.functional.pad(x, (0, max(0, width - x.shape[1])))[:, :width] for x in rows]
-    return torch.cat(padded).cpu()
+def join_rows(pieces: list[Tensor], rows: list[int], width: int) -> Tensor:
+    """Return what the pieces computed per row in the order of the batch.
+
+    pieces: [b] or [b, t], of every microbatch; t is cut or padded with zeros to the width.
+    rows: of the batch, in the order in which the pieces hold them; what is behind them is dropped.
+    """
+    if pieces[0].dim() == 2:
+        pieces = [
+            torch.nn.functional.pad(piece, (0, max(0, width - piece.shape[1])))[:, :width]
+            for piece in pieces
+        ]
+    joined = torch.cat(pieces).cpu()[: len(rows)]
+    return torch.empty_like(joined).index_copy(0, torch.tensor(rows), joined)

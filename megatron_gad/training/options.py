@@ -44,6 +44,8 @@ class ComputeConfig:
     Attributes:
         micro_batch_size: rows of one forward; the discriminator takes as many whole groups as fit
             in it, at least one (see discriminator.split_groups).
+        max_tokens_per_microbatch: tokens of one forward, padding included, in place of a number of
+            rows; rows are sorted by length. A group that has more is taken whole all the same.
         bf16: weights and activations in bfloat16, main weights and gradients in float32.
         transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
         fp8_format: matrix products of the layers in FP8, by Transformer Engine; head and
@@ -70,6 +72,7 @@ class ComputeConfig:
     """
 
     micro_batch_size: int = 4
+    max_tokens_per_microbatch: int | None = None
     bf16: bool = False
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     fp8_format: Literal["e4m3", "hybrid"] | None = None

@@ -7,7 +7,7 @@ padding and the number of data ranks cannot change the gradient.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,64 +23,27 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
+from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.training.context_parallel import context_group, own_tokens
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
-from megatron_gad.training.interleaving import fill_up
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
 from megatron_gad.training.offload import TrainerMemory, to_host
 from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, take_step
 from megatron_gad.training.options import (
-    ComputeConfig,
     DiscriminatorConfig,
     OptimizerConfig,
-    ParallelConfig,
     StudentConfig,
 )
 from megatron_gad.training.packing import as_rows, forward_packed
 from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.types import Batch, Loss, PairBatch
 
 AnyBatch = Batch | PairBatch
-FP8_TOKENS = 32
-# What the configuration and the model builder name alike.
-SHARED_OPTIONS = {f.name for f in fields(ComputeConfig)} & {f.name for f in fields(ModelOptions)}
 LossFunction = Callable[..., Loss]
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """What both models of a run share."""
-
-    layout: ParallelConfig
-    compute: ComputeConfig
-    seed: int
-
-    def length_multiple(self) -> int:
-        """Return what divides the tokens of a row, or of a microbatch that is packed."""
-        layout = self.layout
-        multiple = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
-        if layout.context_parallel_size > 1:
-            # A rank holds two chunks of every row.
-            multiple *= 2 * layout.context_parallel_size
-        # FP8 matrix products take token counts that are multiples of this, on every rank.
-        return multiple * FP8_TOKENS if self.compute.fp8_format else multiple
-
-    def model_options(self) -> ModelOptions:
-        """Return the options of the model builder."""
-        return ModelOptions(
-            tensor_model_parallel_size=self.layout.tensor_model_parallel_size,
-            pipeline_model_parallel_size=self.layout.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=self.layout.virtual_pipeline_model_parallel_size,
-            context_parallel_size=self.layout.context_parallel_size,
-            expert_model_parallel_size=self.layout.expert_model_parallel_size,
-            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
-            sequence_parallel=self.layout.sequence_parallel,
-            **{name: getattr(self.compute, name) for name in SHARED_OPTIONS},
-        )
 
 
 @dataclass(frozen=True)
@@ -90,10 +53,12 @@ class StepOutput:
     metrics: means over all microbatches and data ranks; after a training step also grad_norm,
         before clipping, and lr.
     rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
+    padding_share: see Microbatches; how the work was done, not what came out of it.
     """
 
     metrics: dict[str, float]
     rows: Tensor
+    padding_share: float = 0.0
 
 
 def in_own_layout(
@@ -189,28 +154,28 @@ class Trainer:
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
-        metrics, rows = self._run(batch, loss, temperature, forward_only=False)
+        output = self._run(batch, loss, temperature, forward_only=False)
         lr = self.schedule.step()
         grad_norm = take_step(self._optimizer)
-        return StepOutput({**metrics, "grad_norm": grad_norm, "lr": lr}, rows)
+        return replace(output, metrics={**output.metrics, "grad_norm": grad_norm, "lr": lr})
 
     @in_own_layout
     @torch.no_grad()
     def evaluate(self, batch: AnyBatch, loss: LossFunction) -> StepOutput:
         """Compute a loss's metrics over all data ranks without learning from it."""
-        return StepOutput(*self._run(batch, loss, 1.0, forward_only=True))
+        return self._run(batch, loss, 1.0, forward_only=True)
 
     @in_own_layout
     @torch.no_grad()
     def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Return [B, T] float32 log-probabilities of response tokens, 0 elsewhere."""
-        return self._run(batch, None, temperature, forward_only=True)[1]
+        return self._run(batch, None, temperature, forward_only=True).rows
 
     @in_own_layout
     @torch.no_grad()
     def scores(self, batch: PairBatch) -> Tensor:
         """Return [R] float32 scores without learning from them."""
-        return self._run(batch, None, 1.0, forward_only=True)[1]
+        return self._run(batch, None, 1.0, forward_only=True).rows
 
     @in_own_layout
     def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
@@ -324,44 +289,47 @@ class Trainer:
 
     def _run(
         self, batch: Any, loss: LossFunction | None, temperature: float, forward_only: bool
-    ) -> tuple[dict[str, float], Tensor]:
+    ) -> StepOutput:
         """Pass all microbatches through the pipeline; return mean metrics and joined rows.
 
         Without a loss nothing but the rows is computed.
         """
         self.memory.wake_weights()
-        sizes = self._settings
-        pieces = split_batch(
-            batch, sizes.compute.micro_batch_size, sizes.length_multiple(), loss is not None
+        settings = self._settings
+        cut = split_batch(
+            batch,
+            settings.microbatch_bound(),
+            loss is not None,
+            self.parallel,
+            settings.count_multiple(),
         )
-        given = fill_up(pieces, sizes.layout)
         computed = get_forward_backward_func()(
             forward_step_func=partial(self._forward, loss, temperature),
-            data_iterator=[iter(given) for _ in self._chunks],
+            data_iterator=[iter(cut.pieces) for _ in self._chunks],
             model=self._chunks,
-            num_microbatches=len(given),
+            num_microbatches=len(cut.pieces),
+            # Lengths vary, so that the stages tell each other the shapes; these are not read.
             seq_length=batch.tokens.shape[1],
-            micro_batch_size=sizes.compute.micro_batch_size,
+            micro_batch_size=settings.compute.micro_batch_size,
             forward_only=forward_only,
         )
         result = None
         if self.parallel.is_last_stage:
-            computed = computed[: len(pieces)]
             metrics = sum_metrics([metrics for metrics, _ in computed], self.parallel)
-            result = metrics, join_rows([rows for _, rows in computed], batch.tokens.shape[1])
-        return self.parallel.from_last_stage(result)
+            rows = join_rows([rows for _, rows in computed], cut.rows, batch.tokens.shape[1])
+            result = metrics, rows
+        return StepOutput(*self.parallel.from_last_stage(result), cut.padding_share)
 
     def _forward(
         self,
         loss: LossFunction | None,
         temperature: float,
-        pieces: Iterator[tuple[Any, bool]],
+        pieces: Iterator[Any],
         model: torch.nn.Module,
     ) -> tuple[Tensor, Callable]:
         """Megatron's forward step: the model's output, and what the last stage does with it."""
-        piece, counts = next(pieces)
-        piece = to_device(piece, self.parallel.device)
-        finish = partial(self._finish, piece, loss, temperature, counts)
+        piece = to_device(next(pieces), self.parallel.device)
+        finish = partial(self._finish, piece, loss, temperature)
         if self._settings.compute.pack_sequences:
             return forward_packed(model, piece, self._settings.length_multiple()), finish
         width = piece.tokens.shape[1]
@@ -370,12 +338,7 @@ class Trainer:
         return model(*own, None), finish
 
     def _finish(
-        self,
-        piece: Any,
-        loss: LossFunction | None,
-        temperature: float,
-        counts: bool,
-        output: Tensor,
+        self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
         if self._settings.compute.pack_sequences:
@@ -386,7 +349,7 @@ class Trainer:
             return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
         result = loss(read, piece)
         # Context-parallel ranks compute the same loss of the same rows; Megatron sums their counts.
-        is_counted = counts and parallel_state.get_context_parallel_rank() == 0
+        is_counted = parallel_state.get_context_parallel_rank() == 0
         count = result.count.to(torch.int) * is_counted
-        # The total is also a metric, and a schedule may scale what it gets in place: a new tensor.
-        return result.total * counts, count, (result.metrics, rows)
+        # The total is also a metric, and a schedule may scale what it gets in place.
+        return result.total.clone(), count, (result.metrics, rows)

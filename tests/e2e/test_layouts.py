@@ -16,7 +16,8 @@ LAYOUTS = {
     ),
     "PP2, packed": (2, ["--pipeline-model-parallel-size", "2", "--pack-sequences"]),
     "PP2": (2, ["--pipeline-model-parallel-size", "2"]),
-    "DP2": (2, []),
+    # Also by tokens in place of rows, which has to be as good.
+    "DP2": (2, ["--max-tokens-per-microbatch", "160"]),
     "TP2PP2": (4, ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]),
 }
 COMPARED = (

@@ -65,6 +65,12 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
         "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out",
     ),
     (
+        {"compute": {"max_tokens_per_microbatch": 191}},
+        "compute.max_tokens_per_microbatch = 191 does not hold the longest row, "
+        "data.max_prompt_tokens + data.max_response_tokens = 192 tokens; make it at least that, or "
+        "leave it out",
+    ),
+    (
         {"compute": {"fp8_format": "hybrid"}},
         "compute.fp8_format = 'hybrid' needs Transformer Engine; set compute.transformer_impl = "
         "'transformer_engine', or leave fp8_format out",

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from megatron_gad.data.batching import (
-    microbatches,
     pad_to,
     pair_batch,
     policy_batch,
-    slice_batch,
+    take_rows,
     teacher_batch,
+    untrained_rows,
 )
 from megatron_gad.types import Batch, Group, PairBatch, Prompt, Rollout
 
@@ -147,75 +147,50 @@ def full_policy_batch() -> Batch:
     return batch.with_old_logprobs(numbers * 4)
 
 
-def assert_same_rows(part: Batch | PairBatch, whole: Batch | PairBatch, start: int) -> None:
-    """Every tensor of ``part`` equals the rows of ``whole`` from ``start``, up to the padding."""
-    stop = start + len(part.lengths)
+def assert_same_rows(part: Batch | PairBatch, whole: Batch | PairBatch, rows: list[int]) -> None:
+    """Every tensor of ``part`` equals some rows of ``whole``, up to the padding."""
     for name, value in vars(whole).items():
         if not isinstance(value, Tensor):
             continue
         ours = getattr(part, name)
         if value.dim() == 1:
-            assert torch.equal(ours, value[start:stop]), name
+            assert torch.equal(ours, value[rows]), name
             continue
-        for row, expected, length in zip(ours, value[start:stop], part.lengths, strict=True):
+        for row, expected, length in zip(ours, value[rows], part.lengths, strict=True):
             assert torch.equal(row[:length], expected[:length]), name
             if name != "tokens":
                 assert not row[length:].any(), name
 
 
-def test_a_slice_is_cut_to_its_own_longest_row() -> None:
+def test_rows_are_taken_in_any_order_and_cut_to_the_longest() -> None:
     batch = full_policy_batch()
-    part = slice_batch(batch, 2, 5)
-    assert part.tokens.tolist() == [[1, 2, 3, END], [1, 2, 3, 4], [1, 2, END, 0]]
-    assert_same_rows(part, batch, 2)
+    part = take_rows(batch, [4, 2, 3])
+    assert part.tokens.tolist() == [[1, 2, END, 0], [1, 2, 3, END], [1, 2, 3, 4]]
+    assert_same_rows(part, batch, [4, 2, 3])
     for name in ("response_mask", "rollout_logprobs", "advantages", "ref_logprobs", "old_logprobs"):
         assert getattr(part, name).shape == (3, 4)
+    with pytest.raises(AssertionError):
+        take_rows(batch, [])
 
 
 @pytest.mark.parametrize(("multiple_of", "width"), [(1, 4), (3, 6), (4, 4), (16, 16)])
 def test_the_width_is_rounded_up_even_beyond_the_batch(multiple_of: int, width: int) -> None:
     batch = full_policy_batch()
-    part = slice_batch(batch, 2, 5, multiple_of)
+    part = take_rows(batch, [2, 3, 4], multiple_of)
     assert part.tokens.shape == (3, width)
-    assert_same_rows(part, batch, 2)
+    assert_same_rows(part, batch, [2, 3, 4])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 100])
-@pytest.mark.parametrize("multiple_of", [1, 4])
-def test_microbatches_hold_every_row_once_in_order(rows: int, multiple_of: int) -> None:
-    batch = full_policy_batch()
-    parts = microbatches(batch, rows, multiple_of)
-    assert [len(part.lengths) for part in parts[:-1]] == [rows] * (len(parts) - 1)
-    start = 0
-    for part in parts:
-        assert 1 <= len(part.lengths) <= rows
-        assert part.tokens.shape[1] % multiple_of == 0
-        assert_same_rows(part, batch, start)
-        start += len(part.lengths)
-    assert start == 6
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"), [(1, [3, 3, 3]), (3, [3, 3, 3]), (5, [3, 3, 3]), (6, [6, 3]), (9, [9])]
-)
-def test_pair_microbatches_hold_as_many_whole_groups_as_fit(rows: int, expected: list[int]) -> None:
-    batch = pair_batch(GROUPS, num_trained=1)
-    parts = microbatches(batch, rows)
-    assert [len(part.lengths) for part in parts] == expected
-    start = 0
-    for part in parts:
-        assert part.group_size == 2
-        assert part.trained.tolist() == [True, True, False] * (len(part.lengths) // 3)
-        assert_same_rows(part, batch, start)
-        start += len(part.lengths)
-    assert start == 9
-
-
-def test_a_slice_cannot_cut_a_group_or_be_empty() -> None:
-    with pytest.raises(AssertionError, match=r"\[0, 4\) cuts a group of 3 rows"):
-        slice_batch(pair_batch(GROUPS), 0, 4)
-    with pytest.raises(AssertionError):
-        slice_batch(policy_batch(GROUPS), 2, 2)
+def test_untrained_rows_have_one_token_and_no_part_in_any_sum() -> None:
+    empty = untrained_rows(full_policy_batch(), multiple_of=4)
+    assert empty.tokens.shape == (1, 4)
+    assert empty.lengths.tolist() == [1]
+    assert not empty.response_mask.any()
+    pairs = pair_batch(GROUPS).with_score_gradients(torch.ones(9))
+    empty = untrained_rows(pairs)
+    assert empty.lengths.tolist() == [1, 1, 1]
+    assert empty.score_gradients is not None
+    assert not (empty.trained.any() or empty.score_gradients.any() or empty.response_mask.any())
 
 
 def test_padding_widens_without_changing_what_is_read() -> None:
@@ -225,8 +200,8 @@ def test_padding_widens_without_changing_what_is_read() -> None:
         assert wide.tokens.shape == (len(batch.lengths), 20)
         assert wide.tokens.dtype == torch.int64
         assert wide.response_mask.dtype == torch.bool
-        assert_same_rows(wide, batch, 0)
-        back = slice_batch(wide, 0, len(batch.lengths))
+        assert_same_rows(wide, batch, list(range(len(batch.lengths))))
+        back = take_rows(wide, range(len(batch.lengths)))
         for name, value in vars(batch).items():
             same = torch.equal(getattr(back, name), value) if isinstance(value, Tensor) else True
             assert same, name
@@ -235,7 +210,7 @@ def test_padding_widens_without_changing_what_is_read() -> None:
 
 
 def test_facts_that_are_not_there_stay_absent() -> None:
-    part = slice_batch(teacher_batch(PROMPTS), 0, 2)
+    part = take_rows(teacher_batch(PROMPTS), [0, 1])
     assert part.rollout_logprobs is None
     assert part.advantages is None
 

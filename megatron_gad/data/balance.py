@@ -1,0 +1,37 @@
+"""Shares of equal cost: which data rank trains on which group or row."""
+
+from collections.abc import Sequence
+
+from megatron_gad.types import Group, Prompt
+
+
+def group_cost(group: Group) -> int:
+    """Return the tokens that both models train on for a group.
+
+    The student reads every rollout behind its prompt; the discriminator reads what it makes of the
+    rollouts' texts, and the teacher's response.
+    """
+    student = sum(len(group.prompt.ids) + len(rollout.ids) for rollout in group.rollouts)
+    texts = (group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts))
+    return student + sum(len(group.prompt.ids) + len(ids) for ids in texts)
+
+
+def prompt_cost(prompt: Prompt) -> int:
+    """Return the tokens of a row that trains on the teacher's response."""
+    return len(prompt.ids) + len(prompt.teacher_ids)
+
+
+def balanced_shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
+    """Return the items of every share, in their order; no share is empty if there are enough.
+
+    The largest item left goes to the share that has least (longest processing time first), which
+    leaves the largest share at most 4/3 - 1/(3 num_shares) of what is best.
+    Source: Graham, Bounds on Multiprocessing Timing Anomalies, 1969.
+    """
+    totals = [0.0] * num_shares
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    for item in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        least = min(range(num_shares), key=lambda share: (totals[share], len(shares[share])))
+        totals[least] += costs[item]
+        shares[least].append(item)
+    return [sorted(share) for share in shares]

@@ -1,0 +1,85 @@
+"""Which rows a microbatch holds: few enough tokens, and little padding among them.
+
+A *unit* is what must not be cut: a row, or a whole group of rows. Every unit is in exactly one
+microbatch, and equal lengths give equal microbatches.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MicrobatchBound:
+    """How large a microbatch may get.
+
+    rows: the most rows, taken in the order of the batch; not read where max_tokens is set. A unit
+        of more rows is a microbatch of its own.
+    max_tokens: the most tokens that the model runs over; the rows are sorted by length. A unit of
+        more tokens is a microbatch of its own. None: bounded by rows.
+    multiple_of: the width of padded rows, or the tokens of a packed microbatch, are rounded up to
+        a multiple of this.
+    is_packed: rows stand one behind the other without padding; False: all are as wide as the
+        longest.
+    """
+
+    rows: int
+    max_tokens: int | None = None
+    multiple_of: int = 1
+    is_packed: bool = False
+
+    def num_tokens(self, lengths: Sequence[int]) -> int:
+        """Return the tokens that a model runs over for rows of these lengths."""
+        num_rows, width = (1, sum(lengths)) if self.is_packed else (len(lengths), max(lengths))
+        return num_rows * -(-width // self.multiple_of) * self.multiple_of
+
+
+def partition_rows(lengths: Sequence[int], unit: int, bound: MicrobatchBound) -> list[list[int]]:
+    """Return the rows of every microbatch, each row in exactly one.
+
+    lengths: real tokens of every row. unit: adjacent rows that stay together.
+    """
+    assert len(lengths) % unit == 0, f"{len(lengths)} rows are not whole groups of {unit}"
+    starts = range(0, len(lengths), unit)
+    units = [list(range(start, start + unit)) for start in starts]
+    if bound.max_tokens is None:
+        size = max(1, bound.rows // unit)
+        parts = [list(range(i, min(i + size, len(units)))) for i in range(0, len(units), size)]
+    else:
+        max_tokens = bound.max_tokens
+        inside = [[lengths[row] for row in rows] for rows in units]
+
+        def fits(part: Sequence[int]) -> bool:
+            return bound.num_tokens([length for u in part for length in inside[u]]) <= max_tokens
+
+        # Padded rows are as wide as the longest; of packed ones only the sum counts.
+        sizes = [sum(unit) if bound.is_packed else max(unit) for unit in inside]
+        parts = (_first_fit if bound.is_packed else _next_fit)(_longest_first(sizes), fits)
+    return [[row for u in part for row in units[u]] for part in parts]
+
+
+def _longest_first(sizes: Sequence[int]) -> list[int]:
+    """Return the units by falling size; equal ones in their order."""
+    return sorted(range(len(sizes)), key=lambda u: -sizes[u])
+
+
+def _next_fit(order: Sequence[int], fits: Callable[[Sequence[int]], bool]) -> list[list[int]]:
+    """Fill one part after the other, so that units of similar length meet."""
+    parts: list[list[int]] = []
+    for u in order:
+        if parts and fits([*parts[-1], u]):
+            parts[-1].append(u)
+        else:
+            parts.append([u])
+    return parts
+
+
+def _first_fit(order: Sequence[int], fits: Callable[[Sequence[int]], bool]) -> list[list[int]]:
+    """Put every unit into the first part that has room for it."""
+    parts: list[list[int]] = []
+    for u in order:
+        part = next((part for part in parts if fits([*part, u])), None)
+        if part is None:
+            parts.append([u])
+        else:
+            part.append(u)
+    return parts

@@ -1,0 +1,59 @@
+"""What the trainers of a run need to know of its configuration, and what follows from it."""
+
+from dataclasses import dataclass, fields
+
+from megatron_gad.data.partition import MicrobatchBound
+from megatron_gad.models.build import ModelOptions
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
+
+FP8_TOKENS = 32
+# What the configuration and the model builder name alike.
+SHARED_OPTIONS = {f.name for f in fields(ComputeConfig)} & {f.name for f in fields(ModelOptions)}
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What both models of a run share."""
+
+    layout: ParallelConfig
+    compute: ComputeConfig
+    seed: int
+
+    def length_multiple(self) -> int:
+        """Return what divides the tokens of a row, or of a microbatch that is packed."""
+        layout = self.layout
+        multiple = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
+        if layout.context_parallel_size > 1:
+            # A rank holds two chunks of every row.
+            multiple *= 2 * layout.context_parallel_size
+        # FP8 matrix products take token counts that are multiples of this, on every rank.
+        return multiple * FP8_TOKENS if self.compute.fp8_format else multiple
+
+    def microbatch_bound(self) -> MicrobatchBound:
+        """Return how large a microbatch may get."""
+        compute = self.compute
+        return MicrobatchBound(
+            rows=compute.micro_batch_size,
+            max_tokens=compute.max_tokens_per_microbatch,
+            multiple_of=self.length_multiple(),
+            is_packed=compute.pack_sequences,
+        )
+
+    def count_multiple(self) -> int:
+        """Return what divides the number of microbatches, for Megatron's interleaved schedule."""
+        layout = self.layout
+        is_interleaved = layout.virtual_pipeline_model_parallel_size is not None
+        return layout.pipeline_model_parallel_size if is_interleaved else 1
+
+    def model_options(self) -> ModelOptions:
+        """Return the options of the model builder."""
+        return ModelOptions(
+            tensor_model_parallel_size=self.layout.tensor_model_parallel_size,
+            pipeline_model_parallel_size=self.layout.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=self.layout.virtual_pipeline_model_parallel_size,
+            context_parallel_size=self.layout.context_parallel_size,
+            expert_model_parallel_size=self.layout.expert_model_parallel_size,
+            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
+            sequence_parallel=self.layout.sequence_parallel,
+            **{name: getattr(self.compute, name) for name in SHARED_OPTIONS},
+        )
