@@ -13,16 +13,23 @@ from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import choose_residency
 from megatron_gad.planning.devices import DEVICES, GIB, Assumptions, Device
 from megatron_gad.planning.layout import Layout
-from megatron_gad.planning.memory import engine_weight_bytes, kv_bytes_per_token, precision_of
+from megatron_gad.planning.memory import (
+    Precision,
+    engine_weight_bytes,
+    kv_bytes_per_token,
+    precision_of,
+)
 from megatron_gad.planning.request import EngineUse, Request
 from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.planning.work import Lengths, StageWork
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.training.options import ComputeConfig
 
 # Of a run that has no means given: they weigh moves against each other, and bound no memory.
 MEAN_PROMPT, MEAN_RESPONSE = 150, 400
 UNBOUNDED = 2**60
+TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
 
 def plan_residency(config: RunConfig, world_size: int) -> tuple[MemoryPlan, str]:
@@ -73,7 +80,7 @@ def plan_request(
         num_gpus=num_gpus,
         stages=stage_works(config),
         lengths=lengths,
-        precision=precision_of(compute.bf16, compute.fp8_format is not None),
+        precision=_precision(compute),
         is_fp8=compute.fp8_format is not None,
         has_reference="adversarial" in config.stages and config.gad.kl_coef > 0,
         micro_batch_size=compute.micro_batch_size,
@@ -81,6 +88,21 @@ def plan_request(
         logprob_chunk_size=compute.logprob_chunk_size,
         assume=assume,
     )
+
+
+def _precision(compute: ComputeConfig) -> Precision:
+    """Return the bytes of a parameter with the types and the offload that the optimizer has."""
+    precision = precision_of(compute.bf16, compute.fp8_format is not None)
+    if compute.fp8_param_gather:
+        # The weights themselves are in FP8, twice: the second copy is transposed.
+        precision = replace(precision, working=0)
+    if not compute.use_precision_aware_optimizer:
+        return precision
+    types = (compute.main_params_dtype, compute.exp_avg_dtype, compute.exp_avg_sq_dtype)
+    held = sum(TYPE_BYTES[each] for each in types)
+    if compute.optimizer_cpu_offload:
+        held = round(held * (1 - compute.optimizer_offload_fraction))
+    return replace(precision, optimizer=held)
 
 
 def _shape(folder: str) -> ModelShape:
@@ -147,6 +169,9 @@ def configured_layout(config: RunConfig, num_gpus: int) -> Layout:
         tensor=parallel.tensor_model_parallel_size,
         pipeline=parallel.pipeline_model_parallel_size,
         data=data_parallel_size(parallel, num_gpus),
+        context=parallel.context_parallel_size,
+        virtual=parallel.virtual_pipeline_model_parallel_size or 1,
+        expert=parallel.expert_model_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         distributed_optimizer=parallel.use_distributed_optimizer,
         recompute=config.compute.recompute_granularity,

@@ -12,7 +12,8 @@ Recompute = Literal["full", "selective"] | None
 class Layout:
     """Where the shards live.
 
-    tensor, pipeline, data: sizes of the training layout; their product is the world.
+    tensor, pipeline, data: sizes of the training layout; with ``context`` they make the world.
+    context: ranks that share every row's tokens. virtual: chunks of layers of a pipeline rank.
     expert: ranks that share the experts out among them; 1 cuts each expert over ``tensor``.
     engine_tensor: GPUs of one copy of the rollout engine; divides tensor * pipeline.
     """
@@ -20,6 +21,8 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
+    context: int = 1
+    virtual: int = 1
     expert: int = 1
     engine_tensor: int = 1
     sequence_parallel: bool = False
@@ -28,8 +31,13 @@ class Layout:
 
     @property
     def model_group(self) -> int:
-        """Return the ranks that hold one copy of the models."""
-        return self.tensor * self.pipeline
+        """Return the ranks that work on one share of the data."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def copies(self) -> int:
+        """Return the ranks that hold the same shard, experts apart."""
+        return self.data * self.context
 
     @property
     def world(self) -> int:
@@ -44,13 +52,14 @@ class Layout:
     @property
     def expert_copies(self) -> int:
         """Return the ranks that hold the same shard of the experts."""
-        return max(1, self.tensor * self.data // self.expert_shards)
+        return max(1, self.tensor * self.copies // self.expert_shards)
 
     def describe(self) -> str:
         """Return the layout in a few words."""
         words = f"TP {self.tensor} x PP {self.pipeline} x DP {self.data}"
-        if self.expert > 1:
-            words += f", EP {self.expert}"
+        words += f", CP {self.context}" if self.context > 1 else ""
+        words += f", VPP {self.virtual}" if self.virtual > 1 else ""
+        words += f", EP {self.expert}" if self.expert > 1 else ""
         words += f", engine TP {self.engine_tensor}"
         return words + (f", {self.recompute} recompute" if self.recompute else "")
 
@@ -104,13 +113,13 @@ def layout_problems(shape: ModelShape, layout: Layout) -> list[str]:
         ("tensor parallel size", layout.tensor, "attention heads", shape.num_heads),
         ("tensor parallel size", layout.tensor, "key-value heads", shape.num_kv_heads),
         ("tensor parallel size", layout.tensor, "feed-forward width", shape.ffn_size),
-        ("pipeline parallel size", layout.pipeline, "layers", shape.num_layers),
+        ("pipeline size", layout.pipeline * layout.virtual, "layers", shape.num_layers),
         ("engine's tensor parallel size", layout.engine_tensor, "heads", shape.num_heads),
         ("engine's tensor parallel size", layout.engine_tensor, "KV heads", shape.num_kv_heads),
         ("engine's size", layout.engine_tensor, "ranks of a model", layout.model_group),
     ]
     if layout.expert > 1:
-        ranks = layout.tensor * layout.data
+        ranks = layout.tensor * layout.copies
         divided += [
             ("expert parallel size", layout.expert, "experts", shape.num_experts),
             ("expert parallel size", layout.expert, "tensor x data ranks", ranks),

@@ -60,11 +60,11 @@ def model_state(
     """Return weights, gradients and optimizer of the fullest pipeline stage.
 
     M = n (b_weight + b_gradient + b_optimizer / D) for the n parameters of a rank, with D the
-    ranks that share the same optimizer states: the data ranks, or the copies of the experts, and 1
+    ranks that share optimizer states: data x context, or the copies of the experts, and 1
     without the distributed optimizer.
     """
     is_sharded = layout.distributed_optimizer
-    dense_copies = layout.data if is_sharded else 1
+    dense_copies = layout.copies if is_sharded else 1
     expert_copies = layout.expert_copies if is_sharded else 1
     states = []
     for stage in stage_parameters(shape, layout, is_scorer):
@@ -99,18 +99,21 @@ def activation_bytes(
     """Return activations and logits of the fullest pipeline stage while a model trains.
 
     Full recompute keeps a layer's input, 2 s b h bytes, and one layer while it is computed again. A
-    pipeline holds min(PP, microbatches) microbatches on its first stage.
+    pipeline holds min(PP, microbatches) microbatches on its first stage, where it is interleaved
+    1 + (PP - 1) / (PP VPP) times as many. Context parallelism divides the tokens.
     """
-    tokens = microbatch.rows * microbatch.tokens
-    in_flight = min(layout.pipeline, microbatch.count)
+    tokens = -(-microbatch.rows * microbatch.tokens // layout.context)
+    pipeline, virtual = layout.pipeline, layout.virtual
+    interleaved = 1 + (pipeline - 1) / (pipeline * virtual) if virtual > 1 else 1
+    in_flight = min(pipeline * interleaved, microbatch.count)
     num_layers = shape.num_layers // layout.pipeline
     inputs = tokens * shape.hidden_size * precision.activation
     layer = _layer_activations(shape, layout, precision, tokens)
     if layout.recompute == "full":
         kept = inputs // layout.tensor if layout.sequence_parallel else inputs
-        body, one_pass = num_layers * kept * in_flight + layer, num_layers * kept + layer
+        body, one_pass = int(num_layers * kept * in_flight) + layer, num_layers * kept + layer
     else:
-        body, one_pass = num_layers * layer * in_flight, num_layers * layer
+        body, one_pass = int(num_layers * layer * in_flight), num_layers * layer
     logits = 0
     if microbatch.chunk:
         columns = -(-shape.vocab_size // layout.tensor)

@@ -33,7 +33,9 @@ def format_report(request: Request, configured: Plan | str, plans: Sequence[Plan
         lines.append("The configured layout is the fastest found.")
     elif plans:
         lines += [f"Fastest found: {plans[0].layout.describe()}", *_answer(request, plans[0])]
-        lines += [f"  flags          {flags(plans[0])}"]
+        lines += [_line("flags", flags(plans[0]))]
+        if request.has_engine and request.engine.kind == "servers":
+            lines += [_line("", server_flags(request, plans[0]))]
     if len(plans) > 1:
         lines += ["", f"The next of {len(plans):,} layouts that fit:", *_others(plans)]
     return "\n".join(lines)
@@ -61,6 +63,10 @@ def flags(plan: Plan) -> str:
     layout = plan.layout
     words = [f"--tensor-model-parallel-size {layout.tensor}"]
     words.append(f"--pipeline-model-parallel-size {layout.pipeline}")
+    if layout.context > 1:
+        words.append(f"--context-parallel-size {layout.context}")
+    if layout.virtual > 1:
+        words.append(f"--virtual-pipeline-model-parallel-size {layout.virtual}")
     if layout.expert > 1:
         words.append(f"--expert-model-parallel-size {layout.expert}")
     if layout.sequence_parallel:
@@ -70,6 +76,18 @@ def flags(plan: Plan) -> str:
     if layout.recompute:
         words.append(f"--recompute-granularity {layout.recompute}")
     return " ".join(words)
+
+
+def server_flags(request: Request, plan: Plan) -> str:
+    """Return the flags that make SGLang servers as large, as many and as greedy as a plan's."""
+    rollout = next(phase for phase in plan.memory.phases if phase.phase == "rollout")
+    held = rollout.by_role["engine"] + rollout.by_role["kv_cache"]
+    layout, share = plan.layout, held / request.device.memory_bytes
+    return (
+        f"--sglang.tensor-parallel-size {layout.engine_tensor} "
+        f"--sglang.num-servers {layout.model_group // layout.engine_tensor} "
+        f"--sglang.mem-fraction-static {share:.2f}"
+    )
 
 
 def _question(request: Request) -> Iterator[str]:

@@ -98,6 +98,7 @@ def layouts(request: Request, base: Layout) -> Iterator[Layout]:
                             tensor=tensor,
                             pipeline=pipeline,
                             data=data,
+                            virtual=base.virtual if pipeline == base.pipeline else 1,
                             expert=expert,
                             engine_tensor=engine,
                             sequence_parallel=tensor > 1,

@@ -100,7 +100,7 @@ def _model_seconds(
     """Return the seconds of rows that pass forward only, and of rows that train.
 
     A training pass costs three forward passes, four with full recompute; a pipeline adds its
-    bubble, (PP - 1) / microbatches of the time, and waits for its last stage, which has the head.
+    bubble, (PP - 1) / (VPP microbatches) of the time, and waits for its last stage, with the head.
     """
     forwards, trained = passes
     if not forwards + trained:
@@ -113,10 +113,11 @@ def _model_seconds(
     mfu = assume.fp8_mfu * device.fp8_flops if request.is_fp8 else assume.mfu * device.bf16_flops
     compute = one * (forwards + (3 + again) * trained) / (mfu * layout.world)
     # Backward exchanges as much as forward does.
-    exchanged = (forwards + (2 + again) * trained) * tokens / layout.data
+    exchanged = (forwards + (2 + again) * trained) * tokens / layout.copies
     compute += exchanged * _exchange_seconds(request, layout, shape)
     microbatches = num_microbatches(forwards + trained, rows_each, layout.data)
-    compute *= _imbalance(shape, layout, is_scorer) * (1 + (layout.pipeline - 1) / microbatches)
+    bubble = (layout.pipeline - 1) / (microbatches * layout.virtual)
+    compute *= _imbalance(shape, layout, is_scorer) * (1 + bubble)
     updates = 1 if trained else 0
     return compute + updates * _gradient_seconds(request, layout, shape, is_scorer)
 
@@ -154,7 +155,7 @@ def _gradient_seconds(
     stages = stage_parameters(shape, layout, is_scorer)
     spread = request.precision.weight if layout.distributed_optimizer else 4
     shared = max(
-        stage.dense * (layout.data - 1) / layout.data
+        stage.dense * (layout.copies - 1) / layout.copies
         + stage.expert * (layout.expert_copies - 1) / layout.expert_copies
         for stage in stages
     )

@@ -170,6 +170,9 @@ def test_the_distributed_optimizer_shares_out_its_states_alone() -> None:
     shared = model_state(QWEN["7B"], TP4, BF16, is_scorer=False)
     assert (shared.weights, shared.gradients) == (whole.weights, whole.gradients)
     assert shared.optimizer == pytest.approx(whole.optimizer / 2)
+    context = Layout(tensor=4, data=2, context=2, distributed_optimizer=True)
+    quarter = model_state(QWEN["7B"], context, BF16, is_scorer=False)
+    assert quarter.optimizer == pytest.approx(whole.optimizer / 4)
 
 
 def test_keys_and_values_of_a_token_take_their_known_bytes() -> None:
@@ -185,6 +188,10 @@ def test_activations_follow_the_formula() -> None:
     assert activation_bytes(shape, TP4, BF16, batch) == 28 * layer // 4
     # Four stages of seven layers; the first holds four microbatches.
     assert activation_bytes(shape, Layout(pipeline=4), BF16, batch) == 7 * layer * 4
+    assert activation_bytes(shape, Layout(context=4), BF16, batch) == 7 * layer
+    # Interleaved in two, 1 + 3 / 8 times as many.
+    interleaved = Layout(pipeline=4, virtual=2)
+    assert activation_bytes(shape, interleaved, BF16, batch) == 7 * layer * 5.5
     full = activation_bytes(shape, Layout(recompute="full"), BF16, batch)
     assert full == 28 * 200 * 3584 * 2 + layer
     logits = activation_bytes(shape, Layout(), BF16, Microbatch(2, 100, 8, chunk=50)) - 28 * layer

@@ -65,6 +65,8 @@ def test_recompute_adds_a_forward_pass_and_a_pipeline_its_bubble() -> None:
     imbalance = ((entries - head) / 2 + head) / (entries / 2)
     piped = student_seconds(request, Layout(pipeline=2), train)
     assert piped == pytest.approx(plain / 2 * imbalance * (1 + 1 / 512))
+    halved = student_seconds(request, Layout(pipeline=2, virtual=2), train)
+    assert halved == pytest.approx(plain / 2 * imbalance * (1 + 1 / 1024))
 
 
 def test_decoding_reads_the_weights_or_multiplies_whichever_takes_longer() -> None:
