@@ -112,8 +112,12 @@ class Trained:
 
 
 def run_case(name: str, folder: Path, layout: ParallelConfig, place: Parallel) -> Trained:
+    """Train a case of the table."""
+    return train_case(CASES[name], folder, layout, place)
+
+
+def train_case(case: Case, folder: Path, layout: ParallelConfig, place: Parallel) -> Trained:
     """Train a case for two steps; every rank gets the whole result."""
-    case = CASES[name]
     trainer = case.make(folder / case.folder, place, layout, TWO_ROWS, **OPTIMIZER)
     part = share_of(case.batch(), place)
     first = case.step(trainer, part)

@@ -198,3 +198,19 @@ def test_an_impossible_layout_is_refused_by_name(
     config = load_hf_config(make_hf_folder(tmp_path))
     with pytest.raises(ValueError, match=named):
         build_language_model(config, ModelOptions(**layout))
+
+
+@pytest.mark.parametrize(
+    ("layout", "named"),
+    [
+        ({"expert_model_parallel_size": 3}, "= 3 does not divide the 4 experts of a layer"),
+        ({"expert_tensor_parallel_size": 3}, "= 3 .* does not divide moe_intermediate_size = 20"),
+        ({"tensor_model_parallel_size": 2}, "needs sequence_parallel = True"),
+    ],
+)
+def test_an_impossible_layout_of_experts_is_refused_by_name(
+    tmp_path: Path, layout: dict[str, Any], named: str
+) -> None:
+    config = load_hf_config(make_hf_folder(tmp_path, "qwen3_moe"))
+    with pytest.raises(ValueError, match=named):
+        build_language_model(config, ModelOptions(**layout))

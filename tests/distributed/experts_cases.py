@@ -1,0 +1,38 @@
+"""What test_experts.py trains on one rank, and its worker on four at layouts with experts."""
+
+from functools import partial
+
+from megatron_gad.judging import judge
+from megatron_gad.training.options import ParallelConfig
+from tests.distributed.training_cases import STUDENT, Case, four_groups, policy_step
+from tests.tiny_training import make_discriminator, make_student
+
+# What is left of the four ranks is data parallel; expert parallel ranks are among those.
+LAYOUTS = {
+    "dp4": ParallelConfig(),
+    "ep2-dp4": ParallelConfig(expert_model_parallel_size=2),
+    "tp2-ep2-sp-dp2": ParallelConfig(
+        tensor_model_parallel_size=2, expert_model_parallel_size=2, sequence_parallel=True
+    ),
+    "tp2-ep2-etp1-sp-dp2": ParallelConfig(
+        tensor_model_parallel_size=2,
+        expert_model_parallel_size=2,
+        expert_tensor_parallel_size=1,
+        sequence_parallel=True,
+    ),
+    "tp2-etp1-sp-dp2": ParallelConfig(
+        tensor_model_parallel_size=2, expert_tensor_parallel_size=1, sequence_parallel=True
+    ),
+    "pp2-ep2-dp2": ParallelConfig(pipeline_model_parallel_size=2, expert_model_parallel_size=2),
+}
+CASES = {
+    "policy": Case("qwen3_moe", make_student, STUDENT, policy_step),
+    "bradley-terry": Case(
+        "mixtral",
+        make_discriminator,
+        four_groups,
+        partial(judge, kind="bradley_terry", split_groups=False),
+    ),
+}
+SAVED_AT = "tp2-ep2-sp-dp2"
+LOADED_AT = ("tp2-ep2-sp-dp2", "dp4", "pp2-ep2-dp2")

@@ -1,0 +1,104 @@
+"""Trains mixtures of experts at every layout, moves their checkpoints, converts; on four ranks.
+
+Arguments: the folder with the Hugging Face folders, into which the results go.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import destroy_process_group, get_rank, init_process_group
+
+from megatron_gad.training.checkpoint import Residents, iteration_folder, load_model
+from megatron_gad.training.checkpoint import save_checkpoint as save_run
+from megatron_gad.training.optimizer import torch_optimizers
+from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.parallel import Parallel, initialize
+from megatron_gad.training.trainer import Trainer
+from tests.distributed.experts_cases import CASES, LAYOUTS, LOADED_AT, SAVED_AT
+from tests.distributed.training_cases import OPTIMIZER, TWO_ROWS, share_of, train_case
+from tests.tiny_training import parameters, under_hf_names, weights
+from tools.convert_checkpoint import Arguments, convert
+
+# isort: split
+from megatron.core import parallel_state
+
+
+def start(layout: ParallelConfig) -> Parallel:
+    """Make the process groups of a layout in place of those before."""
+    parallel_state.destroy_model_parallel()
+    return initialize(layout, seed=0)
+
+
+def save(path: Path, value: Any) -> None:
+    """Write what every rank knows, once."""
+    if get_rank() == 0:
+        torch.save(value, path)
+
+
+def run_layouts(folder: Path) -> None:
+    """Train every case at every layout."""
+    for layout_name, layout in LAYOUTS.items():
+        place = start(layout)
+        for name, case in CASES.items():
+            trained = train_case(case, folder, layout, place)
+            save(folder / f"{name}-{layout_name}.pt", trained)
+
+
+def make(folder: Path, layout: ParallelConfig, place: Parallel) -> Trainer:
+    """Build the student."""
+    case = CASES["policy"]
+    return case.make(folder / case.folder, place, layout, TWO_ROWS, **OPTIMIZER)
+
+
+def steps(trainer: Trainer, place: Parallel) -> list[dict[str, float]]:
+    """Train for two steps; returns the metrics."""
+    case = CASES["policy"]
+    part = share_of(case.batch(), place)
+    return [case.step(trainer, part).metrics for _ in range(2)]
+
+
+def everything(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """All weights and moments by their names."""
+    state = {p: s for part in torch_optimizers(trainer.optimizer) for p, s in part.state.items()}
+    found = {"weights": weights(trainer)}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        values = [state[p][moment] for p in parameters(trainer)]
+        found[moment] = under_hf_names(trainer, values)
+    return found
+
+
+def run_checkpoints(folder: Path) -> None:
+    """Save at one layout; go on there, in new trainers there, and at other layouts."""
+    place = start(LAYOUTS[SAVED_AT])
+    trainer = make(folder, LAYOUTS[SAVED_AT], place)
+    steps(trainer, place)
+    save_run(folder / "run", 2, Residents({"student": trainer}), {}, place, 0)
+    results = {"saved": (everything(trainer), steps(trainer, place), everything(trainer))}
+    for name in LOADED_AT:
+        place = start(LAYOUTS[name])
+        resumed = make(folder, LAYOUTS[name], place)
+        load_model(iteration_folder(folder / "run", 2) / "student", resumed)
+        results[name] = (everything(resumed), steps(resumed, place), everything(resumed))
+    save(folder / "checkpoints.pt", results)
+
+
+def run_conversions(folder: Path) -> None:
+    """Convert both kinds of model there at TP2 EP2 and back at PP2 EP2, compared each time."""
+    for name, model in (("qwen3_moe", "student"), ("scorer", "discriminator")):
+        source, between, back = (folder / f"{name}{suffix}" for suffix in ("", "-between", "-back"))
+        there = {"from_hf": source, "to_megatron": between, "tensor_model_parallel_size": 2}
+        again = {"from_megatron": between, "to_hf": back, "pipeline_model_parallel_size": 2}
+        for paths in (there, again):
+            arguments = Arguments(**paths, model=model, expert_model_parallel_size=2, verify=True)
+            assert convert(arguments, start(arguments.layout())) == 0, (name, paths)
+
+
+if __name__ == "__main__":
+    init_process_group("gloo")
+    run_layouts(Path(sys.argv[1]))
+    run_checkpoints(Path(sys.argv[1]))
+    run_conversions(Path(sys.argv[1]))
+    destroy_process_group()

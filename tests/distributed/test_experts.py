@@ -1,0 +1,97 @@
+"""Mixtures of experts on four ranks train as on one, and their checkpoints fit every layout."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from tests.distributed.experts_cases import CASES, LAYOUTS, LOADED_AT
+from tests.distributed.launch import run_on_ranks
+from tests.distributed.test_conversion import make_scorer
+from tests.distributed.training_cases import VOCAB_SIZE, Trained, train_case
+from tests.tiny import make_hf_folder
+
+EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the worker found."""
+    folder = tmp_path_factory.mktemp("experts")
+    for name, family in (("qwen3_moe", "qwen3_moe"), ("mixtral", "mixtral"), ("scorer", "mixtral")):
+        make_hf_folder(folder / name, family, VOCAB_SIZE)
+    make_scorer(folder / "scorer")
+    run_on_ranks(Path(__file__).with_name("experts_worker.py"), 4, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Parallel]:
+    yield initialize(ParallelConfig(), seed=0)
+    shut_down()
+
+
+@pytest.fixture(scope="module")
+def expected(results: Path, place: Parallel) -> dict[str, Trained]:
+    """What one rank makes of every case."""
+    return {
+        name: train_case(case, results, ParallelConfig(), place) for name, case in CASES.items()
+    }
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=False)
+
+
+def assert_close(
+    found: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 0.0
+) -> None:
+    """Equal to within a part of each tensor's largest entry; by default bit for bit."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (found[name] - value).abs().max().item()
+        scale = value.abs().max().item()
+        assert difference <= relative * scale, f"{name}: {difference:.3g} of {scale:.3g}"
+
+
+@pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
+def test_metrics_rows_and_gradients_equal_those_of_one_rank(results, expected, case, layout):
+    """Gradients are clipped ones, so that the norm over experts and the rest has to be right."""
+    found: Trained = load(results / f"{case}-{layout}.pt")
+    for ours, theirs in zip(found.metrics, expected[case].metrics, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=5e-6)
+    torch.testing.assert_close(
+        torch.cat(found.rows), torch.cat(expected[case].rows), atol=1e-5, rtol=1e-5
+    )
+    assert_close(found.gradients, expected[case].gradients, relative=5e-6)
+
+
+@pytest.mark.parametrize("layout", LOADED_AT)
+def test_a_checkpoint_is_loaded_bit_for_bit_at_any_layout(results, layout):
+    found = load(results / "checkpoints.pt")
+    for part, tensors in found["saved"][0].items():
+        assert_close(found[layout][0][part], tensors)
+    experts = [name for name in found["saved"][0]["exp_avg_sq"] if ".experts." in name]
+    assert max(found["saved"][0]["exp_avg_sq"][name].max() for name in experts) > 0
+
+
+@pytest.mark.parametrize("layout", LOADED_AT)
+def test_going_on_from_a_checkpoint_is_the_same_within_rounding(results, layout):
+    found = load(results / "checkpoints.pt")
+    _, metrics, after = found["saved"]
+    _, resumed_metrics, resumed = found[layout]
+    for ours, theirs in zip(resumed_metrics, metrics, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=5e-6)
+    assert_close(resumed["exp_avg"], after["exp_avg"], relative=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "scorer"])
+def test_weights_written_at_tp2_ep2_come_back_at_pp2_ep2(results, name):
+    tensors = load_file(results / f"{name}-back/model.safetensors")
+    assert_close(tensors, load_file(results / f"{name}/model.safetensors"))
