@@ -1,0 +1,87 @@
+"""A GPU computes what transformers computes on the CPU, in every precision that it offers.
+
+Written where no GPU was: none of these bounds has met one.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.compute_checks import RECIPE_CAPABILITY, check_compute, this_machine
+from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.embedded import EmbeddedEngine
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.types import Prompt
+from tests.hf_reference import HfStudent, reference_gradients
+from tests.tiny_training import gradients, make_student, student_batch
+
+V = 512
+LOSS = partial(policy_loss, options=PolicyOptions(kl_coef=0.1))
+TE = "transformer_engine"
+
+
+def learned(folder: Path, place: Parallel, **compute: Any) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one step on the GPU; skips what this machine does not take."""
+    config = ComputeConfig(**compute)
+    missing = [*check_compute(config, ParallelConfig(), this_machine())]
+    if missing:
+        pytest.skip(missing[0])
+    student = make_student(folder, place, compute=config)
+    loss = student.train(student_batch(V), LOSS, temperature=0.8).metrics["loss"]
+    return loss, {name: value.float().cpu() for name, value in gradients(student).items()}
+
+
+def largest_relative(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest distance of a gradient to the expected one, over its length."""
+    assert ours.keys() == expected.keys()
+    return max(
+        float((ours[name] - value).norm() / value.norm().clamp(min=1e-9))
+        for name, value in expected.items()
+    )
+
+
+@pytest.mark.parametrize("impl", ["local", TE])
+@pytest.mark.parametrize(("bf16", "bound"), [(False, 1e-4), (True, 5e-2)])
+def test_loss_and_gradients_equal_those_of_the_cpu(
+    folder: Path, place: Parallel, impl: str, bf16: bool, bound: float
+) -> None:
+    """On TF32 units float32 products would miss the bound; torch leaves them off."""
+    loss, found = learned(folder, place, transformer_impl=impl, bf16=bf16)
+    expected_loss, expected = reference_gradients(
+        HfStudent(folder), student_batch(V), LOSS, temperature=0.8
+    )
+    assert loss == pytest.approx(expected_loss, rel=bound, abs=bound)
+    assert largest_relative(found, expected) < bound
+
+
+@pytest.mark.parametrize("recipe", RECIPE_CAPABILITY)
+def test_fp8_stays_near_bf16(folder: Path, place: Parallel, recipe: str) -> None:
+    """Three bits of mantissa, in four layers: a tenth of the loss, a third of a gradient."""
+    fp8_loss, fp8 = learned(
+        folder, place, bf16=True, transformer_impl=TE, fp8_format="hybrid", fp8_recipe=recipe
+    )
+    loss, expected = learned(folder, place, bf16=True, transformer_impl=TE)
+    assert fp8_loss != loss
+    assert fp8_loss == pytest.approx(loss, rel=0.1, abs=0.02)
+    assert largest_relative(fp8, expected) < 0.35
+
+
+def test_the_embedded_engine_gives_the_trainers_logprobs(folder: Path, place: Parallel) -> None:
+    student = make_student(folder, place)
+    engine = EmbeddedEngine(folder, place.device, torch.float32)
+    engine.load_weights(student.hf_weights(), version=1)
+    prompt = Prompt(0, (), "", (5, 7, 11), ())
+    (group,) = engine.generate([prompt], SamplingConfig(4, temperature=0.8, max_new_tokens=12))
+    for rollout in group.rollouts:
+        tokens = torch.tensor([[*prompt.ids, *rollout.ids]])
+        batch = student_batch(V, rows=((3, tokens.shape[1] - 3),))
+        logprobs = student.logprobs(type(batch)(tokens, batch.lengths, batch.response_mask), 0.8)
+        expected = torch.tensor(rollout.rollout_logprobs)
+        torch.testing.assert_close(logprobs[0, 3:], expected, atol=1e-4, rtol=1e-4)
+    engine.close()
