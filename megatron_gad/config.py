@@ -38,6 +38,7 @@ from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import ScheduleConfig
 from megatron_gad.sglang_checks import check_sglang
 from megatron_gad.stage_checks import (
+    DataSizes,
     check_adversarial,
     check_overlap,
     check_seqkd,
@@ -85,6 +86,11 @@ class RunConfig:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
+    @property
+    def discriminator_layout(self) -> ParallelConfig:
+        """The discriminator's layout: the student's but for what it has of its own."""
+        return self.discriminator.beside(self.parallel)
+
     def check(self, world_size: int) -> list[str]:
         """Return every violation, each with key, value, what is allowed and the remedy.
 
@@ -93,8 +99,11 @@ class RunConfig:
         Args:
             world_size: ranks that the run will have.
         """
-        data_size = data_parallel_size(self.parallel, world_size)
         folders = (self.student.path, self.discriminator.path)
+        sizes = DataSizes(
+            data_parallel_size(self.parallel, world_size),
+            data_parallel_size(self.discriminator_layout, world_size),
+        )
         has_eval = bool(self.data.eval_path)
         problems = [
             *check_stage_names(self.stages),
@@ -114,13 +123,13 @@ class RunConfig:
         if self.rollout.engine == "replay":
             problems += check_replay(self.rollout)
         if self.rollout.engine == "sglang":
-            problems += check_sglang(self.sglang, data_size)
+            problems += check_sglang(self.sglang, sizes.student)
         if "seqkd" in self.stages:
-            problems += check_seqkd(self.seqkd, has_eval, data_size)
+            problems += check_seqkd(self.seqkd, has_eval, sizes.student)
         if "warmup" in self.stages:
-            problems += check_warmup(self.warmup, data_size)
+            problems += check_warmup(self.warmup, sizes)
         if "adversarial" in self.stages:
-            problems += check_adversarial(self.adversarial, data_size)
+            problems += check_adversarial(self.adversarial, sizes)
             problems += check_overlap(self.adversarial, self.gad, self.rollout)
         return problems
 

@@ -23,7 +23,7 @@ from megatron_gad.planning.choice import describe_residency
 from megatron_gad.rollout import Ahead, Sampler
 from megatron_gad.schedule import Schedule
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
@@ -125,10 +125,13 @@ class Run:
         return self._discriminator
 
     def build_discriminator(self) -> None:
-        """Make the discriminator; its weights are undefined until loaded."""
-        config = self.config.discriminator
+        """Make the discriminator, in its own layout; its weights are undefined until loaded."""
+        config, layout = self.config.discriminator, self.config.discriminator_layout
         hf_config = load_hf_config(config.path) if config.path else self.student.hf_config
-        self._discriminator = Trainer.scorer(hf_config, config, self.parallel, self.settings)
+        is_as_student = layout == self.config.parallel
+        place = self.parallel if is_as_student else add_layout(layout, self.config.seed)
+        settings = replace(self.settings, layout=layout)
+        self._discriminator = Trainer.scorer(hf_config, config, place, settings)
         self.schedule.add("discriminator", self._discriminator)
 
     def _check_sizes(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -26,10 +27,17 @@ def check_stage_names(stages: Sequence[str]) -> Iterator[str]:
         )
 
 
-def check_seqkd(stage: SeqkdConfig, has_eval: bool, data_size: int) -> Iterator[str]:
+class DataSizes(NamedTuple):
+    """Data-parallel ranks of both models, each of which has to be given a share of a step."""
+
+    student: int
+    discriminator: int
+
+
+def check_seqkd(stage: SeqkdConfig, has_eval: bool, student_size: int) -> Iterator[str]:
     """Yield what is wrong with stage seqkd; has_eval: data.eval_path is set."""
     yield from violations("seqkd", stage, {"lr": POSITIVE, "patience": NOT_NEGATIVE})
-    yield from _length("seqkd", stage, "batch_size", data_size)
+    yield from _length("seqkd", stage, "batch_size", DataSizes(student_size, student_size))
     wishes = {"patience": stage.patience > 0, "keep_best": stage.keep_best}
     for key, is_wished in wishes.items():
         if is_wished and not has_eval:
@@ -39,12 +47,12 @@ def check_seqkd(stage: SeqkdConfig, has_eval: bool, data_size: int) -> Iterator[
             )
 
 
-def check_warmup(stage: WarmupConfig, data_size: int) -> Iterator[str]:
+def check_warmup(stage: WarmupConfig, sizes: DataSizes) -> Iterator[str]:
     """Yield what is wrong with stage warmup."""
     rules = dict.fromkeys(("discriminator_only_steps", "stop_below", "refuse_above"), NOT_NEGATIVE)
     rules |= dict.fromkeys(("group_size", "student_lr", "discriminator_lr"), POSITIVE)
     yield from violations("warmup", stage, rules)
-    yield from _length("warmup", stage, "prompts_per_step", data_size)
+    yield from _length("warmup", stage, "prompts_per_step", sizes)
     if stage.train_student:
         yield from _student_never_learns("warmup", stage)
     if stage.stop_below >= CHANCE_LOSS:
@@ -59,7 +67,7 @@ def check_warmup(stage: WarmupConfig, data_size: int) -> Iterator[str]:
         )
 
 
-def check_adversarial(stage: AdversarialConfig, data_size: int) -> Iterator[str]:
+def check_adversarial(stage: AdversarialConfig, sizes: DataSizes) -> Iterator[str]:
     """Yield what is wrong with stage adversarial."""
     not_negative = (
         "discriminator_samples",
@@ -69,7 +77,7 @@ def check_adversarial(stage: AdversarialConfig, data_size: int) -> Iterator[str]
     positive = ("discriminator_interval", "student_updates", "student_lr", "discriminator_lr")
     rules = dict.fromkeys(not_negative, NOT_NEGATIVE) | dict.fromkeys(positive, POSITIVE)
     yield from violations("adversarial", stage, rules)
-    yield from _length("adversarial", stage, "prompts_per_step", data_size)
+    yield from _length("adversarial", stage, "prompts_per_step", sizes)
     yield from _student_never_learns("adversarial", stage)
     if stage.group_size < 2:
         yield (
@@ -83,7 +91,7 @@ def check_adversarial(stage: AdversarialConfig, data_size: int) -> Iterator[str]
             "make it smaller, or 0 for all"
         )
     if stage.extra_discriminator_steps > 0:
-        yield from _divisibility("adversarial", stage, "extra_prompts", data_size)
+        yield from _divisibility("adversarial", stage, "extra_prompts", sizes)
     if stage.freeze_discriminator and stage.extra_discriminator_steps > 0:
         yield (
             "adversarial.freeze_discriminator = True, but adversarial.extra_discriminator_steps = "
@@ -115,22 +123,25 @@ def _length(
     table: str,
     stage: SeqkdConfig | WarmupConfig | AdversarialConfig,
     batch_key: str,
-    data_size: int,
+    sizes: DataSizes,
 ) -> Iterator[str]:
     """Yield what is wrong with a stage's length and with the size of its steps."""
     length = "epochs" if stage.steps is None else "steps"
     yield from violations(table, stage, {length: POSITIVE})
-    yield from _divisibility(table, stage, batch_key, data_size)
+    yield from _divisibility(table, stage, batch_key, sizes)
 
 
-def _divisibility(table: str, stage: object, key: str, data_size: int) -> Iterator[str]:
-    """Yield a message unless data ranks can share the number evenly."""
+def _divisibility(table: str, stage: object, key: str, sizes: DataSizes) -> Iterator[str]:
+    """Yield a message unless the data ranks of both models can share the number evenly."""
     count = getattr(stage, key)
-    if count <= 0 or count % data_size:
-        next_multiple = max(1, -(-count // data_size)) * data_size
+    unit = math.lcm(*sizes)
+    if count <= 0 or count % unit:
+        whose = f"{sizes.student} data-parallel rank(s)"
+        if sizes.student != sizes.discriminator:
+            whose += f" of the student and of the {sizes.discriminator} of the discriminator"
         yield (
-            f"{table}.{key} = {count} has to be a positive multiple of the {data_size} "
-            f"data-parallel rank(s); the next that is one is {next_multiple}"
+            f"{table}.{key} = {count} has to be a positive multiple of the {whose}; "
+            f"the next that is one is {max(1, -(-count // unit)) * unit}"
         )
 
 

@@ -22,8 +22,9 @@ from megatron_gad.judging import judge, score_only
 from megatron_gad.parts import Run
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.step_rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
+from megatron_gad.training.exchange import Moved, move
 from megatron_gad.training.rebalance import rebalance
-from megatron_gad.training.trainer import StepOutput
+from megatron_gad.training.trainer import StepOutput, Trainer
 from megatron_gad.types import Batch, Group, PairBatch, Prompt
 
 Metrics = dict[str, float]
@@ -48,15 +49,16 @@ def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
     prompts = run.take_prompts(stage.prompts_per_step)
     sampled, metrics = sample_groups(run, prompts, stage.group_size)
     groups = _even_share(run, sampled)
-    pairs = pair_batch(groups)
+    moved = _to_discriminator(run, groups)
+    pairs = pair_batch(moved.items)
     judged = _learn_from_pairs(run, pairs)
     metrics |= _reported("discriminator", judged)
-    metrics["tokens/trained"] = _num_tokens(run, pairs)
+    metrics["tokens/trained"] = _num_tokens(run.discriminator, pairs)
     if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:
         learned = _learn_from_teacher(run, prompts)
         metrics["tokens/trained"] += learned.pop("tokens/trained")
         metrics |= learned
-    scores_PG = split_scores(judged.rows, stage.group_size)[1]
+    scores_PG = split_scores(moved.back(judged.rows), stage.group_size)[1]
     return StepResult(metrics, _samples(groups, scores_PG, None))
 
 
@@ -64,18 +66,19 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     """Sample, let the discriminator score and learn, then raise what it scored above the group."""
     sampled = adversarial_rollouts(run, stage)
     groups, metrics = _even_share(run, sampled.groups), sampled.metrics
-    extra_pairs = [pair_batch(_even_share(run, each)) for each in sampled.extra_groups]
+    extra_pairs = [_extra_pairs(run, each) for each in sampled.extra_groups]
     batch = policy_batch(groups)
-    pairs = pair_batch(groups, stage.discriminator_samples)
+    moved = _to_discriminator(run, groups)
+    pairs = pair_batch(moved.items, stage.discriminator_samples)
 
     learns = _discriminator_learns(run, stage)
     judged = _judge(run, pairs, learns)
-    scores_PG = split_scores(judged.rows, stage.group_size)[1]
+    scores_PG = split_scores(moved.back(judged.rows), stage.group_size)[1]
     metrics |= _reported("discriminator", judged)
     for extra in extra_pairs:
         _learn_from_pairs(run, extra)
     trained = [pairs, *extra_pairs] if learns else extra_pairs
-    metrics["tokens/trained"] = sum(_num_tokens(run, each) for each in trained)
+    metrics["tokens/trained"] = sum(_num_tokens(run.discriminator, each) for each in trained)
 
     batch = _with_reference(run, batch)
     rewards_PG = _rewards(run, batch, scores_PG)
@@ -87,7 +90,7 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
         learned = _learn_from_rewards(run, batch, stage.student_updates)
         metrics |= _compare_all(run, learned.rows, batch, sampled.weights_lag)
         metrics |= _reported("student", learned)
-        metrics["tokens/trained"] += stage.student_updates * _num_tokens(run, batch)
+        metrics["tokens/trained"] += stage.student_updates * _num_tokens(run.student, batch)
     return StepResult(metrics, _samples(groups, scores_PG, advantages_PG))
 
 
@@ -110,7 +113,18 @@ def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
         learned = run.student.train(batch, supervised_loss)
     run.progress.weights_version += 1
     _check_finite("student", learned)
-    return {**_reported("student", learned), "tokens/trained": _num_tokens(run, batch)}
+    num_tokens = _num_tokens(run.student, batch)
+    return {**_reported("student", learned), "tokens/trained": num_tokens}
+
+
+def _to_discriminator(run: Run, groups: Sequence[Group]) -> Moved[Group]:
+    """Share the groups out to the discriminator's data ranks, where its layout has others."""
+    return move(groups, run.parallel, run.discriminator.parallel)
+
+
+def _extra_pairs(run: Run, groups: Sequence[Group]) -> PairBatch:
+    """Return the discriminator's share of an extra step."""
+    return pair_batch(_to_discriminator(run, _even_share(run, groups)).items)
 
 
 def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
@@ -202,9 +216,9 @@ def _check_finite(name: str, output: StepOutput) -> None:
         )
 
 
-def _num_tokens(run: Run, batch: Batch | PairBatch) -> float:
-    """Return the batch's real tokens, prompts included, over all data ranks."""
-    return float(sum(run.parallel.gather_over_data(int(batch.lengths.sum()))))
+def _num_tokens(trainer: Trainer, batch: Batch | PairBatch) -> float:
+    """Return the batch's real tokens, prompts included, over the trainer's data ranks."""
+    return float(sum(trainer.parallel.gather_over_data(int(batch.lengths.sum()))))
 
 
 def _reported(group: str, output: StepOutput) -> Metrics:

@@ -1,6 +1,6 @@
 """What the user may choose about layout, arithmetic, the two models and checkpoints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 ModelName = Literal["student", "discriminator"]
@@ -35,6 +35,40 @@ class ParallelConfig:
     sequence_parallel: bool = False
     use_distributed_optimizer: bool = False
     distributed_timeout_minutes: int = 30
+
+
+@dataclass(frozen=True)
+class OwnLayout:
+    """A layout beside the student's over the same ranks; what is not given is as the student's.
+
+    Attributes:
+        tensor_model_parallel_size: TP of this model; None is the student's, as below.
+        pipeline_model_parallel_size: PP of this model.
+        virtual_pipeline_model_parallel_size: VPP of this model; None is none where its PP is not
+            the student's.
+        context_parallel_size: CP of this model.
+        expert_model_parallel_size: EP of this model.
+        sequence_parallel: whether its activations are sharded; None is no where its TP is 1.
+    """
+
+    tensor_model_parallel_size: int | None = None
+    pipeline_model_parallel_size: int | None = None
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int | None = None
+    expert_model_parallel_size: int | None = None
+    sequence_parallel: bool | None = None
+
+    def beside(self, student: ParallelConfig) -> ParallelConfig:
+        """Return the whole layout of this model."""
+        given = {field.name: getattr(self, field.name) for field in fields(OwnLayout)}
+        layout = replace(student, **{key: x for key, x in given.items() if x is not None})
+        # These two presuppose sizes that this model need not have.
+        if self.sequence_parallel is None and layout.tensor_model_parallel_size == 1:
+            layout = replace(layout, sequence_parallel=False)
+        is_as_long = layout.pipeline_model_parallel_size == student.pipeline_model_parallel_size
+        if self.virtual_pipeline_model_parallel_size is None and not is_as_long:
+            layout = replace(layout, virtual_pipeline_model_parallel_size=None)
+        return layout
 
 
 @dataclass(frozen=True)
@@ -131,7 +165,7 @@ class StudentConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig(OptimizerConfig):
+class DiscriminatorConfig(OwnLayout, OptimizerConfig):
     """The model that scores.
 
     Attributes:

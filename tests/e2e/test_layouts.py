@@ -41,13 +41,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return tiny_run.run(tmp_path_factory.mktemp("one") / "run")
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_gives_the_numbers_of_one_rank(
-    name: str, one_rank: list[dict], tmp_path: Path
-) -> None:
-    num_ranks, flags = LAYOUTS[name]
-    records = tiny_run.run(tmp_path / "run", *flags, num_ranks=num_ranks)
-    assert [r["stage"] for r in records] == ["seqkd"] * 3 + ["warmup"] * 3 + ["adversarial"] * 5
+def assert_same_numbers(records: list[dict], one_rank: list[dict]) -> None:
+    """Compare the steps of a run with those of one rank."""
     differences = [
         f"step {ours['step']} {key}: {alone[key]} on one rank, {ours[key]} here"
         for alone, ours in zip(one_rank, records, strict=True)
@@ -55,6 +50,41 @@ def test_every_layout_gives_the_numbers_of_one_rank(
         if key in alone and not math.isclose(alone[key], ours[key], rel_tol=1e-4, abs_tol=1e-6)
     ]
     assert not differences, "\n".join(differences)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_gives_the_numbers_of_one_rank(
+    name: str, one_rank: list[dict], tmp_path: Path
+) -> None:
+    num_ranks, flags = LAYOUTS[name]
+    records = tiny_run.run(tmp_path / "run", *flags, num_ranks=num_ranks)
+    assert [r["stage"] for r in records] == ["seqkd"] * 3 + ["warmup"] * 3 + ["adversarial"] * 5
+    assert_same_numbers(records, one_rank)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a student at TP2 and a discriminator at TP1 DP2, with a checkpoint of each step."""
+    save = tmp_path_factory.mktemp("mixed") / "run"
+    flags = ["--tensor-model-parallel-size", "2", "--discriminator.tensor-model-parallel-size", "1"]
+    tiny_run.run(save, *flags, "--save-interval", "1", "--keep-last", "0", num_ranks=2)
+    return save
+
+
+def test_a_discriminator_in_a_layout_of_its_own_gives_the_numbers_of_one_rank(
+    mixed: Path, one_rank: list[dict]
+) -> None:
+    assert_same_numbers(tiny_run.metrics(mixed), one_rank)
+
+
+def test_a_run_goes_on_where_both_layouts_change(
+    mixed: Path, one_rank: list[dict], tmp_path: Path
+) -> None:
+    """From the middle of the warm-up, at DP2 with a discriminator at TP2."""
+    save = tmp_path / "run"
+    tiny_run.restore(mixed, save, iteration=5)
+    flags = ["--discriminator.tensor-model-parallel-size", "2"]
+    assert_same_numbers(tiny_run.run(save, *flags, num_ranks=2), one_rank)
 
 
 def test_engine_and_trainer_agree_after_every_swap(one_rank: list[dict]) -> None:

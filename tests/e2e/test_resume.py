@@ -1,6 +1,5 @@
 """A run that stops goes on where it was."""
 
-import shutil
 import signal
 from pathlib import Path
 
@@ -24,14 +23,7 @@ def test_a_restart_gives_the_bits_of_the_uninterrupted_run(
     iteration: int, stage: str, uninterrupted: Path, tmp_path: Path
 ) -> None:
     save = tmp_path / "run"
-    save.mkdir()
-    checkpoint = f"iter_{iteration:07d}"
-    shutil.copytree(uninterrupted / checkpoint, save / checkpoint)
-    shutil.copytree(uninterrupted / "assets", save / "assets")
-    (save / "latest_checkpointed_iteration.txt").write_text(str(iteration))
-    # Lines that were written after the checkpoint are dropped, those before are kept.
-    shutil.copy(uninterrupted / "metrics.jsonl", save / "metrics.jsonl")
-
+    tiny_run.restore(uninterrupted, save, iteration)
     again = tiny_run.run(save)
     whole = tiny_run.metrics(uninterrupted)
     assert again[iteration - 1]["stage"] == stage

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,17 @@ def run(save: Path, *flags: str, num_ranks: int = 1) -> list[dict[str, Any]]:
         process.kill()  # the ranks end when it is gone
     assert status == 0, f"exit status {status}\n" + log_of(save).read_text()[-4000:]
     return metrics(save)
+
+
+def restore(whole: Path, save: Path, iteration: int) -> None:
+    """Make a run that has just saved this iteration out of one that kept all its checkpoints."""
+    save.mkdir()
+    checkpoint = f"iter_{iteration:07d}"
+    shutil.copytree(whole / checkpoint, save / checkpoint)
+    shutil.copytree(whole / "assets", save / "assets")
+    (save / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+    # Lines that were written after the checkpoint are dropped, those before are kept.
+    shutil.copy(whole / "metrics.jsonl", save / "metrics.jsonl")
 
 
 def metrics(save: Path) -> list[dict[str, Any]]:
