@@ -31,7 +31,7 @@ from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.expert_checks import check_experts
-from megatron_gad.layout_checks import check_parallel
+from megatron_gad.layout_checks import check_own_layout, check_parallel
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
 from megatron_gad.models.layout_rules import data_parallel_size
@@ -99,11 +99,8 @@ class RunConfig:
         Args:
             world_size: ranks that the run will have.
         """
-        folders = (self.student.path, self.discriminator.path)
-        sizes = DataSizes(
-            data_parallel_size(self.parallel, world_size),
-            data_parallel_size(self.discriminator_layout, world_size),
-        )
+        layouts = (self.parallel, self.discriminator_layout)
+        sizes = DataSizes(*(data_parallel_size(layout, world_size) for layout in layouts))
         has_eval = bool(self.data.eval_path)
         problems = [
             *check_stage_names(self.stages),
@@ -114,8 +111,9 @@ class RunConfig:
             *check_data(self.data),
             *check_optimizer("student", self.student),
             *check_optimizer("discriminator", self.discriminator),
-            *check_models(self.student.path, self.discriminator.path, self.parallel, self.data),
-            *check_experts(self.parallel, folders, world_size),
+            *check_own_layout(self.discriminator, self.parallel, self.compute, world_size),
+            *check_models(self.student.path, self.discriminator.path, layouts, self.data),
+            *check_experts(self.student.path, self.discriminator, self.parallel, world_size),
             *check_algorithm(self.gad),
             *check_rollout(self.rollout),
             *check_watchdog(self.watchdog),

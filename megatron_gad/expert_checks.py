@@ -7,32 +7,52 @@ from collections.abc import Collection, Iterator
 
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.layout_rules import expert_world_problem
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.options import DiscriminatorConfig, OwnLayout, ParallelConfig
 
 KEYS = ("expert_model_parallel_size", "expert_tensor_parallel_size")
 
 
 def check_experts(
-    parallel: ParallelConfig, folders: Collection[str], world_size: int
+    student: str, discriminator: DiscriminatorConfig, parallel: ParallelConfig, world_size: int
 ) -> Iterator[str]:
     """Yield what is wrong with how experts are shared out over the ranks.
 
+    A folder that cannot be read is reported elsewhere.
+
     Args:
-        parallel: the layout.
-        folders: the Hugging Face folders of the models with this layout; an empty name is left
-            out, and a folder that cannot be read is reported elsewhere.
+        student: student.path.
+        discriminator: with its folder, and a layout of its own if it has one.
+        parallel: the student's layout.
         world_size: ranks of the run.
     """
+    layout = discriminator.beside(parallel)
+    if layout == parallel:
+        folders = (student, discriminator.path)
+        yield from _problems("parallel", folders, parallel, parallel, world_size)
+        return
+    yield from _problems("parallel", (student,), parallel, parallel, world_size)
+    folders = (discriminator.path or student,)
+    yield from _problems("discriminator", folders, layout, discriminator, world_size)
+
+
+def _problems(
+    table: str,
+    folders: Collection[str],
+    layout: ParallelConfig,
+    written: ParallelConfig | OwnLayout,
+    world_size: int,
+) -> Iterator[str]:
+    """Yield what is wrong in a table; written: what it says itself, apart from what it inherits."""
     if any(_has_experts(folder) for folder in folders):
-        problem = expert_world_problem(parallel, world_size, "parallel.")
+        problem = expert_world_problem(layout, world_size, f"{table}.")
         if problem:
             yield problem
         return
     for key in KEYS:
-        size = getattr(parallel, key)
+        size = getattr(written, key)
         if size not in (None, 1):
             yield (
-                f"parallel.{key} = {size} shares experts out, and no model of the run has any; "
+                f"{table}.{key} = {size} shares experts out, and its models have none; "
                 "leave it out, or train a Qwen3-MoE or Mixtral model"
             )
 

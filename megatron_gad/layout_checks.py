@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from megatron_gad.config_checks import POSITIVE, violations
 from megatron_gad.models.layout_rules import size_problems, world_problem
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.training.options import ComputeConfig, OwnLayout, ParallelConfig
 
 SIZES = (
     "tensor_model_parallel_size",
@@ -24,13 +24,29 @@ def check_parallel(
     """Yield what is wrong with the layout, apart from the models' shapes."""
     positive = dict.fromkeys((*SIZES, "distributed_timeout_minutes"), POSITIVE)
     yield from violations("parallel", parallel, positive)
-    problem = world_problem(parallel, world_size, "parallel.")
+    yield from _layout_problems("parallel", parallel, compute, world_size)
+
+
+def check_own_layout(
+    own: OwnLayout, parallel: ParallelConfig, compute: ComputeConfig, world_size: int
+) -> Iterator[str]:
+    """Yield what is wrong with the layout of the discriminator, where it is not the student's."""
+    yield from violations("discriminator", own, dict.fromkeys(SIZES, POSITIVE))
+    layout = own.beside(parallel)
+    if layout != parallel:
+        yield from _layout_problems("discriminator", layout, compute, world_size)
+
+
+def _layout_problems(
+    table: str, layout: ParallelConfig, compute: ComputeConfig, world_size: int
+) -> Iterator[str]:
+    problem = world_problem(layout, world_size, f"{table}.")
     if problem:
         yield problem
-    yield from size_problems(parallel, "parallel.")
-    if parallel.context_parallel_size > 1 and compute.pack_sequences:
+    yield from size_problems(layout, f"{table}.")
+    if layout.context_parallel_size > 1 and compute.pack_sequences:
         yield (
-            "compute.pack_sequences = True with parallel.context_parallel_size = "
-            f"{parallel.context_parallel_size}: context-parallel ranks share the tokens of padded "
+            f"compute.pack_sequences = True with {table}.context_parallel_size = "
+            f"{layout.context_parallel_size}: context-parallel ranks share the tokens of padded "
             "rows only; leave one of them out"
         )

@@ -13,25 +13,28 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_models(
-    student: str, discriminator: str, parallel: ParallelConfig, data: DataConfig
+    student: str,
+    discriminator: str,
+    layouts: tuple[ParallelConfig, ParallelConfig],
+    data: DataConfig,
 ) -> Iterator[str]:
     """Yield what is wrong with the folders of both models.
 
     Args:
         student: student.path.
         discriminator: discriminator.path; empty where it starts from the student.
-        parallel: the layout that has to divide the shapes.
+        layouts: of student and discriminator, which have to divide the shapes.
         data: the lengths that have to fit into the context.
     """
     if not student:
         yield "student.path is not set; name a Hugging Face folder: config, safetensors, tokenizer"
-    for table, path in (("student", student), ("discriminator", discriminator)):
-        if not path:
-            continue
-        problems = list(_folder_problems(table, Path(path)))
-        if not problems:
-            problems = list(_shape_problems(table, path, parallel, data))
-        yield from problems
+    keys = "parallel." if layouts[0] == layouts[1] else "discriminator."
+    if student:
+        yield from _model_problems("student", student, layouts[0], "parallel.", data)
+    if discriminator:
+        yield from _model_problems("discriminator", discriminator, layouts[1], keys, data)
+    elif student and layouts[0] != layouts[1]:
+        yield from _student_shape_problems(student, layouts[1])
     if student and discriminator:
         yield from _vocabulary_mismatch(student, discriminator)
     if student and not _has_tokenizer(Path(student)) and Path(student).is_dir():
@@ -39,6 +42,24 @@ def check_models(
             f"student.path = {student!r} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); "
             "save it there with save_pretrained() of the model's tokenizer"
         )
+
+
+def _model_problems(
+    table: str, path: str, layout: ParallelConfig, keys: str, data: DataConfig
+) -> Iterator[str]:
+    """Yield what is wrong with a folder, or else with its model's shape."""
+    problems = list(_folder_problems(table, Path(path)))
+    yield from problems or _shape_problems(table, path, layout, keys, data)
+
+
+def _student_shape_problems(path: str, layout: ParallelConfig) -> Iterator[str]:
+    """Yield what a layout of its own does not divide in a discriminator made from the student."""
+    try:
+        shape = load_hf_config(path)
+    except (ValueError, OSError):
+        return  # reported for the student
+    model = f"student.path = {path!r}, from which the discriminator starts"
+    yield from shape_problems(layout, shape, "discriminator.", model)
 
 
 def _folder_problems(table: str, folder: Path) -> Iterator[str]:
@@ -75,15 +96,15 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _shape_problems(
-    table: str, path: str, parallel: ParallelConfig, data: DataConfig
+    table: str, path: str, layout: ParallelConfig, keys: str, data: DataConfig
 ) -> Iterator[str]:
-    """Yield what does not divide or fit."""
+    """Yield what does not divide or fit; keys: what stands before the layout's."""
     try:
         shape = load_hf_config(path)
     except (ValueError, OSError) as error:
         yield f"{table}.path = {path!r} cannot be used: {error}"
         return
-    yield from shape_problems(parallel, shape, "parallel.", f"{table}.path = {path!r}")
+    yield from shape_problems(layout, shape, keys, f"{table}.path = {path!r}")
     context = shape.max_position_embeddings
     total = data.max_prompt_tokens + data.max_response_tokens
     if total > context:

@@ -12,6 +12,7 @@ from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.shapes import shape_from_config
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.training.options import ParallelConfig
 from megatron_gad.workloads import plan_residency
 
 
@@ -48,19 +49,11 @@ def _line(title: str, text: str) -> str:
 
 
 def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
-    parallel, compute = config.parallel, config.compute
-    sizes = [f"TP {parallel.tensor_model_parallel_size}"]
-    sizes.append(f"PP {parallel.pipeline_model_parallel_size}")
-    if parallel.context_parallel_size > 1:
-        sizes.append(f"CP {parallel.context_parallel_size}")
-    layout = " x ".join([*sizes, f"DP {data_parallel_size(parallel, world_size)}"])
-    if parallel.virtual_pipeline_model_parallel_size is not None:
-        layout += f", VPP {parallel.virtual_pipeline_model_parallel_size}"
-    if parallel.sequence_parallel:
-        layout += ", sequence parallel"
-    if parallel.use_distributed_optimizer:
-        layout += ", distributed optimizer"
-    yield _line("layout", layout)
+    compute = config.compute
+    yield _line("layout", _describe_layout(config.parallel, world_size))
+    if config.discriminator_layout != config.parallel and set(config.stages) != {"seqkd"}:
+        own = _describe_layout(config.discriminator_layout, world_size)
+        yield _line("", f"of the discriminator: {own}")
     precision = "bf16" if compute.bf16 else "fp32"
     if compute.fp8_format:
         precision = f"FP8 {compute.fp8_format} ({compute.fp8_recipe})"
@@ -75,6 +68,21 @@ def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
         f"{recompute} recompute",
     )
     yield _line("kernels here", describe_kernels(compute, this_machine()))
+
+
+def _describe_layout(layout: ParallelConfig, world_size: int) -> str:
+    sizes = [f"TP {layout.tensor_model_parallel_size}"]
+    sizes.append(f"PP {layout.pipeline_model_parallel_size}")
+    if layout.context_parallel_size > 1:
+        sizes.append(f"CP {layout.context_parallel_size}")
+    words = [" x ".join([*sizes, f"DP {data_parallel_size(layout, world_size)}"])]
+    if layout.virtual_pipeline_model_parallel_size is not None:
+        words.append(f"VPP {layout.virtual_pipeline_model_parallel_size}")
+    if layout.sequence_parallel:
+        words.append("sequence parallel")
+    if layout.use_distributed_optimizer:
+        words.append("distributed optimizer")
+    return ", ".join(words)
 
 
 def _model_lines(config: RunConfig) -> Iterator[str]:

@@ -48,6 +48,7 @@ class OwnLayout:
             the student's.
         context_parallel_size: CP of this model.
         expert_model_parallel_size: EP of this model.
+        expert_tensor_parallel_size: ranks that share one of its experts.
         sequence_parallel: whether its activations are sharded; None is no where its TP is 1.
     """
 
@@ -56,6 +57,7 @@ class OwnLayout:
     virtual_pipeline_model_parallel_size: int | None = None
     context_parallel_size: int | None = None
     expert_model_parallel_size: int | None = None
+    expert_tensor_parallel_size: int | None = None
     sequence_parallel: bool | None = None
 
     def beside(self, student: ParallelConfig) -> ParallelConfig:

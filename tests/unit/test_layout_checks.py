@@ -100,3 +100,62 @@ def test_context_parallel_ranks_are_no_data_ranks(good: RunConfig, tmp_path: Pat
     config = replace(laid_out(good, **CP2), stages=("warmup",), warmup=warmup)
     assert config.check(world_size=6) == []
     assert "has to be a positive multiple of the 2 data" in config.check(world_size=4)[0]
+
+
+def with_own(config: RunConfig, **sizes: int | bool) -> RunConfig:
+    """Return the configuration at TP2 with another layout of the discriminator."""
+    own = replace(config.discriminator, **sizes)
+    return replace(laid_out(config, **TP2, sequence_parallel=True), discriminator=own)
+
+
+def test_what_the_discriminator_does_not_say_is_as_the_students(good: RunConfig) -> None:
+    student = laid_out(good, **TP2, sequence_parallel=True)
+    assert student.discriminator_layout == student.parallel
+    alone = with_own(good, tensor_model_parallel_size=1).discriminator_layout
+    assert (alone.tensor_model_parallel_size, alone.sequence_parallel) == (1, False)
+    interleaved = {"virtual_pipeline_model_parallel_size": 2}
+    deep = replace(good.parallel, pipeline_model_parallel_size=4, **interleaved)
+    shallow = replace(good.discriminator, pipeline_model_parallel_size=2).beside(deep)
+    assert shallow == replace(good.parallel, pipeline_model_parallel_size=2)
+    wide = replace(good.discriminator, tensor_model_parallel_size=2).beside(deep)
+    assert wide == replace(deep, tensor_model_parallel_size=2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"tensor_model_parallel_size": 1}, []),
+        (
+            {"pipeline_model_parallel_size": 4},
+            [
+                "discriminator.tensor_model_parallel_size 2 x pipeline_model_parallel_size 4 = 8 "
+                "does not divide the 4 ranks of this run; start a multiple of 8 ranks (torchrun "
+                "--nproc-per-node 8), or make the sizes smaller; " + STARTED,
+                "discriminator.pipeline_model_parallel_size = 4 does not divide num_hidden_layers "
+                "= 2 of student.path = '{path}', from which the discriminator starts; use one of "
+                "1, 2",
+            ],
+        ),
+        (
+            {"tensor_model_parallel_size": 1, "sequence_parallel": True},
+            [
+                "discriminator.sequence_parallel = True shards between tensor-parallel ranks, but "
+                "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out"
+            ],
+        ),
+    ],
+)
+def test_a_layout_of_the_discriminators_own_is_checked_under_its_name(
+    good: RunConfig, sizes: dict[str, int], expected: list[str]
+) -> None:
+    messages = [message.replace("{path}", good.student.path) for message in expected]
+    assert with_own(good, **sizes).check(world_size=4) == messages
+
+
+def test_prompts_of_a_step_are_shared_by_the_data_ranks_of_both_models(good: RunConfig) -> None:
+    config = replace(with_own(good, tensor_model_parallel_size=1), stages=("warmup",))
+    few = replace(config, warmup=replace(config.warmup, prompts_per_step=6))
+    assert few.check(world_size=4) == [
+        "warmup.prompts_per_step = 6 has to be a positive multiple of the 2 data-parallel rank(s) "
+        "of the student and of the 4 of the discriminator; the next that is one is 8"
+    ]

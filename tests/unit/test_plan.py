@@ -39,6 +39,17 @@ def test_the_plan_tells_layout_models_stages_and_the_whole_configuration(good: R
     assert plan.endswith(to_toml(config))
 
 
+def test_the_plan_tells_a_layout_of_the_discriminators_own(good: RunConfig) -> None:
+    config = replace(
+        good,
+        parallel=replace(good.parallel, tensor_model_parallel_size=2),
+        discriminator=replace(good.discriminator, tensor_model_parallel_size=1),
+    )
+    plan = describe_plan(config, world_size=8)
+    assert "TP 2 x PP 1 x DP 4" in plan
+    assert "of the discriminator: TP 1 x PP 1 x DP 8" in plan
+
+
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does."""
     command = [sys.executable, "-m", "megatron_gad", *arguments]
