@@ -32,11 +32,14 @@ pytestmark = [
         not SERVER_PYTHON.is_file(), reason="no .venv-sglang; tools/make_sglang_env.sh makes it"
     ),
 ]
-FLAGS = (
+COMMON = (
     *("--stages", "adversarial", "--adversarial.steps", "10"),
-    *("--rollout.engine", "sglang", "--sglang.python", str(SERVER_PYTHON)),
-    *("--sglang.verify-interval", "3", "--sglang.server-args", "max_total_tokens", "16384"),
+    *("--rollout.engine", "sglang", "--sglang.verify-interval", "3"),
     *("--gad.tis-cap", "2", "--rollout.record"),
+)
+FLAGS = (
+    *(*COMMON, "--sglang.python", str(SERVER_PYTHON)),
+    *("--sglang.server-args", "max_total_tokens", "16384"),
 )
 LAYOUTS = {"TP1": 1, "TP2": 2}
 # Between the float32 of the trainer and of the server, in nats on a sampled token.
@@ -137,7 +140,7 @@ def test_a_server_at_a_url_takes_the_weights_of_every_step(
     transport: str, server: ServerProcess, tmp_path: Path
 ) -> None:
     flags = ("--sglang.urls", server.url, "--sglang.weight-transport", transport)
-    records = tiny_run.run(tmp_path / "run", *FLAGS, *flags, "--adversarial.steps", "3")
+    records = tiny_run.run(tmp_path / "run", *COMMON, *flags, "--adversarial.steps", "3")
     assert [record["engine/weights_lag"] for record in records] == [0.0] * 3
     assert max(record["engine/logprob_gap_max"] for record in records) < BOUND
     assert all(record["swap/bytes"] > 0 for record in records)
@@ -149,13 +152,13 @@ def test_overlap_stops_and_goes_on_without_losing_a_prompt(
 ) -> None:
     save = tmp_path / "run"
     flags = ("--sglang.urls", server.url, "--adversarial.overlap", "--adversarial.steps")
-    process = tiny_run.start(save, *FLAGS, *flags, "1000")
+    process = tiny_run.start(save, *COMMON, *flags, "1000")
     tiny_run.wait_for_steps(process, save, 3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=600) == 0, tiny_run.log_of(save).read_text()[-4000:]
     saved = len(tiny_run.metrics(save))
     assert saved >= 3
-    records = tiny_run.run(save, *FLAGS, *flags, str(saved + 3))
+    records = tiny_run.run(save, *COMMON, *flags, str(saved + 3))
     assert [record["step"] for record in records] == list(range(1, saved + 4))
     assert [record["engine/weights_lag"] for record in records] == [0.0] + [1.0] * (saved + 2)
     # Every swap is followed by a comparison with the new weights, on a probe.
