@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import all_gather
 
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.training.optimizer import torch_optimizers
@@ -118,7 +119,19 @@ def training_state(trainer: Trainer) -> list[Tensor]:
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
     """The gradients of the last step by Hugging Face name; clipped where the trainer clips."""
+    if trainer.settings.layout.use_distributed_optimizer:
+        _gather_gradients(trainer)
     return under_hf_names(trainer, [p.main_grad for p in parameters(trainer)])
+
+
+def _gather_gradients(trainer: Trainer) -> None:
+    """Complete the gradients, of which each rank of a distributed optimizer has a shard only."""
+    for chunk in trainer._chunks:
+        for buffer in chunk.buffers:
+            group = buffer.data_parallel_group
+            for bucket in buffer.buckets:
+                shards = list(bucket.grad_data.chunk(group.size()))
+                all_gather(shards, shards[group.rank()].clone(), group=group)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Make the student and the data of the tiny example: ``python -m examples.tiny.prepare OUT``.
 
 Writes OUT/student (a Hugging Face folder), OUT/train.jsonl and OUT/eval.jsonl. The same seed gives
-the same bytes. The student has two layers and two key/value heads, so that it can be split over
-two tensor or two pipeline ranks.
+the same bytes. The student has four layers and two key/value heads, so that it can be split over
+two tensor ranks, and over two pipeline ranks of two interleaved chunks.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from examples.quickstart.data import write_answered
 from examples.quickstart.robot_turns import split_prompts
 from examples.quickstart.student import StudentShape, make_student
 
-SHAPE = StudentShape(num_layers=2, width=32, num_heads=4, num_kv_heads=2, mlp_width=64)
+SHAPE = StudentShape(num_layers=4, width=32, num_heads=4, num_kv_heads=2, mlp_width=64)
 NUM_TRAIN = 64
 NUM_EVAL = 16
 

@@ -13,12 +13,14 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
+from megatron_gad.training.distributed_optimizer import fill_moments, load_optimizer
 from megatron_gad.training.optimizer import forget_moments, has_moments
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "run_state.json"
+DISTRIBUTED = "use_distributed_optimizer"
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,14 @@ def save_checkpoint(
             folder.mkdir(parents=True)
     parallel.barrier()
     for name, trainer in residents.models.items():
+        fill_moments(trainer.optimizer)
         held = has_moments(trainer.optimizer)
         with trainer.parallel.megatron_state.active():
-            state_to_save = {**_sharded_state(trainer), "has_moments": held}
-            dist_checkpointing.save(state_to_save, str(draft / name))
+            facts = {
+                "has_moments": held,
+                DISTRIBUTED: trainer.settings.layout.use_distributed_optimizer,
+            }
+            dist_checkpointing.save({**_sharded_state(trainer), **facts}, str(draft / name))
     for name, (trainer, snapshot) in residents.snapshots.items():
         with trainer.lent(snapshot), trainer.parallel.megatron_state.active():
             dist_checkpointing.save(sharded_weights(trainer.modules), str(draft / name))
@@ -97,15 +103,27 @@ def read_state(run_folder: Path, iteration: int) -> dict[str, Any]:
 
 
 def load_model(folder: Path, trainer: Trainer) -> None:
-    """Restore a trainer's parameters and optimizer; any layout may load what any layout saved."""
+    """Restore a trainer's parameters and optimizer; any layout may load what any layout saved.
+
+    Raises ValueError where one of them shards its optimizer's states and the other does not.
+    """
+    facts = dist_checkpointing.load_common_state_dict(str(folder))
+    shards = trainer.settings.layout.use_distributed_optimizer
+    if facts[DISTRIBUTED] != shards:
+        raise ValueError(
+            f"{folder} was saved with parallel.{DISTRIBUTED} = {facts[DISTRIBUTED]}, this run has "
+            f"{shards}: the two keep their moments differently; resume with the same"
+        )
     # An optimizer that took no step saved no moments, and has to be asked for none.
-    held = dist_checkpointing.load_common_state_dict(str(folder))["has_moments"]
-    if not held:
+    held = facts["has_moments"]
+    if held:
+        fill_moments(trainer.optimizer)
+    else:
         forget_moments(trainer.optimizer)
     with trainer.parallel.megatron_state.active():
         loaded = _read(_sharded_state(trainer, is_loading=held), folder)
         take_weights(trainer.modules, loaded)
-        trainer.optimizer.load_state_dict(loaded["optimizer"])
+        load_optimizer(trainer.optimizer, loaded["optimizer"])
 
 
 def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
@@ -131,13 +149,13 @@ def take_weights(chunks: list[Any], loaded: dict[str, Any]) -> None:
 
 
 # The one layout of a distributed optimizer's state that any other layout can load.
-DISTRIBUTED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
+RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
     state = sharded_weights(trainer.modules)
     optimizer = trainer.optimizer.sharded_state_dict(
-        state["model"], is_loading=is_loading, metadata=DISTRIBUTED_OPTIMIZER
+        state["model"], is_loading=is_loading, metadata=RESHARDABLE
     )
     return {**state, "optimizer": optimizer}
 

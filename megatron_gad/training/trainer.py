@@ -91,7 +91,7 @@ class Trainer:
         self._modules: list[Any] = chunks
         self._head = head
         self._optimizer_config = optimizer_config
-        self._settings = settings
+        self.settings = settings
         self._chunks: list[Any] = [self._wrap(chunk) for chunk in chunks]
         no_sync = [chunk.no_sync for chunk in self._chunks]
         # All chunks have one configuration; an interleaved schedule takes the functions of each.
@@ -274,7 +274,7 @@ class Trainer:
         return [parameter for chunk in self._modules for parameter in chunk.parameters()]
 
     def _wrap(self, chunk: Any) -> DistributedDataParallel:
-        settings = self._settings
+        settings = self.settings
         chunk.to(self.parallel.device)
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
@@ -295,7 +295,7 @@ class Trainer:
         Without a loss nothing but the rows is computed.
         """
         self.memory.wake_weights()
-        settings = self._settings
+        settings = self.settings
         cut = split_batch(
             batch,
             settings.microbatch_bound(),
@@ -330,8 +330,8 @@ class Trainer:
         """Megatron's forward step: the model's output, and what the last stage does with it."""
         piece = to_device(next(pieces), self.parallel.device)
         finish = partial(self._finish, piece, loss, temperature)
-        if self._settings.compute.pack_sequences:
-            return forward_packed(model, piece, self._settings.length_multiple()), finish
+        if self.settings.compute.pack_sequences:
+            return forward_packed(model, piece, self.settings.length_multiple()), finish
         width = piece.tokens.shape[1]
         positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
         own = [own_tokens(rows, context_group()) for rows in (piece.tokens, positions)]
@@ -341,7 +341,7 @@ class Trainer:
         self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
-        if self._settings.compute.pack_sequences:
+        if self.settings.compute.pack_sequences:
             output = as_rows(output, piece)
         read = self._head.read(output, piece, temperature)
         rows = self._head.rows(read)

@@ -1,7 +1,7 @@
 """What test_training.py trains on one rank, and its worker on four at every layout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,47 @@ TWO_ROWS = ComputeConfig(micro_batch_size=2, logprob_chunk_size=3)
 OPTIMIZER = {"lr": 1e-3, "clip_grad": 0.2, "weight_decay": 0.1}
 
 # What is left of the four ranks is data parallel.
+PP2_VPP2 = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+PP2 = ParallelConfig(pipeline_model_parallel_size=2)
+CP2 = ParallelConfig(context_parallel_size=2)
+TP2 = ParallelConfig(tensor_model_parallel_size=2)
+TP2_SP = replace(TP2, sequence_parallel=True)
 LAYOUTS = {
-    "pp2-vpp2-dp2": ParallelConfig(
-        pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2
-    ),
-    "cp2-dp2": ParallelConfig(context_parallel_size=2),
-    "cp4": ParallelConfig(context_parallel_size=4),
     "dp4": ParallelConfig(),
-    "tp2-dp2": ParallelConfig(tensor_model_parallel_size=2),
-    "tp2-sp-dp2": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
-    "pp2-dp2": ParallelConfig(pipeline_model_parallel_size=2),
+    "tp4": ParallelConfig(tensor_model_parallel_size=4),
     "pp4": ParallelConfig(pipeline_model_parallel_size=4),
-    "tp2-pp2-sp": ParallelConfig(
-        tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True
-    ),
+    "cp4": ParallelConfig(context_parallel_size=4),
+    "tp2-dp2": TP2,
+    "tp2-sp-dp2": TP2_SP,
+    "pp2-dp2": PP2,
+    "pp2-vpp2-dp2": PP2_VPP2,
+    "cp2-dp2": CP2,
+    "tp2-pp2": replace(TP2, pipeline_model_parallel_size=2),
+    "tp2-sp-pp2": replace(TP2_SP, pipeline_model_parallel_size=2),
+    "tp2-sp-pp2-vpp2": replace(PP2_VPP2, tensor_model_parallel_size=2, sequence_parallel=True),
+    "tp2-cp2": replace(TP2, context_parallel_size=2),
+    "tp2-sp-cp2": replace(TP2_SP, context_parallel_size=2),
+    "pp2-cp2": replace(PP2, context_parallel_size=2),
+    "pp2-vpp2-cp2": replace(PP2_VPP2, context_parallel_size=2),
 }
+# With copies of the weights, over which the distributed optimizer shares its states out.
+LAYOUTS |= {
+    f"{name}-distributed": replace(LAYOUTS[name], use_distributed_optimizer=True)
+    for name in ("dp4", "cp4", "tp2-sp-dp2", "pp2-dp2", "pp2-vpp2-dp2", "cp2-dp2", "pp2-vpp2-cp2")
+}
+LAYOUTS |= {f"{name}-packed": LAYOUTS[name] for name in ("tp2-sp-pp2-vpp2", "dp4-distributed")}
+
+
+# Where a checkpoint is saved, and where else it is loaded.
+RESUMED = {
+    "tp2-sp-pp2": ("dp4", "pp2-vpp2-cp2"),
+    "pp2-vpp2-dp2-distributed": ("tp2-sp-dp2-distributed", "cp4-distributed"),
+}
+
+
+def compute_of(layout: str) -> ComputeConfig:
+    """How a layout of the table computes."""
+    return replace(TWO_ROWS, pack_sequences=layout.endswith("-packed"))
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,12 @@ CASES = {
 }
 
 
+def cases_of(layout: str) -> tuple[str, ...]:
+    """Which cases run where: all at every layout, two again with another optimizer or packed."""
+    is_variant = layout.endswith(("-distributed", "-packed"))
+    return ("policy-tied", "cross-entropy-split") if is_variant else tuple(CASES)
+
+
 @dataclass(frozen=True)
 class Trained:
     """What two steps left behind: metrics of each; rows and gradients of the first; weights."""
@@ -111,14 +143,21 @@ class Trained:
     weights: dict[str, Tensor]
 
 
-def run_case(name: str, folder: Path, layout: ParallelConfig, place: Parallel) -> Trained:
-    """Train a case of the table."""
-    return train_case(CASES[name], folder, layout, place)
+def run_case(name: str, folder: Path, layout_name: str, place: Parallel) -> Trained:
+    """Train a case of the table at a layout of the table, or on one rank."""
+    layout = LAYOUTS.get(layout_name, ParallelConfig())
+    return train_case(CASES[name], folder, layout, place, compute_of(layout_name))
 
 
-def train_case(case: Case, folder: Path, layout: ParallelConfig, place: Parallel) -> Trained:
+def train_case(
+    case: Case,
+    folder: Path,
+    layout: ParallelConfig,
+    place: Parallel,
+    compute: ComputeConfig = TWO_ROWS,
+) -> Trained:
     """Train a case for two steps; every rank gets the whole result."""
-    trainer = case.make(folder / case.folder, place, layout, TWO_ROWS, **OPTIMIZER)
+    trainer = case.make(folder / case.folder, place, layout, compute, **OPTIMIZER)
     part = share_of(case.batch(), place)
     first = case.step(trainer, part)
     gradients_of_first = gradients(trainer)

@@ -27,7 +27,9 @@ from tests.distributed.training_cases import (
     CASES,
     LAYOUTS,
     OPTIMIZER,
-    TWO_ROWS,
+    RESUMED,
+    cases_of,
+    compute_of,
     run_case,
     share_of,
 )
@@ -56,8 +58,8 @@ def run_layouts(folder: Path) -> None:
     for layout_name, layout in LAYOUTS.items():
         place = start(layout)
         save(folder / f"place-{layout_name}.pt", describe(place))
-        for case in CASES:
-            trained = run_case(case, folder, layout, place)
+        for case in cases_of(layout_name):
+            trained = run_case(case, folder, layout_name, place)
             save(folder / f"{case}-{layout_name}.pt", trained)
 
 
@@ -109,12 +111,13 @@ def run_vocabulary_shards(folder: Path) -> None:
 class Pair:
     """A student with a reference, and a discriminator."""
 
-    def __init__(self, folder: Path, layout: ParallelConfig, place: Parallel) -> None:
-        self.place = place
+    def __init__(self, folder: Path, layout_name: str) -> None:
+        layout, compute = LAYOUTS[layout_name], compute_of(layout_name)
+        self.place = place = start(layout)
         self.trainers: dict[str, Trainer] = {}
         for name in (STUDENT, DISCRIMINATOR):
             case = CASES[name]
-            trainer = case.make(folder / case.folder, place, layout, TWO_ROWS, **OPTIMIZER)
+            trainer = case.make(folder / case.folder, place, layout, compute, **OPTIMIZER)
             self.trainers[name] = trainer
         self.reference = self.trainers[STUDENT].snapshot()
 
@@ -140,10 +143,12 @@ class Pair:
         self.reference = load_snapshot(source / "reference", self.trainers[STUDENT])
 
     def everything(self) -> dict[str, dict[str, torch.Tensor]]:
-        """All weights and moments by their names."""
+        """All weights by their names, and the moments where ranks have whole ones."""
         found = {}
         for name, trainer in self.trainers.items():
             found[name] = weights(trainer)
+            if trainer.settings.layout.use_distributed_optimizer:
+                continue
             state = torch_optimizers(trainer.optimizer)[0].state
             for moment in ("exp_avg", "exp_avg_sq"):
                 values = [state[p][moment] for p in parameters(trainer)]
@@ -154,21 +159,20 @@ class Pair:
 
 def run_checkpoints(folder: Path) -> None:
     """Save at one layout; go on there, in new trainers there, and at other layouts."""
-    results: dict[str, Any] = {}
-    layout = LAYOUTS["tp2-pp2-sp"]
-    place = start(layout)
-    pair = Pair(folder, layout, place)
-    pair.steps(2)
-    pair.save(folder / "run")
-    at_save = pair.everything()
-    results["uninterrupted"] = (at_save, pair.steps(2), pair.everything())
-    for name in ("tp2-pp2-sp", "dp4", "pp2-dp2"):
-        place = start(LAYOUTS[name])
-        resumed = Pair(folder, LAYOUTS[name], place)
-        resumed.load(folder / "run")
-        loaded = resumed.everything()
-        results[name] = (loaded, resumed.steps(2), resumed.everything())
-    save(folder / "checkpoints.pt", results)
+    for saved_at, loaded_at in RESUMED.items():
+        run = folder / f"run-{saved_at}"
+        pair = Pair(folder, saved_at)
+        pair.steps(2)
+        pair.save(run)
+        results: dict[str, Any] = {}
+        at_save = pair.everything()
+        results["uninterrupted"] = (at_save, pair.steps(2), pair.everything())
+        for name in (saved_at, *loaded_at):
+            resumed = Pair(folder, name)
+            resumed.load(run)
+            loaded = resumed.everything()
+            results[name] = (loaded, resumed.steps(2), resumed.everything())
+        save(folder / f"checkpoints-{saved_at}.pt", results)
 
 
 def main() -> None:

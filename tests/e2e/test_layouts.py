@@ -7,18 +7,21 @@ import pytest
 
 from tests.e2e import tiny_run
 
+TP2 = ["--tensor-model-parallel-size", "2"]
+PP2 = ["--pipeline-model-parallel-size", "2"]
 LAYOUTS = {
-    "TP2": (2, ["--tensor-model-parallel-size", "2"]),
-    "TP2+SP": (2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
-    "TP2+SP, packed": (
-        2,
-        ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--pack-sequences"],
-    ),
-    "PP2, packed": (2, ["--pipeline-model-parallel-size", "2", "--pack-sequences"]),
-    "PP2": (2, ["--pipeline-model-parallel-size", "2"]),
+    "TP2": (2, TP2),
+    "TP2+SP": (2, [*TP2, "--sequence-parallel"]),
+    "TP2+SP, packed": (2, [*TP2, "--sequence-parallel", "--pack-sequences"]),
+    "PP2, packed": (2, [*PP2, "--pack-sequences"]),
+    "PP2 x VPP2": (2, [*PP2, "--virtual-pipeline-model-parallel-size", "2"]),
+    "CP2": (2, ["--context-parallel-size", "2"]),
     # Also by tokens in place of rows, which has to be as good.
-    "DP2": (2, ["--max-tokens-per-microbatch", "160"]),
-    "TP2PP2": (4, ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]),
+    "DP2, distributed optimizer": (
+        2,
+        ["--use-distributed-optimizer", "--max-tokens-per-microbatch", "160"],
+    ),
+    "TP2PP2": (4, [*TP2, *PP2]),
 }
 COMPARED = (
     "student/loss",

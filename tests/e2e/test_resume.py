@@ -40,6 +40,22 @@ def test_a_restart_gives_the_bits_of_the_uninterrupted_run(
     assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
 
 
+def test_a_distributed_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    flags = ["--use-distributed-optimizer", "--stages", "warmup", "--warmup.steps", "4"]
+    flags += ["--save-interval", "2", "--keep-last", "0"]
+    whole = tiny_run.run(tmp_path / "whole", *flags, num_ranks=2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (tmp_path / "again/latest_checkpointed_iteration.txt").write_text("2")
+    shutil.rmtree(tmp_path / "again/student_hf")
+    again = tiny_run.run(tmp_path / "again", *flags, num_ranks=2)
+    assert [r["step"] for r in again] == [1, 2, 3, 4]
+    for expected, ours in zip(whole[2:], again[2:], strict=True):
+        assert tiny_run.compared(ours) == tiny_run.compared(expected)
+    expected_weights = load_file(tmp_path / "whole/student_hf/model.safetensors")
+    weights = load_file(tmp_path / "again/student_hf/model.safetensors")
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in expected_weights)
+
+
 def test_sigterm_saves_after_the_step_and_the_run_goes_on_from_there(tmp_path: Path) -> None:
     save = tmp_path / "run"
     process = tiny_run.start(save, "--seqkd.steps", "100000")

@@ -22,11 +22,17 @@ def test_the_plan_tells_layout_models_stages_and_the_whole_configuration(good: R
     config = replace(
         good,
         stages=("warmup", "adversarial"),
-        parallel=replace(good.parallel, tensor_model_parallel_size=2),
+        parallel=replace(
+            good.parallel,
+            tensor_model_parallel_size=2,
+            pipeline_model_parallel_size=2,
+            virtual_pipeline_model_parallel_size=2,
+            context_parallel_size=2,
+        ),
         adversarial=replace(good.adversarial, steps=5, student_lr=3e-5),
     )
     plan = describe_plan(config, world_size=8)
-    assert "TP 2 x PP 1 x DP 4" in plan
+    assert "TP 2 x PP 2 x CP 2 x DP 1, VPP 2" in plan
     # Embedding and head 384 x 32 each; a layer 32 x 32 + 32 (q), 2 x (32 x 16 + 16) (k, v),
     # 32 x 32 (o), 3 x 32 x 48 (mlp), 2 x 32 (norms); the last norm 32.
     layer = 1024 + 32 + 2 * (512 + 16) + 1024 + 3 * 1536 + 64
