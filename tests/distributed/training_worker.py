@@ -3,6 +3,7 @@
 Arguments: the folder with the Hugging Face folders, into which the results go.
 """
 
+import gc
 import math
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from megatron_gad.training.checkpoint import (
 )
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.options import ParallelConfig
-from megatron_gad.training.parallel import Parallel, initialize
+from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from tests.distributed.training_cases import (
@@ -35,9 +36,6 @@ from tests.distributed.training_cases import (
 )
 from tests.tiny_training import parameters, under_hf_names, weights
 
-# isort: split
-from megatron.core import parallel_state
-
 STUDENT, DISCRIMINATOR = "policy-tied", "bradley-terry"
 
 
@@ -48,8 +46,14 @@ def save(path: Path, value: Any) -> None:
 
 
 def start(layout: ParallelConfig) -> Parallel:
-    """Make the process groups of a layout in place of those before."""
-    parallel_state.destroy_model_parallel()
+    """Make the process groups of a layout in place of those before.
+
+    Every gloo group keeps a thread that polls: those of all layouts together would starve the rest.
+    """
+    torch.distributed.barrier()
+    shut_down()
+    gc.collect()  # a trainer is a cycle, and holds groups
+    torch.distributed.init_process_group("gloo")
     return initialize(layout, seed=0)
 
 
