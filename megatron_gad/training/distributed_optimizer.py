@@ -19,6 +19,8 @@ def fill_moments(optimizer: Any) -> None:
     another kind stay as they are.
     """
     for part in _distributed_parts(optimizer):
+        if part.init_state_fn is None:  # an optimizer on the host makes its own
+            continue
         part.init_state_fn(part.optimizer, part.config)
         if isinstance(part.optimizer, torch.optim.AdamW):
             for parameter, state in part.optimizer.state.items():
@@ -43,7 +45,8 @@ def _load_shards(part: DistributedOptimizer, state: dict[str, Any]) -> None:
     """
     part.load_state_dict({key: value for key, value in state.items() if key != "param_state"})
     held = part.optimizer.state
-    steps = {p: held[p].pop("step").clone() for p in held if "step" in held[p]}
+    is_torch = isinstance(part.optimizer, torch.optim.AdamW)
+    steps = {p: held[p].pop("step").clone() for p in held} if is_torch else {}
     part.load_parameter_state_from_fully_reshardable(state["param_state"])
     for parameter, step in steps.items():
         held[parameter]["step"] = step
