@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import barrier, destroy_process_group, get_rank
+from torch.distributed import barrier, destroy_process_group, distributed_c10d, get_rank
 
 from megatron_gad.training.checkpoint import (
     Residents,
@@ -21,7 +21,7 @@ from megatron_gad.training.checkpoint import (
 )
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.options import ParallelConfig
-from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from tests.distributed.training_cases import (
@@ -35,6 +35,9 @@ from tests.distributed.training_cases import (
     share_of,
 )
 from tests.tiny_training import parameters, under_hf_names, weights
+
+# isort: split
+from megatron.core import parallel_state
 
 STUDENT, DISCRIMINATOR = "policy-tied", "bradley-terry"
 
@@ -50,10 +53,12 @@ def start(layout: ParallelConfig) -> Parallel:
 
     Every gloo group keeps a thread that polls: those of all layouts together would starve the rest.
     """
-    torch.distributed.barrier()
-    shut_down()
+    barrier()
+    parallel_state.destroy_model_parallel()
     gc.collect()  # a trainer is a cycle, and holds groups
-    torch.distributed.init_process_group("gloo")
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not distributed_c10d.GroupMember.WORLD:
+            destroy_process_group(group)
     return initialize(layout, seed=0)
 
 
