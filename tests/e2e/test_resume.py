@@ -1,5 +1,6 @@
 """A run that stops goes on where it was."""
 
+import shutil
 import signal
 from pathlib import Path
 
