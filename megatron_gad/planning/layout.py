@@ -113,11 +113,14 @@ def layout_problems(shape: ModelShape, layout: Layout) -> list[str]:
         ("tensor parallel size", layout.tensor, "attention heads", shape.num_heads),
         ("tensor parallel size", layout.tensor, "key-value heads", shape.num_kv_heads),
         ("tensor parallel size", layout.tensor, "feed-forward width", shape.ffn_size),
-        ("pipeline size", layout.pipeline * layout.virtual, "layers", shape.num_layers),
+        ("pipeline parallel size", layout.pipeline, "layers", shape.num_layers),
         ("engine's tensor parallel size", layout.engine_tensor, "heads", shape.num_heads),
         ("engine's tensor parallel size", layout.engine_tensor, "KV heads", shape.num_kv_heads),
         ("engine's size", layout.engine_tensor, "ranks of a model", layout.model_group),
     ]
+    if layout.virtual > 1:
+        chunks = layout.pipeline * layout.virtual
+        divided.append(("number of pipeline chunks", chunks, "layers", shape.num_layers))
     if layout.expert > 1:
         ranks = layout.tensor * layout.copies
         divided += [

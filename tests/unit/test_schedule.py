@@ -92,7 +92,6 @@ def test_everybody_takes_turns(start: Callable[[ScheduleConfig], Run]) -> None:
         ("swap", (shown, AWAY, 0)),
         ("sample", (shown, AWAY, engine)),
         ("student", (shown, AWAY, engine)),  # compared with the engine
-        ("sample", (shown, AWAY, engine)),  # for further steps of the discriminator
         ("discriminator", (AWAY, discriminator, 0)),
         ("student", (shown, AWAY, 0)),  # lent the reference's weights
         ("student", (student, AWAY, 0)),
@@ -119,7 +118,6 @@ def test_who_stays_keeps_all_but_the_gradients(start: Callable[[ScheduleConfig],
         ("swap", (idle[0], idle[1], engine)),
         ("sample", (idle[0], idle[1], engine)),
         ("student", (idle[0], idle[1], engine)),
-        ("sample", (idle[0], idle[1], engine)),
         ("discriminator", (idle[0], discriminator, engine)),
         ("student", (idle[0], idle[1], engine)),
         ("student", (student, idle[1], engine)),
