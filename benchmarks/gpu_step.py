@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -241,14 +241,11 @@ def measure_shape(name: str, options: Options, place: Parallel) -> Iterator[Meas
         stopwatch = Stopwatch(place.device, options.repeats)
         for precision, compute in precisions(this_machine()).items():
             names = name, precision
-            bench = Bench(folder, _with_rows(compute, options), options, place)
+            sized = replace(compute, micro_batch_size=options.micro_batch_size)
+            bench = Bench(folder, sized, options, place)
             yield from measure_training(bench, names, shape, stopwatch)
             if precision == "bf16":
                 yield from measure_engine(bench, folder, names, options, place)
-
-
-def _with_rows(compute: ComputeConfig, options: Options) -> ComputeConfig:
-    return ComputeConfig(**(vars(compute) | {"micro_batch_size": options.micro_batch_size}))
 
 
 def run(options: Options) -> list[Measured]:
