@@ -11,7 +11,6 @@ ratio is by the clock, and by the processor's time, which other work on the mach
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,10 +20,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.cpu_sizes import SIZES
 from benchmarks.cpu_worker import LAYOUTS, OURS, THEIRS
+from benchmarks.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RELATIVE_LOSS_ERROR = 1e-4
@@ -115,18 +113,6 @@ def table(measured: dict[str, Measured]) -> str:
     return "\n".join(lines)
 
 
-def _machine() -> str:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return f"{cpu}, {os.cpu_count()} logical cores, torch {torch.__version__}"
-
-
 def main() -> None:
     """Measure, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -136,14 +122,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="starts of every worker")
     options = parser.parse_args()
     measured = {name: measure(name, options.steps, options.rounds) for name in options.sizes}
-    print(f"{date.today()}, {_machine()}; training tokens/s, medians\n\n{table(measured)}")
+    print(f"{date.today()}, {describe_machine()}; training tokens/s, medians\n\n{table(measured)}")
     if options.json:
         record = {
             name: {**vars(m), "tokens/s": m.tokens_per_second()} for name, m in measured.items()
         }
         options.json.write_text(
             json.dumps(
-                {"date": str(date.today()), "machine": _machine(), "sizes": record}, indent=1
+                {"date": str(date.today()), "machine": describe_machine(), "sizes": record},
+                indent=1,
             )
         )
 
