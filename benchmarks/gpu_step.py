@@ -97,13 +97,9 @@ def check(options: Options) -> None:
 def precisions(machine: Machine) -> dict[str, ComputeConfig]:
     """Return bf16, and FP8 by every recipe that this machine takes."""
     found = {"bf16": ComputeConfig(bf16=True)}
+    impl = "transformer_engine"
     for recipe in RECIPE_CAPABILITY:
-        fp8 = ComputeConfig(
-            bf16=True,
-            transformer_impl="transformer_engine",
-            fp8_format="hybrid",
-            fp8_recipe=recipe,
-        )
+        fp8 = replace(found["bf16"], transformer_impl=impl, fp8_format="hybrid", fp8_recipe=recipe)
         if not list(check_compute(fp8, ParallelConfig(), machine)):
             found[f"fp8 {recipe}"] = fp8
     return found
