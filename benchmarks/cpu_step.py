@@ -115,7 +115,7 @@ def table(measured: dict[str, Measured]) -> str:
 
 def main() -> None:
     """Measure, print the table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Time training steps against transformers.")
     parser.add_argument("--json", type=Path, help="also write every timed step")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=9, help="timed steps of a worker")

@@ -82,8 +82,8 @@ def measure(size: Size, num_swaps: int, python: str) -> Swaps:
         folder = Path(name) / "model"
         size.save(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        weights = list(model.named_parameters())
-        flat = torch.cat([tensor.detach().flatten() for _, tensor in weights])
+        weights = [(name, tensor.detach()) for name, tensor in model.named_parameters()]
+        flat = torch.cat([tensor.flatten() for _, tensor in weights])
         target = torch.empty_like(flat)
         with engines(folder, python) as ways:
             seconds: dict[str, list[float]] = {COPY: [], **{way: [] for way in ways}}
@@ -120,7 +120,7 @@ def table(measured: dict[str, Swaps]) -> str:
 
 def main() -> None:
     """Measure, print the table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Time weight swaps against plain copies.")
     parser.add_argument("--json", type=Path, help="also write every timed swap")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--swaps", type=int, default=7, help="timed swaps by each way")

@@ -89,8 +89,10 @@ def layer_names(hf_config: PretrainedConfig) -> list[str]:
     mixture = mixture_of(hf_config)
     names = [EMBEDDING]
     for layer in range(hf_config.num_hidden_layers):
-        is_sparse = mixture is not None and mixture.sparse_layers[layer]
-        feed_forward = _expert_suffixes(mixture) if is_sparse else DENSE
+        if mixture is not None and mixture.sparse_layers[layer]:
+            feed_forward = _expert_suffixes(mixture)
+        else:
+            feed_forward = DENSE
         names += [f"model.layers.{layer}.{suffix}" for suffix in (*attention, *feed_forward)]
     return [*names, FINAL_NORM]
 

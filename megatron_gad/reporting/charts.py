@@ -148,6 +148,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             (
                 Line("engine/logprob_gap_max", "largest", "discriminator"),
                 Line("engine/logprob_gap_mean", "mean", "student"),
+                Line("engine/off_policy_gap_max", "largest, older weights", "teacher"),
             ),
             unit="nats",
             is_log=True,
@@ -159,16 +160,25 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
                 Line("time/swap_s", "swap", "third"),
                 Line("time/discriminator_s", "discriminator", "discriminator"),
                 Line("time/student_s", "student", "teacher"),
+                Line("time/moves_s", "moves", "fifth"),
                 Line("time/other_s", "other", "fourth"),
             ),
             unit="seconds",
             is_stacked=True,
         ),
+        Chart(
+            "Padding: share of the tokens computed",
+            (
+                Line("student/padding_share", "student", "student"),
+                Line("discriminator/padding_share", "discriminator", "discriminator"),
+            ),
+            unit="%",
+        ),
         Chart("Tokens trained on", (Line("tokens/trained", "tokens", "student"),), unit="a step"),
     ),
 }
 # Shown as one number or as part of a curve, so no curve of their own.
-WITHOUT_CURVE = ("data/epoch", "swap/bytes", "time/step_s")
+WITHOUT_CURVE = ("data/epoch", "engine/weights_lag", "moves/bytes", "swap/bytes", "time/step_s")
 
 
 def charts_of(run: RunRecord) -> dict[str, tuple[Chart, ...]]:

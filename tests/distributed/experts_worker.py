@@ -14,7 +14,7 @@ from torch.distributed import destroy_process_group, get_rank, init_process_grou
 from megatron_gad.training.checkpoint import Residents, iteration_folder, load_model
 from megatron_gad.training.checkpoint import save_checkpoint as save_run
 from megatron_gad.training.optimizer import torch_optimizers
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.options import ModelName, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
 from tests.distributed.experts_cases import CASES, LAYOUTS, LOADED_AT, SAVED_AT
@@ -87,7 +87,8 @@ def run_checkpoints(folder: Path) -> None:
 
 def run_conversions(folder: Path) -> None:
     """Convert both kinds of model there at TP2 EP2 and back at PP2 EP2, compared each time."""
-    for name, model in (("qwen3_moe", "student"), ("scorer", "discriminator")):
+    models: dict[str, ModelName] = {"qwen3_moe": "student", "scorer": "discriminator"}
+    for name, model in models.items():
         source, between, back = (folder / f"{name}{suffix}" for suffix in ("", "-between", "-back"))
         there = {"from_hf": source, "to_megatron": between, "tensor_model_parallel_size": 2}
         again = {"from_megatron": between, "to_hf": back, "pipeline_model_parallel_size": 2}

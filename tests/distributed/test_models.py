@@ -48,7 +48,7 @@ def references(results: Path) -> dict[str, tuple[Tensor, dict[str, Tensor], dict
         output = (hidden[0] @ head.t()).squeeze(-1) if head is not None else hidden.logits
         weights = inputs["logit_weights" if head is None else "score_weights"]
         (output * weights).sum().backward()
-        parameters = dict(model.named_parameters())
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
         values = _named(model, head, parameters)
         of_parameters = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         gradients = _named(model, None if head is None else head.grad, of_parameters)

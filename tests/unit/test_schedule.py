@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -69,8 +70,7 @@ def watch(run: Run) -> list[tuple[str, tuple[DeviceBytes, DeviceBytes, int]]]:
         if now not in seen[-1:]:
             seen.append(now)
 
-    engine = run.sampler.engine
-    assert engine is not None
+    engine: Any = run.sampler.engine
     load, generate = engine.load_weights, engine.generate
     engine.load_weights = lambda *inputs: (note("swap"), load(*inputs))[1]
     engine.generate = lambda *inputs: (note("sample"), generate(*inputs))[1]

@@ -37,7 +37,7 @@ def test_every_rule_matches_the_installed_version(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "rule"),
     [
-        ("megatron.core.tensor_parallel.mappings", "current_device"),
+        ("megatron.core.tensor_parallel.layers", "current_device"),
         ("megatron.core.jit", "jit_fuser"),
         ("megatron.core.tensor_parallel.random", "get_state"),
     ],
@@ -72,9 +72,9 @@ def test_modules_outside_megatron_core_are_left_alone() -> None:
 
 def test_the_second_start_reads_the_cached_bytecode(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    file = tmp_path / "mappings.py"
+    file = tmp_path / "layers.py"
     file.write_text("def device():\n    return torch.cuda.current_device()\n")
-    loader = cpu.CpuLoader("megatron.core.tensor_parallel.mappings", str(file))
+    loader = cpu.CpuLoader("megatron.core.tensor_parallel.layers", str(file))
     first = loader.get_code(loader.name)
     cached = list(tmp_path.glob(".cache/megatron_gad/*"))
     assert len(cached) == 1
