@@ -100,6 +100,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._beat()  # a rank that stops at once was heard from
         self._thread.start()
         return self
 

@@ -68,7 +68,7 @@ LAYOUTS |= {f"{name}-packed": LAYOUTS[name] for name in ("tp2-sp-pp2-vpp2", "dp4
 # Where a checkpoint is saved, and where else it is loaded.
 RESUMED = {
     "tp2-sp-pp2": ("dp4", "pp2-vpp2-cp2"),
-    "pp2-dp2-distributed": ("tp2-sp-dp2-distributed", "cp4-distributed"),
+    "dp4-distributed": ("tp2-sp-dp2-distributed", "cp4-distributed"),
 }
 
 

@@ -26,7 +26,7 @@ def test_a_stopped_rank_ends_the_run_which_names_it(tmp_path: Path) -> None:
     tiny_run.assert_all_end(processes, timeout_s=60)
     log = tiny_run.log_of(save).read_text()
     assert re.search(
-        r"rank 0 of 2 \(.*\) hangs: it is in phase '(student|between)' for 2\d s, allowed are 20 s "
+        r"rank 0 of 2 \(.*\) hangs: it is in phase '(student|between)' for \d+ s, allowed are 20 s "
         r"\(watchdog\.(student|between)_s\)",
         log,
     )
@@ -44,7 +44,7 @@ def test_a_server_that_never_answers_ends_the_run(tmp_path: Path) -> None:
         process = tiny_run.start(save, *flags, "--watchdog.start-s", "20")
         assert process.wait(timeout=600) == 4
     report = (save / "hang_rank_00000.txt").read_text()
-    assert "hangs: it is in phase 'start' for 2" in report
+    assert "hangs: it is in phase 'start' for " in report
     assert "in wait_until_healthy" in report
 
 

@@ -161,7 +161,6 @@ def test_prompts_of_a_step_are_shared_by_the_data_ranks_of_both_models(good: Run
     ]
 
 
-def test_interleaved_chunks_with_shared_out_optimizer_states_are_refused(good: RunConfig) -> None:
-    sizes = PP2 | {"virtual_pipeline_model_parallel_size": 2, "use_distributed_optimizer": True}
-    problems = laid_out(good, **sizes).check(world_size=4)
+def test_a_pipeline_with_shared_out_optimizer_states_is_refused(good: RunConfig) -> None:
+    problems = laid_out(good, **PP2, use_distributed_optimizer=True).check(world_size=4)
     assert any("read back wrongly; leave one of them out" in problem for problem in problems)
