@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed.experts_cases import CASES, LAYOUTS, LOADED_AT
 from tests.distributed.launch import run_on_ranks
+from tests.distributed.results import assert_close, load
 from tests.distributed.test_conversion import make_scorer
 from tests.distributed.training_cases import VOCAB_SIZE, Trained, train_case
 from tests.tiny import make_hf_folder
@@ -43,21 +42,6 @@ def expected(results: Path, place: Parallel) -> dict[str, Trained]:
     return {
         name: train_case(case, results, ParallelConfig(), place) for name, case in CASES.items()
     }
-
-
-def load(path: Path) -> Any:
-    return torch.load(path, weights_only=False)
-
-
-def assert_close(
-    found: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 0.0
-) -> None:
-    """Equal to within a part of each tensor's largest entry; by default bit for bit."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        difference = (found[name] - value).abs().max().item()
-        scale = value.abs().max().item()
-        assert difference <= relative * scale, f"{name}: {difference:.3g} of {scale:.3g}"
 
 
 @pytest.mark.parametrize(("case", "layout"), EVERYWHERE)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed.launch import run_on_ranks
+from tests.distributed.results import assert_close, load
 from tests.distributed.training_cases import (
     CASES,
     LAYOUTS,
@@ -54,21 +54,6 @@ def place() -> Iterator[Parallel]:
 def expected(results: Path, place: Parallel) -> dict[str, Trained]:
     """What one rank makes of every case."""
     return {name: run_case(name, results, "one-rank", place) for name in CASES}
-
-
-def load(path: Path) -> Any:
-    return torch.load(path, weights_only=False)
-
-
-def assert_close(
-    found: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 0.0
-) -> None:
-    """Equal to within a part of each tensor's largest entry; by default bit for bit."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        difference = (found[name] - value).abs().max().item()
-        scale = value.abs().max().item()
-        assert difference <= relative * scale, f"{name}: {difference:.3g} of {scale:.3g}"
 
 
 @pytest.mark.parametrize(("case", "layout"), EVERYWHERE)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from megatron_gad.engines.sglang.engine import SGLangEngine
-from tests.engines.sglang.servers import CONFIG, VOCAB_SIZE, processes_of, wait_until_gone
+from tests.engines.sglang.servers import CONFIG, VOCAB_SIZE, processes_of
+from tests.processes import wait_until_gone
 from tests.tiny import make_hf_folder
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,17 +95,6 @@ def processes_in(groups: set[int]) -> list[psutil.Process]:
         except ProcessLookupError:
             continue
     return found
-
-
-def wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return those of the processes that still run after some seconds."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        if not left:
-            return []
-        time.sleep(0.2)
-    return left
 
 
 def harm_scheduler(processes: list[psutil.Process], harm: signal.Signals) -> None:

@@ -20,9 +20,9 @@ from tests.engines.sglang.servers import (
     make_prompts,
     processes_of,
     rollouts_of,
-    wait_until_gone,
     weights_of,
 )
+from tests.processes import wait_until_gone
 
 pytestmark = MARKS
 

@@ -11,19 +11,9 @@ import psutil
 import pytest
 
 from megatron_gad.engines.sglang.server import ServerProcess, ServerStartError
+from tests.processes import wait_until_gone
 
 ROOT = Path(__file__).parents[3]
-
-
-def wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return those of the processes that still run after some seconds."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        if not left:
-            return []
-        time.sleep(0.2)
-    return left
 
 
 def test_no_process_survives_the_run_however_it_ends(tmp_path):
