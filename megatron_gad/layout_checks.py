@@ -44,12 +44,6 @@ def _layout_problems(
     if problem:
         yield problem
     yield from size_problems(layout, f"{table}.")
-    if layout.use_distributed_optimizer and layout.pipeline_model_parallel_size > 1:
-        yield (
-            f"parallel.use_distributed_optimizer = True with {table}.pipeline_model_parallel_size "
-            f"= {layout.pipeline_model_parallel_size}: checkpoints saved so are read back wrongly; "
-            "leave one of them out"
-        )
     if layout.context_parallel_size > 1 and compute.pack_sequences:
         yield (
             f"compute.pack_sequences = True with {table}.context_parallel_size = "

@@ -13,7 +13,11 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
-from megatron_gad.training.distributed_optimizer import fill_moments, load_optimizer
+from megatron_gad.training.distributed_optimizer import (
+    fill_moments,
+    load_optimizer,
+    places_without_padding,
+)
 from megatron_gad.training.optimizer import forget_moments, has_moments
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
@@ -154,9 +158,10 @@ RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
     state = sharded_weights(trainer.modules)
-    optimizer = trainer.optimizer.sharded_state_dict(
-        state["model"], is_loading=is_loading, metadata=RESHARDABLE
-    )
+    with places_without_padding(trainer.optimizer):
+        optimizer = trainer.optimizer.sharded_state_dict(
+            state["model"], is_loading=is_loading, metadata=RESHARDABLE
+        )
     return {**state, "optimizer": optimizer}
 
 

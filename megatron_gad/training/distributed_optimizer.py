@@ -3,9 +3,14 @@
 It was written for a fused Adam, which counts its steps once per parameter group. torch's Adam
 counts in a tensor per parameter: Megatron saves the count from there, but makes states without one,
 and gives all parameters the same tensor when it loads, which then counts once for each of them.
+
+It gathers its states without the padding between the buckets of gradients, and looks parameters up
+in them at places that count it. Where an embedding is tied, the last of several stages has its copy
+in a bucket of its own, whose padding Megatron avoids by wider vocabularies than a checkpoint needs.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +30,30 @@ def fill_moments(optimizer: Any) -> None:
         if isinstance(part.optimizer, torch.optim.AdamW):
             for parameter, state in part.optimizer.state.items():
                 state.setdefault("step", torch.zeros((), device=parameter.device))
+
+
+@contextmanager
+def places_without_padding(optimizer: Any) -> Iterator[None]:
+    """Let parameters be looked up where gathered states have them, inside the block."""
+    buffers = [buffer for part in _distributed_parts(optimizer) for buffer in part.buffers]
+    padded = [buffer.param_index_map for buffer in buffers]
+    try:
+        for buffer in buffers:
+            buffer.param_index_map = _places_without_padding(buffer)
+        yield
+    finally:
+        for buffer, places in zip(buffers, padded, strict=True):
+            buffer.param_index_map = places
+
+
+def _places_without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
+    """A buffer's parameter -> (start, end, bucket), with every bucket right after the last."""
+    lengths = [bucket.numel_unpadded for bucket in buffer.buckets]
+    padding = [bucket.offset - sum(lengths[:i]) for i, bucket in enumerate(buffer.buckets)]
+    return {
+        parameter: (start - padding[index], end - padding[index], index)
+        for parameter, (start, end, index) in buffer.param_index_map.items()
+    }
 
 
 def load_optimizer(optimizer: Any, state: dict[Any, Any]) -> None:

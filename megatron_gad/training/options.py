@@ -22,7 +22,7 @@ class ParallelConfig:
         expert_model_parallel_size: ranks that share the experts among them (EP).
         expert_tensor_parallel_size: ranks that share one expert; None is as the other layers.
         sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
-        use_distributed_optimizer: shard optimizer states over data ranks; not with PP yet.
+        use_distributed_optimizer: shard optimizer states over data ranks.
         distributed_timeout_minutes: a collective that waits longer ends the run.
     """
 

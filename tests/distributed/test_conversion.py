@@ -84,7 +84,7 @@ def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None
     flags += ["--warmup.prompts-per-step", "2", "--warmup.discriminator-only-steps", "0"]
     # Weights are saved whole, so one run says it for interleaved chunks and shared rows.
     flags += ["--pipeline-model-parallel-size", "2", "--virtual-pipeline-model-parallel-size", "2"]
-    flags += ["--context-parallel-size", "2"]
+    flags += ["--context-parallel-size", "2", "--use-distributed-optimizer"]
     tiny_run.run(tmp_path / "run", *flags, num_ranks=4)
     command = ["--from-megatron", str(tmp_path / "run"), "--to-hf"]
     assert main([*command, str(tmp_path / "student")]) == 0

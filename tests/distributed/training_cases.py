@@ -69,6 +69,7 @@ LAYOUTS |= {f"{name}-packed": LAYOUTS[name] for name in ("tp2-sp-pp2-vpp2", "dp4
 RESUMED = {
     "tp2-sp-pp2": ("dp4", "pp2-vpp2-cp2"),
     "dp4-distributed": ("tp2-sp-dp2-distributed", "cp4-distributed"),
+    "pp2-dp2-distributed": ("dp4-distributed", "pp2-vpp2-cp2-distributed"),
 }
 
 
