@@ -24,7 +24,7 @@ from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.planning.work import Lengths, StageWork
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.training.options import ComputeConfig
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
 
 # Of a run that has no means given: they weigh moves against each other, and bound no memory.
 MEAN_PROMPT, MEAN_RESPONSE = 150, 400
@@ -163,8 +163,15 @@ def stage_works(config: RunConfig) -> tuple[StageWork, ...]:
 
 
 def configured_layout(config: RunConfig, num_gpus: int) -> Layout:
-    """Return the layout that a configuration has on this many GPUs."""
-    parallel = config.parallel
+    """Return the layout that a configuration has on this many GPUs, with the discriminator's."""
+    student, own = config.parallel, config.discriminator_layout
+    layout = _layout(student, config.compute, num_gpus)
+    if own == student:
+        return layout
+    return replace(layout, discriminator=_layout(own, config.compute, num_gpus))
+
+
+def _layout(parallel: ParallelConfig, compute: ComputeConfig, num_gpus: int) -> Layout:
     return Layout(
         tensor=parallel.tensor_model_parallel_size,
         pipeline=parallel.pipeline_model_parallel_size,
@@ -174,7 +181,7 @@ def configured_layout(config: RunConfig, num_gpus: int) -> Layout:
         expert=parallel.expert_model_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         distributed_optimizer=parallel.use_distributed_optimizer,
-        recompute=config.compute.recompute_granularity,
+        recompute=compute.recompute_granularity,
     )
 
 

@@ -70,6 +70,9 @@ def main() -> int:
     except ValueError as error:
         problem = str(error)
     print(format_report(request, configured, plans))
+    if layout.discriminator is not None:
+        print("Layouts other than the configured one are of both models: with their flags take the")
+        print("sizes out of [discriminator].")
     if problem:
         print(f"plan_run: {problem}", file=sys.stderr)
     if arguments.json:

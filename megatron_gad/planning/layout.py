@@ -16,6 +16,7 @@ class Layout:
     context: ranks that share every row's tokens. virtual: chunks of layers of a pipeline rank.
     expert: ranks that share the experts out among them; 1 cuts each expert over ``tensor``.
     engine_tensor: GPUs of one copy of the rollout engine; divides tensor * pipeline.
+    discriminator: its layout over the same ranks, where that is not the student's.
     """
 
     tensor: int = 1
@@ -28,6 +29,12 @@ class Layout:
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
     recompute: Recompute = None
+    discriminator: "Layout | None" = None
+
+    @property
+    def of_discriminator(self) -> "Layout":
+        """Return the layout of the discriminator, this one where it has none of its own."""
+        return self.discriminator or self
 
     @property
     def model_group(self) -> int:
@@ -56,12 +63,16 @@ class Layout:
 
     def describe(self) -> str:
         """Return the layout in a few words."""
+        words = f"{self._sizes()}, engine TP {self.engine_tensor}"
+        words += f", {self.recompute} recompute" if self.recompute else ""
+        own = self.discriminator
+        return words + (f"; the discriminator {own._sizes()}" if own else "")
+
+    def _sizes(self) -> str:
         words = f"TP {self.tensor} x PP {self.pipeline} x DP {self.data}"
         words += f", CP {self.context}" if self.context > 1 else ""
         words += f", VPP {self.virtual}" if self.virtual > 1 else ""
-        words += f", EP {self.expert}" if self.expert > 1 else ""
-        words += f", engine TP {self.engine_tensor}"
-        return words + (f", {self.recompute} recompute" if self.recompute else "")
+        return words + (f", EP {self.expert}" if self.expert > 1 else "")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """A plan as a text for people and as JSON for programs."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from megatron_gad.planning.devices import GIB, usable_bytes
+from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.search import Plan
 from megatron_gad.planning.shapes import ModelShape
@@ -60,22 +62,30 @@ def to_json(request: Request, configured: Plan | str, plans: Sequence[Plan]) -> 
 
 def flags(plan: Plan) -> str:
     """Return the flags of the command that choose a plan's layout."""
-    layout = plan.layout
-    words = [f"--tensor-model-parallel-size {layout.tensor}"]
-    words.append(f"--pipeline-model-parallel-size {layout.pipeline}")
-    if layout.context > 1:
-        words.append(f"--context-parallel-size {layout.context}")
-    if layout.virtual > 1:
-        words.append(f"--virtual-pipeline-model-parallel-size {layout.virtual}")
-    if layout.expert > 1:
-        words.append(f"--expert-model-parallel-size {layout.expert}")
+    layout, own = plan.layout, plan.layout.discriminator
+    words = [*_size_flags(layout, "--", layout)]
     if layout.sequence_parallel:
         words.append("--sequence-parallel")
     if layout.distributed_optimizer:
         words.append("--use-distributed-optimizer")
     if layout.recompute:
         words.append(f"--recompute-granularity {layout.recompute}")
+    if own is not None:
+        words += _size_flags(own, "--discriminator.", layout)
+        words.append(f"--discriminator.sequence-parallel {own.sequence_parallel}")
     return " ".join(words)
+
+
+def _size_flags(layout: Layout, prefix: str, student: Layout) -> Iterator[str]:
+    """Yield the flags of a model's sizes; those that are 1, as the student's, are left out."""
+    yield f"{prefix}tensor-model-parallel-size {layout.tensor}"
+    yield f"{prefix}pipeline-model-parallel-size {layout.pipeline}"
+    if max(layout.context, student.context) > 1:
+        yield f"{prefix}context-parallel-size {layout.context}"
+    if layout.virtual > 1:
+        yield f"{prefix}virtual-pipeline-model-parallel-size {layout.virtual}"
+    if max(layout.expert, student.expert) > 1:
+        yield f"{prefix}expert-model-parallel-size {layout.expert}"
 
 
 def server_flags(request: Request, plan: Plan) -> str:
@@ -165,7 +175,7 @@ def _others(plans: Sequence[Plan]) -> Iterator[str]:
 def _plan_json(request: Request, plan: Plan) -> dict[str, Any]:
     memory = plan.memory
     return {
-        "layout": vars(plan.layout) | {"gpus": plan.layout.world},
+        "layout": asdict(plan.layout) | {"gpus": plan.layout.world},
         "flags": flags(plan),
         "leaves": sorted(memory.leaves),
         "host_bytes": memory.host_bytes,

@@ -59,7 +59,8 @@ def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
     student = model_state(request.student, layout, precision, is_scorer=False)
     discriminator = None
     if request.has_engine:
-        discriminator = model_state(request.discriminator, layout, precision, is_scorer=True)
+        own = layout.of_discriminator
+        discriminator = model_state(request.discriminator, own, precision, is_scorer=True)
     activations = _activations(request, layout)
     for leaves in choices(request):
         yield _memory_plan(request, layout, leaves, (student, discriminator), activations)
@@ -68,6 +69,7 @@ def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
 def _activations(request: Request, layout: Layout) -> dict[str, int]:
     """Return the activations of the student's and the discriminator's largest microbatch."""
     tokens, found = request.lengths.max_row, {"student": 0, "discriminator": 0}
+    own = layout.of_discriminator
     for stage in request.stages:
         rows = request.micro_batch_size
         count = num_microbatches(stage.student_trained, rows, layout.data)
@@ -76,9 +78,9 @@ def _activations(request: Request, layout: Layout) -> dict[str, int]:
         found["student"] = max(found["student"], needed)
         if stage.num_samples:
             rows = microbatch_rows(request, stage.group_size)
-            count = num_microbatches(stage.discriminator_trained, rows, layout.data)
+            count = num_microbatches(stage.discriminator_trained, rows, own.data)
             batch = Microbatch(rows, tokens, count, chunk=0)
-            needed = activation_bytes(request.discriminator, layout, request.precision, batch)
+            needed = activation_bytes(request.discriminator, own, request.precision, batch)
             found["discriminator"] = max(found["discriminator"], needed)
     return found
 

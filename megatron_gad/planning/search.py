@@ -40,8 +40,7 @@ def plan_layout(request: Request, layout: Layout) -> Plan:
     problems = divisibility_problems(request, replace(layout, engine_tensor=1))
     if problems:
         raise ValueError(f"{layout.describe()} is impossible: {'; '.join(problems)}")
-    sized = [replace(layout, engine_tensor=size) for size in TENSOR_SIZES]
-    possible = [each for each in sized if not divisibility_problems(request, each)]
+    possible = [*_with_engines(request, layout)]
     plans = [plan for each in possible for plan in _fitting(request, each)]
     if not plans:
         nearest = min(
@@ -59,6 +58,7 @@ def find_plans(request: Request, base: Layout) -> list[Plan]:
 
     base: gives what is not searched: whether the optimizer is distributed, and the recompute that
         is tried beside full recompute. A layout may leave GPUs idle, so more GPUs are never slower.
+        Both models are laid out alike, or as base has them.
 
     Raises:
         ValueError: nothing fits; names the layout that comes nearest and what it lacks.
@@ -86,7 +86,10 @@ def find_plans(request: Request, base: Layout) -> list[Plan]:
 
 
 def layouts(request: Request, base: Layout) -> Iterator[Layout]:
-    """Yield every layout that divides the models, the batch and the node."""
+    """Yield every layout that divides the models, the batch and the node.
+
+    Those of one layout for both models; behind them base's own where it has two.
+    """
     recomputes = (base.recompute, "full") if base.recompute != "full" else ("full",)
     for tensor in TENSOR_SIZES:
         for pipeline in PIPELINE_SIZES:
@@ -102,28 +105,43 @@ def layouts(request: Request, base: Layout) -> Iterator[Layout]:
                             expert=expert,
                             engine_tensor=engine,
                             sequence_parallel=tensor > 1,
+                            discriminator=None,
                         )
                         if not divisibility_problems(request, layout):
                             yield from (replace(layout, recompute=r) for r in recomputes)
+    if base.discriminator is not None:
+        yield from _with_engines(request, base)
+
+
+def _with_engines(request: Request, layout: Layout) -> Iterator[Layout]:
+    """Yield a layout with every size of the engine that is possible."""
+    sized = (replace(layout, engine_tensor=size) for size in TENSOR_SIZES)
+    return (each for each in sized if not divisibility_problems(request, each))
 
 
 def divisibility_problems(request: Request, layout: Layout) -> list[str]:
     """Return what a layout does not divide: both models, the batch of each stage, the node."""
     problems = layout_problems(request.student, layout)
-    problems += [
-        problem
-        for problem in layout_problems(request.discriminator, layout)
-        if request.has_engine and problem not in problems
-    ]
-    problems += [
-        f"{layout.data} data ranks do not divide the {stage.num_prompts} prompts of a {stage.kind} "
-        "step"
-        for stage in request.stages
-        if stage.num_prompts % layout.data
-    ]
+    own = layout.of_discriminator
+    if request.has_engine:
+        found = layout_problems(request.discriminator, replace(own, engine_tensor=1))
+        problems += [problem for problem in found if problem not in problems]
+    for stage in request.stages:
+        sizes = {layout.data, own.data} if stage.num_samples else {layout.data}
+        problems += [
+            f"{size} data ranks do not divide the {stage.num_prompts} prompts of a {stage.kind} "
+            "step"
+            for size in sorted(sizes)
+            if stage.num_prompts % size
+        ]
     if layout.world > request.num_gpus:
         problems.append(f"it takes {layout.world} GPUs, there are {request.num_gpus}")
-    if max(layout.tensor, layout.engine_tensor) > request.device.gpus_per_node:
+    if own.world != layout.world and request.has_engine:
+        problems.append(
+            f"the discriminator's layout takes {own.world} GPUs and the student's {layout.world}; "
+            "both share the same"
+        )
+    if max(layout.tensor, own.tensor, layout.engine_tensor) > request.device.gpus_per_node:
         problems.append(
             f"tensor parallelism spans more than the {request.device.gpus_per_node} GPUs of a node"
         )

@@ -81,7 +81,7 @@ def discriminator_seconds(request: Request, layout: Layout, work: StageWork) -> 
     """Return the seconds of the discriminator's passes."""
     passes = (work.discriminator_forwards, work.discriminator_trained)
     rows = microbatch_rows(request, work.group_size)
-    return _model_seconds(request, layout, passes, rows, is_scorer=True)
+    return _model_seconds(request, layout.of_discriminator, passes, rows, is_scorer=True)
 
 
 def forward_flops(shape: ModelShape, length: int, is_scorer: bool) -> float:

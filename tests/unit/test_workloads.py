@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.config import RunConfig, to_toml
+from megatron_gad.config import RunConfig, load_config, to_toml
+from megatron_gad.planning.choice import ScheduleConfig
+from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.shapes import read_shape
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.workloads import configured_layout, count_rows, lengths_of, stage_works
+from megatron_gad.workloads import (
+    configured_layout,
+    count_rows,
+    lengths_of,
+    plan_residency,
+    stage_works,
+)
 from tests.tiny_run import make_run
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +89,59 @@ def test_layout_lengths_and_rows_come_from_the_configuration(run: RunConfig) -> 
     assert count_rows(replace(config.data, path="hub:name")) is None
 
 
+def laid_out(run: RunConfig, student: int, discriminator: int | None, **more: bool) -> RunConfig:
+    """Return the configuration with these tensor parallel sizes."""
+    parallel = replace(run.parallel, tensor_model_parallel_size=student, **more)
+    own = replace(run.discriminator, tensor_model_parallel_size=discriminator)
+    return replace(run, parallel=parallel, discriminator=own)
+
+
+# Of the tiny run's models: query, key, value and output 2 x 32 x 8 x (4 + 2) and biases 8 x 8,
+# norms 64, gate, up and down 3 x 32 x 48; two layers; embedding 384 x 32, the last norm 32, and the
+# student's head 384 x 32 or the discriminator's 32. A rank has half of all matrices and biases.
+HALF_STUDENT = 2 * ((3072 + 64) // 2 + 64 + 4608 // 2) + 2 * 192 * 32 + 32
+DISCRIMINATOR = 2 * (3072 + 64 + 64 + 4608) + 384 * 32 + 32 + 32
+
+
+def test_each_model_has_the_memory_of_its_own_layout(run: RunConfig) -> None:
+    memory, _ = plan_residency(laid_out(run, student=2, discriminator=1), world_size=2)
+    phases = {phase.phase: phase.by_role for phase in memory.phases}
+    # Weights, gradients and two moments of 4 bytes each; who is not at work has no gradients.
+    assert phases["discriminator"]["student"] == 12 * HALF_STUDENT == 242_304
+    assert phases["discriminator"]["discriminator"] == 16 * DISCRIMINATOR == 447_488
+    assert phases["student"]["student"] == 16 * HALF_STUDENT
+    assert phases["student"]["discriminator"] == 12 * DISCRIMINATOR
+    # A group of 9 rows at 192 tokens, whole, in both layers: 8 h + 6 (a + k) + 8 f, 4 bytes.
+    layer = 9 * 192 * (8 * 32 + 6 * 8 * (4 + 2) + 8 * 48) * 4 // 2
+    assert phases["discriminator"]["activations"] == 2 * layer == 6_414_336
+    # Four rows, heads and widths halved, and the logits of 768 tokens over half the vocabulary.
+    layer = 4 * 192 * (8 * 32 + 3 * 8 * (4 + 2) + 4 * 48) * 4 // 2
+    logits = 2 * 768 * 192 * 4 + 2 * 192 * 32 * 4
+    assert phases["student"]["activations"] == 2 * layer + logits == 3_047_424
+
+
+def test_each_model_shares_its_optimizer_over_its_own_data_ranks(run: RunConfig) -> None:
+    config = laid_out(run, student=2, discriminator=1, use_distributed_optimizer=True)
+    memory, _ = plan_residency(config, world_size=2)
+    assert memory.student.optimizer == 8 * HALF_STUDENT
+    assert memory.discriminator is not None
+    assert memory.discriminator.optimizer == 8 * DISCRIMINATOR // 2
+
+
+def test_who_leaves_follows_from_both_layouts(run: RunConfig) -> None:
+    def leaves(discriminator: int | None, num_bytes: int) -> frozenset[str]:
+        schedule = ScheduleConfig(device_memory_gib=num_bytes / GIB)
+        config = replace(laid_out(run, 2, discriminator), schedule=schedule)
+        return plan_residency(config, world_size=2)[0].leaves
+
+    # The discriminator's phase, with the engine's weights, those of the whole student.
+    engine = 4 * (2 * (3072 + 64 + 64 + 4608) + 2 * 384 * 32 + 32)
+    needed = 242_304 + 447_488 + 6_414_336 + engine
+    assert leaves(1, needed) == frozenset()
+    assert leaves(1, needed - 1) != frozenset()
+    assert leaves(None, needed - 1) == frozenset()
+
+
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does."""
     command = [sys.executable, "-m", "tools.plan_run", *arguments]
@@ -103,6 +164,27 @@ def test_the_command_prints_a_plan_and_writes_it(run: RunConfig, tmp_path: Path)
     assert seconds == [sum(stage["seconds"].values()) for stage in best["stages"]]
     # 20 prompts in steps of 8.
     assert best["stages"][0]["epoch_seconds"] == pytest.approx(2.5 * seconds[0])
+
+
+def test_the_command_plans_a_layout_of_the_discriminators_own(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "run.toml", tmp_path / "plan.json"
+    config = laid_out(run, student=2, discriminator=1)
+    file.write_text(to_toml(config))
+    done = plan(str(file), "--gpus", "2", "--gpu-type", "h100-80g", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    both = "TP 2 x PP 1 x DP 1, engine TP 1; the discriminator TP 1 x PP 1 x DP 2"
+    assert f"Configured layout: {both}" in done.stdout
+    assert "take the\nsizes out of [discriminator]" in done.stdout
+    found = json.loads(out.read_text())
+    phases = found["configured"]["bytes_by_phase"]
+    assert phases["discriminator"]["discriminator"] == 16 * DISCRIMINATOR
+    bare = tmp_path / "bare.toml"
+    bare.write_text(to_toml(run))
+    flagged, _ = load_config([str(bare), *found["configured"]["flags"].split()])
+    assert flagged.parallel == config.parallel
+    assert flagged.discriminator_layout == config.discriminator_layout
 
 
 def test_the_command_tells_what_it_cannot_plan(run: RunConfig, tmp_path: Path) -> None:

@@ -82,6 +82,25 @@ def test_a_layout_that_divides_nothing_says_so() -> None:
         plan_layout(make_request("7B"), Layout(tensor=4, data=4))
 
 
+def test_a_layout_of_the_discriminators_own_is_judged_by_its_own_numbers() -> None:
+    def problem(own: Layout) -> str:
+        with pytest.raises(ValueError) as error:
+            plan_layout(make_request("7B"), replace(TP4, discriminator=own))
+        return str(error.value)
+
+    assert "; the discriminator TP 8 x PP 1 x DP 1 is impossible" in problem(Layout(tensor=8))
+    assert "tensor parallel size 8 does not divide the 28 attention" in problem(Layout(tensor=8))
+    assert "layout takes 2 GPUs and the student's 8; both share" in problem(Layout(data=2))
+    assert "3 data ranks do not divide the 256 prompts" in problem(Layout(data=3))
+
+
+def test_the_search_lays_both_models_out_alike_or_as_configured() -> None:
+    two = replace(TP4, discriminator=replace(TP4, tensor=2, data=4))
+    plans = find_plans(make_request("7B", "h200-141g"), two)
+    own = [plan.layout.discriminator for plan in plans if plan.layout.discriminator]
+    assert own == [two.discriminator] * len(own) and 1 <= len(own) < len(plans)
+
+
 def test_wrong_figures_are_refused() -> None:
     with pytest.raises(ValueError, match="'h900' is not known; use one of a100-80g"):
         device_of("h900")

@@ -55,6 +55,22 @@ def test_a_forward_pass_costs_two_operations_a_matrix_entry_and_attention() -> N
     assert forward_flops(shape, 550, is_scorer=False) == 2 * matrices + attention
 
 
+def test_each_model_takes_the_time_of_its_own_layout() -> None:
+    request, alone = make_request("7B"), replace(TP4, discriminator=Layout(data=8))
+    assert student_seconds(request, alone, ADVERSARIAL) == student_seconds(
+        request, TP4, ADVERSARIAL
+    )
+    # 2304 rows of 550 tokens, three passes at 2 operations an entry and causal attention.
+    entries = 28 * (2 * 3584 * 128 * (28 + 4) + 3 * 3584 * 18944) + 3584
+    one = 2 * entries + 2 * 28 * 28 * 128 * 550
+    compute = 3 * one * 2304 * 550 / (8 * 0.4 * 989.4e12)
+    # Eight copies sum all gradients in float32 and spread them again, 7 / 8 of them over NVLink.
+    parameters = entries + 152_064 * 3584 + 28 * (4608 + 2 * 3584) + 3584
+    summed = 8 * parameters * 7 / 8 / (450e9 * 0.8)
+    found = discriminator_seconds(request, alone, ADVERSARIAL)
+    assert found == pytest.approx(compute + summed, rel=1e-9)
+
+
 def test_recompute_adds_a_forward_pass_and_a_pipeline_its_bubble() -> None:
     request, train = make_request("7B"), replace(ADVERSARIAL, student_forwards=0)
     plain = student_seconds(request, Layout(), train)
