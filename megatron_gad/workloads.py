@@ -179,6 +179,7 @@ def _layout(parallel: ParallelConfig, compute: ComputeConfig, num_gpus: int) -> 
         context=parallel.context_parallel_size,
         virtual=parallel.virtual_pipeline_model_parallel_size or 1,
         expert=parallel.expert_model_parallel_size,
+        expert_tensor=parallel.expert_tensor_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         distributed_optimizer=parallel.use_distributed_optimizer,
         recompute=compute.recompute_granularity,

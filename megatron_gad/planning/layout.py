@@ -14,7 +14,8 @@ class Layout:
 
     tensor, pipeline, data: sizes of the training layout; with ``context`` they make the world.
     context: ranks that share every row's tokens. virtual: chunks of layers of a pipeline rank.
-    expert: ranks that share the experts out among them; 1 cuts each expert over ``tensor``.
+    expert: ranks that share the experts out among them. expert_tensor: ranks that share one expert;
+    None is as many as ``tensor``.
     engine_tensor: GPUs of one copy of the rollout engine; divides tensor * pipeline.
     discriminator: its layout over the same ranks, where that is not the student's.
     """
@@ -25,6 +26,7 @@ class Layout:
     context: int = 1
     virtual: int = 1
     expert: int = 1
+    expert_tensor: int | None = None
     engine_tensor: int = 1
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
@@ -54,7 +56,7 @@ class Layout:
     @property
     def expert_shards(self) -> int:
         """Return the ranks over which the experts of a layer are divided."""
-        return self.expert if self.expert > 1 else self.tensor
+        return self.expert * (self.expert_tensor or self.tensor)
 
     @property
     def expert_copies(self) -> int:
@@ -72,7 +74,8 @@ class Layout:
         words = f"TP {self.tensor} x PP {self.pipeline} x DP {self.data}"
         words += f", CP {self.context}" if self.context > 1 else ""
         words += f", VPP {self.virtual}" if self.virtual > 1 else ""
-        return words + (f", EP {self.expert}" if self.expert > 1 else "")
+        words += f", EP {self.expert}" if self.expert > 1 else ""
+        return words + (f", ETP {self.expert_tensor}" if self.expert_tensor else "")
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,13 @@ def layout_problems(shape: ModelShape, layout: Layout) -> list[str]:
     if layout.virtual > 1:
         chunks = layout.pipeline * layout.virtual
         divided.append(("number of pipeline chunks", chunks, "layers", shape.num_layers))
-    if layout.expert > 1:
-        ranks = layout.tensor * layout.copies
+    if shape.num_experts or layout.expert > 1:
+        ranks, cut = layout.tensor * layout.copies, layout.expert_tensor or layout.tensor
         divided += [
             ("expert parallel size", layout.expert, "experts", shape.num_experts),
-            ("expert parallel size", layout.expert, "tensor x data ranks", ranks),
+            ("expert tensor parallel size", cut, "width of an expert", shape.expert_ffn_size),
+            ("number of experts' shards", layout.expert_shards, "tensor x data ranks", ranks),
         ]
-    elif shape.num_experts:
-        width = shape.expert_ffn_size
-        divided.append(("tensor parallel size", layout.tensor, "width of an expert", width))
     return [
         f"{title} {size} does not divide the {number} {what}"
         for title, size, what, number in divided

@@ -86,6 +86,8 @@ def _size_flags(layout: Layout, prefix: str, student: Layout) -> Iterator[str]:
         yield f"{prefix}virtual-pipeline-model-parallel-size {layout.virtual}"
     if max(layout.expert, student.expert) > 1:
         yield f"{prefix}expert-model-parallel-size {layout.expert}"
+    if layout.expert_tensor:
+        yield f"{prefix}expert-tensor-parallel-size {layout.expert_tensor}"
 
 
 def server_flags(request: Request, plan: Plan) -> str:

@@ -103,6 +103,8 @@ def layouts(request: Request, base: Layout) -> Iterator[Layout]:
                             data=data,
                             virtual=base.virtual if pipeline == base.pipeline else 1,
                             expert=expert,
+                            # Spread out, experts stay whole.
+                            expert_tensor=1 if expert > 1 else base.expert_tensor,
                             engine_tensor=engine,
                             sequence_parallel=tensor > 1,
                             discriminator=None,

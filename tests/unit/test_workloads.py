@@ -83,6 +83,9 @@ def test_layout_lengths_and_rows_come_from_the_configuration(run: RunConfig) -> 
     config = replace(run, parallel=replace(run.parallel, tensor_model_parallel_size=2))
     layout = configured_layout(config, 8)
     assert (layout.tensor, layout.pipeline, layout.data) == (2, 1, 4)
+    whole = replace(config.parallel, expert_model_parallel_size=2, expert_tensor_parallel_size=1)
+    experts = configured_layout(replace(config, parallel=whole), 8)
+    assert (experts.expert, experts.expert_tensor, layout.expert_tensor) == (2, 1, None)
     lengths = lengths_of(config.data, 150, 400)
     assert (lengths.prompt, lengths.response, lengths.max_row) == (128, 64, 192)
     assert count_rows(config.data) == 20

@@ -154,6 +154,25 @@ def test_shards_add_up_to_the_model_and_its_copies(name: str, is_scorer: bool) -
     assert ranks == shape.num_parameters(is_scorer) + copies
 
 
+def test_experts_are_cut_as_the_other_layers_unless_it_is_said() -> None:
+    shape = shape_from_config(PUBLISHED["Qwen3-30B-A3B"][0])
+    every_expert = 48 * 128 * 3 * 2048 * 768
+    for layout, shards in (
+        (Layout(tensor=2, data=4, expert=4), 8),
+        (Layout(tensor=2, data=4, expert=4, expert_tensor=1), 4),
+        (Layout(tensor=2, data=4), 2),
+        (Layout(tensor=2, data=4, expert_tensor=1), 1),
+    ):
+        (stage,) = stage_parameters(shape, layout, is_scorer=False)
+        assert stage.expert == every_expert / shards
+        # 8 ranks hold an expert 8 / shards times.
+        assert layout.expert_copies == 8 / shards
+        assert layout_problems(shape, layout) == []
+    assert layout_problems(shape, Layout(tensor=4, data=2, expert=4, sequence_parallel=True)) == [
+        "number of experts' shards 16 does not divide the 8 tensor x data ranks"
+    ]
+
+
 def test_a_layout_that_does_not_divide_a_shape_is_told_by_its_numbers() -> None:
     shape = shape_from_config(PUBLISHED["Qwen2.5-3B"][0])
     problems = "; ".join(layout_problems(shape, Layout(tensor=4, pipeline=8)))
