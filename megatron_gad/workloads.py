@@ -84,6 +84,7 @@ def plan_request(
         is_fp8=compute.fp8_format is not None,
         has_reference="adversarial" in config.stages and config.gad.kl_coef > 0,
         micro_batch_size=compute.micro_batch_size,
+        max_tokens_per_microbatch=compute.max_tokens_per_microbatch,
         split_groups=config.discriminator.split_groups,
         logprob_chunk_size=compute.logprob_chunk_size,
         assume=assume,

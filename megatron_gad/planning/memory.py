@@ -83,11 +83,10 @@ def model_state(
 class Microbatch:
     """The largest microbatch that one model sees.
 
-    rows, tokens: its rows, each padded to ``tokens``. count: of a step on one data rank.
+    tokens: of all its rows, padding included. count: of a step on one data rank.
     chunk: tokens whose logits are held at once; 0 for a scorer, which has none.
     """
 
-    rows: int
     tokens: int
     count: int
     chunk: int
@@ -102,7 +101,7 @@ def activation_bytes(
     pipeline holds min(PP, microbatches) microbatches on its first stage, where it is interleaved
     1 + (PP - 1) / (PP VPP) times as many. Context parallelism divides the tokens.
     """
-    tokens = -(-microbatch.rows * microbatch.tokens // layout.context)
+    tokens = -(-microbatch.tokens // layout.context)
     pipeline, virtual = layout.pipeline, layout.virtual
     interleaved = 1 + (pipeline - 1) / (pipeline * virtual) if virtual > 1 else 1
     in_flight = min(pipeline * interleaved, microbatch.count)

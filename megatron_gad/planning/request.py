@@ -29,8 +29,9 @@ class Request:
     """Everything that a plan depends on, apart from layout and residency.
 
     stages: a step of each stage, in the run's order; plans are compared by the last one.
-    micro_batch_size: rows of a microbatch. split_groups: the discriminator's too; otherwise it
-        takes whole groups. logprob_chunk_size: tokens whose logits are held at once.
+    micro_batch_size: rows of a microbatch, where max_tokens_per_microbatch does not bound it by
+        tokens. split_groups: the discriminator's too; otherwise it takes whole groups.
+    logprob_chunk_size: tokens whose logits are held at once.
     is_fp8: matrices are multiplied in FP8. has_reference: the KL's reference lives on the host.
     num_data_prompts: usable rows of the data set; None where nobody counted them.
     engine: where it lives and how much cache it takes.
@@ -46,6 +47,7 @@ class Request:
     is_fp8: bool = False
     has_reference: bool = True
     micro_batch_size: int = 4
+    max_tokens_per_microbatch: int | None = None
     split_groups: bool = False
     logprob_chunk_size: int = 1024
     num_data_prompts: int | None = None
@@ -58,10 +60,27 @@ class Request:
         return any(stage.num_samples for stage in self.stages)
 
 
-def microbatch_rows(request: Request, group_size: int) -> int:
-    """Return the rows of one microbatch of the discriminator: whole groups, at least one."""
-    unit = 1 if request.split_groups else 1 + group_size
-    return max(1, request.micro_batch_size // unit) * unit
+def rows_per_unit(request: Request, group_size: int) -> int:
+    """Return the rows that the discriminator keeps together: a whole group, or one alone."""
+    return 1 if request.split_groups else 1 + group_size
+
+
+def microbatch_rows(request: Request, unit: int, length: int) -> int:
+    """Return the rows of one microbatch: whole units, at least one.
+
+    unit: rows that stay together. length: tokens of a row.
+    """
+    bound = request.max_tokens_per_microbatch
+    rows = request.micro_batch_size if bound is None else bound // length
+    return max(1, rows // unit) * unit
+
+
+def microbatch_tokens(request: Request, unit: int) -> int:
+    """Return the most tokens of one microbatch, rows at their longest; one unit has to fit."""
+    longest = request.lengths.max_row
+    bound = request.max_tokens_per_microbatch
+    rows = microbatch_rows(request, unit, longest)
+    return rows * longest if bound is None else max(bound, unit * longest)
 
 
 def num_microbatches(rows: float, rows_each: int, data_ranks: int) -> int:

@@ -14,7 +14,13 @@ from megatron_gad.planning.memory import (
     kv_bytes_per_token,
     model_state,
 )
-from megatron_gad.planning.request import Request, microbatch_rows, num_microbatches
+from megatron_gad.planning.request import (
+    Request,
+    microbatch_rows,
+    microbatch_tokens,
+    num_microbatches,
+    rows_per_unit,
+)
 
 # Who may leave the device when it is not at work. An engine that leaves takes its cache along.
 ENGINE_CHOICES = ((), ("engine",))
@@ -68,21 +74,30 @@ def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
 
 def _activations(request: Request, layout: Layout) -> dict[str, int]:
     """Return the activations of the student's and the discriminator's largest microbatch."""
-    tokens, found = request.lengths.max_row, {"student": 0, "discriminator": 0}
-    own = layout.of_discriminator
+    own, found = layout.of_discriminator, {"student": 0, "discriminator": 0}
     for stage in request.stages:
-        rows = request.micro_batch_size
-        count = num_microbatches(stage.student_trained, rows, layout.data)
-        batch = Microbatch(rows, tokens, count, request.logprob_chunk_size)
+        tokens, count = _largest_microbatch(request, 1, stage.student_trained, layout.data)
+        batch = Microbatch(tokens, count, request.logprob_chunk_size)
         needed = activation_bytes(request.student, layout, request.precision, batch)
         found["student"] = max(found["student"], needed)
         if stage.num_samples:
-            rows = microbatch_rows(request, stage.group_size)
-            count = num_microbatches(stage.discriminator_trained, rows, own.data)
-            batch = Microbatch(rows, tokens, count, chunk=0)
+            unit, trained = rows_per_unit(request, stage.group_size), stage.discriminator_trained
+            tokens, count = _largest_microbatch(request, unit, trained, own.data)
+            batch = Microbatch(tokens, count, chunk=0)
             needed = activation_bytes(request.discriminator, own, request.precision, batch)
             found["discriminator"] = max(found["discriminator"], needed)
     return found
+
+
+def _largest_microbatch(
+    request: Request, unit: int, trained: float, data_ranks: int
+) -> tuple[int, int]:
+    """Return the tokens of a model's largest microbatch, and how many of them a step has.
+
+    unit: rows that stay together. trained: rows of a step over all data ranks.
+    """
+    rows = microbatch_rows(request, unit, request.lengths.max_row)
+    return microbatch_tokens(request, unit), num_microbatches(trained, rows, data_ranks)
 
 
 def _memory_plan(

@@ -173,11 +173,13 @@ def _describe_missing(request: Request, layout: Layout, memory: MemoryPlan) -> s
     """Say which phase lacks how much, who holds it, and what would help."""
     phase = max(memory.phases, key=lambda phase: phase.missing)
     held = ", ".join(f"{role} {size / GIB:.1f}" for role, size in phase.by_role.items() if size)
+    bound = request.max_tokens_per_microbatch
     gone = f" with {', '.join(sorted(memory.leaves))} away when idle" if memory.leaves else ""
     remedies = {
         "more or larger GPUs": True,
         "parallel.use_distributed_optimizer": not layout.distributed_optimizer,
-        "a smaller micro_batch_size": request.micro_batch_size > 1,
+        "a smaller micro_batch_size": request.micro_batch_size > 1 and bound is None,
+        "a smaller max_tokens_per_microbatch": (bound or 0) > request.lengths.max_row,
         "discriminator.split_groups": request.has_engine and not request.split_groups,
         "shorter data.max_*_tokens": True,
     }

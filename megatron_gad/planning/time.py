@@ -4,7 +4,12 @@ import math
 from dataclasses import dataclass
 
 from megatron_gad.planning.layout import Layout, stage_parameters
-from megatron_gad.planning.request import Request, microbatch_rows, num_microbatches
+from megatron_gad.planning.request import (
+    Request,
+    microbatch_rows,
+    num_microbatches,
+    rows_per_unit,
+)
 from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.rollout_time import RolloutTime, rollout_time
 from megatron_gad.planning.shapes import ModelShape
@@ -74,14 +79,14 @@ def stage_time(request: Request, layout: Layout, memory: MemoryPlan, work: Stage
 def student_seconds(request: Request, layout: Layout, work: StageWork) -> float:
     """Return the seconds of the student's passes, the reference's included."""
     passes = (work.student_forwards, work.student_trained)
-    return _model_seconds(request, layout, passes, request.micro_batch_size, is_scorer=False)
+    return _model_seconds(request, layout, passes, 1, is_scorer=False)
 
 
 def discriminator_seconds(request: Request, layout: Layout, work: StageWork) -> float:
     """Return the seconds of the discriminator's passes."""
     passes = (work.discriminator_forwards, work.discriminator_trained)
-    rows = microbatch_rows(request, work.group_size)
-    return _model_seconds(request, layout.of_discriminator, passes, rows, is_scorer=True)
+    unit = rows_per_unit(request, work.group_size)
+    return _model_seconds(request, layout.of_discriminator, passes, unit, is_scorer=True)
 
 
 def forward_flops(shape: ModelShape, length: int, is_scorer: bool) -> float:
@@ -95,12 +100,14 @@ def forward_flops(shape: ModelShape, length: int, is_scorer: bool) -> float:
 
 
 def _model_seconds(
-    request: Request, layout: Layout, passes: tuple[float, float], rows_each: int, is_scorer: bool
+    request: Request, layout: Layout, passes: tuple[float, float], unit: int, is_scorer: bool
 ) -> float:
     """Return the seconds of rows that pass forward only, and of rows that train.
 
     A training pass costs three forward passes, four with full recompute; a pipeline adds its
     bubble, (PP - 1) / (VPP microbatches) of the time, and waits for its last stage, with the head.
+
+    unit: rows that stay together in a microbatch.
     """
     forwards, trained = passes
     if not forwards + trained:
@@ -115,6 +122,7 @@ def _model_seconds(
     # Backward exchanges as much as forward does.
     exchanged = (forwards + (2 + again) * trained) * tokens / layout.copies
     compute += exchanged * _exchange_seconds(request, layout, shape)
+    rows_each = microbatch_rows(request, unit, request.lengths.row)
     microbatches = num_microbatches(forwards + trained, rows_each, layout.data)
     bubble = (layout.pipeline - 1) / (microbatches * layout.virtual)
     compute *= _imbalance(shape, layout, is_scorer) * (1 + bubble)

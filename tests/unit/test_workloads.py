@@ -123,6 +123,16 @@ def test_each_model_has_the_memory_of_its_own_layout(run: RunConfig) -> None:
     assert phases["student"]["activations"] == 2 * layer + logits == 3_047_424
 
 
+def test_a_bound_on_tokens_bounds_the_memory_of_a_run(run: RunConfig) -> None:
+    config = replace(run, compute=replace(run.compute, max_tokens_per_microbatch=1000))
+    memory, _ = plan_residency(config, world_size=1)
+    phases = {phase.phase: phase.by_role for phase in memory.phases}
+    token = 2 * (8 * 32 + 6 * 8 * (4 + 2) + 8 * 48) * 4 // 2
+    logits = 2 * 1000 * 384 * 4 + 2 * 384 * 32 * 4
+    assert phases["student"]["activations"] == 1000 * token + logits
+    assert phases["discriminator"]["activations"] == 9 * 192 * token
+
+
 def test_each_model_shares_its_optimizer_over_its_own_data_ranks(run: RunConfig) -> None:
     config = laid_out(run, student=2, discriminator=1, use_distributed_optimizer=True)
     memory, _ = plan_residency(config, world_size=2)

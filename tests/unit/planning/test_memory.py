@@ -2,6 +2,7 @@
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_a_forward_pass_keeps_the_bytes_that_are_planned(
         num_key_value_heads=num_kv_heads,
         max_position_embeddings=128,
     )
-    batch = Microbatch(rows=2, tokens=96, count=1, chunk=0)
+    batch = Microbatch(tokens=2 * 96, count=1, chunk=0)
     precision = precision_of(bf16, fp8=False)
     planned = activation_bytes(read_shape(folder), Layout(), precision, batch)
     place = initialize(ParallelConfig(), seed=0)
@@ -182,7 +183,7 @@ def test_keys_and_values_of_a_token_take_their_known_bytes() -> None:
 
 
 def test_activations_follow_the_formula() -> None:
-    shape, batch = QWEN["7B"], Microbatch(rows=2, tokens=100, count=8, chunk=0)
+    shape, batch = QWEN["7B"], Microbatch(tokens=200, count=8, chunk=0)
     layer = 200 * (8 * 3584 + 6 * 128 * (28 + 4) + 8 * 18944)
     assert activation_bytes(shape, Layout(), BF16, batch) == 28 * layer
     assert activation_bytes(shape, TP4, BF16, batch) == 28 * layer // 4
@@ -194,8 +195,26 @@ def test_activations_follow_the_formula() -> None:
     assert activation_bytes(shape, interleaved, BF16, batch) == 7 * layer * 5.5
     full = activation_bytes(shape, Layout(recompute="full"), BF16, batch)
     assert full == 28 * 200 * 3584 * 2 + layer
-    logits = activation_bytes(shape, Layout(), BF16, Microbatch(2, 100, 8, chunk=50)) - 28 * layer
+    logits = activation_bytes(shape, Layout(), BF16, Microbatch(200, 8, chunk=50)) - 28 * layer
     assert logits == 152_064 * (50 * (4 + 4) + 2 * 3584 * 2)
+
+
+def test_a_bound_on_tokens_is_what_a_microbatch_holds() -> None:
+    def activations(**more: Any) -> tuple[int, int]:
+        request = make_request("7B", max_tokens_per_microbatch=10_000, **more)
+        nobody, *_ = memory_plans(request, TP4)
+        phases = {phase.phase: phase.by_role["activations"] for phase in nobody.phases[2:]}
+        return phases["student"], phases["discriminator"]
+
+    # 28 layers, a quarter of 204,800 bytes a token; logits of 1024 tokens over 38,016 columns.
+    token = 28 * (8 * 3584 + 6 * 128 * (28 + 4) + 8 * 18944) // 4
+    assert token == 28 * 204_800 // 4
+    logits = 2 * 1024 * 38_016 * 4 + 2 * 38_016 * 3584 * 2
+    # A group of 9 rows at 2048 + 1536 tokens is taken whole, though it has more.
+    assert activations() == (10_000 * token + logits, 9 * 3584 * token)
+    assert activations(split_groups=True)[1] == 10_000 * token
+    # The number of rows is not read then.
+    assert activations(micro_batch_size=64) == activations()
 
 
 @pytest.mark.parametrize(("model", "stays"), [("7B", True), ("14B", True), ("32B", False)])

@@ -71,6 +71,10 @@ def test_an_impossible_plan_says_what_is_missing() -> None:
     assert "student 549.2" in message
     assert "GiB are missing; use more or larger GPUs, a smaller micro_batch_size, " in message
     assert "use_distributed_optimizer" not in message, "it is on already"
+    with pytest.raises(ValueError) as error:
+        find_plans(make_request("32B", num_gpus=1, max_tokens_per_microbatch=8192), BASE)
+    assert "a smaller max_tokens_per_microbatch" in str(error.value)
+    assert "micro_batch_size" not in str(error.value)
 
 
 def test_a_layout_that_divides_nothing_says_so() -> None:

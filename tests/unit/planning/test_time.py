@@ -81,6 +81,10 @@ def test_recompute_adds_a_forward_pass_and_a_pipeline_its_bubble() -> None:
     imbalance = ((entries - head) / 2 + head) / (entries / 2)
     piped = student_seconds(request, Layout(pipeline=2), train)
     assert piped == pytest.approx(plain / 2 * imbalance * (1 + 1 / 512))
+    # A bound of 5500 tokens holds 10 rows of 550, so that there are 205 microbatches.
+    bound = make_request("7B", max_tokens_per_microbatch=5500)
+    by_tokens = student_seconds(bound, Layout(pipeline=2), train)
+    assert by_tokens == pytest.approx(plain / 2 * imbalance * (1 + 1 / 205))
     halved = student_seconds(request, Layout(pipeline=2, virtual=2), train)
     assert halved == pytest.approx(plain / 2 * imbalance * (1 + 1 / 1024))
 
