@@ -22,6 +22,7 @@ from megatron_gad.config_checks import (
     check_replay,
     check_rollout,
     check_run_directory,
+    check_schedule,
     check_token_bound,
     check_watchdog,
 )
@@ -117,6 +118,7 @@ class RunConfig:
             *check_algorithm(self.gad),
             *check_rollout(self.rollout),
             *check_watchdog(self.watchdog),
+            *check_schedule(self.schedule),
         ]
         if self.rollout.engine == "replay":
             problems += check_replay(self.rollout)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.metrics import LogConfig
+from megatron_gad.planning.choice import ScheduleConfig
 from megatron_gad.stage_config import GadConfig
 from megatron_gad.training.options import (
     CheckpointConfig,
@@ -170,6 +171,11 @@ def check_replay(rollout: RolloutConfig) -> Iterator[str]:
 def check_watchdog(watchdog: WatchdogConfig) -> Iterator[str]:
     """Yield what is wrong with the deadlines of the phases."""
     yield from violations("watchdog", watchdog, dict.fromkeys(asdict(watchdog), NOT_NEGATIVE))
+
+
+def check_schedule(schedule: ScheduleConfig) -> Iterator[str]:
+    """Yield what is wrong with the memory that decides who leaves the device."""
+    yield from violations("schedule", schedule, {"device_memory_gib": POSITIVE})
 
 
 def violations(table: str, section: object, rules: Mapping[Any, Rule]) -> Iterator[str]:

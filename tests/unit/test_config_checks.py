@@ -109,6 +109,14 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
         "make it smaller",
     ),
     (
+        {"schedule": {"device_memory_gib": 0.0}},
+        "schedule.device_memory_gib = 0.0 is not allowed; give a value above 0",
+    ),
+    (
+        {"schedule": {"device_memory_gib": -80.0}},
+        "schedule.device_memory_gib = -80.0 is not allowed; give a value above 0",
+    ),
+    (
         {"gad": {"tis_cap": 0.5}},
         "gad.tis_cap = 0.5 would scale every ratio down; give 1 or more (2 is usual), or 0 to "
         "switch the correction off",
