@@ -32,6 +32,7 @@ from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.expert_checks import check_experts
+from megatron_gad.layer_checks import check_layers
 from megatron_gad.layout_checks import check_own_layout, check_parallel
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
@@ -114,6 +115,7 @@ class RunConfig:
             *check_optimizer("discriminator", self.discriminator),
             *check_own_layout(self.discriminator, self.parallel, self.compute, world_size),
             *check_models(self.student.path, self.discriminator.path, layouts, self.data),
+            *check_layers(self.student.path, self.discriminator.path, layouts, self.compute),
             *check_experts(self.student.path, self.discriminator, self.parallel, world_size),
             *check_algorithm(self.gad),
             *check_rollout(self.rollout),

@@ -33,7 +33,7 @@ LAYERS = (
         ),
         *("config", "config_file", "config_flags", "stage_config"),
         *("config_checks", "layout_checks", "stage_checks", "model_checks"),
-        *("compute_checks", "expert_checks", "sglang_checks"),
+        *("compute_checks", "expert_checks", "layer_checks", "sglang_checks"),
     ),
 )
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 from megatron_gad.models.families import family_of, head_dim, inverse_frequencies, mixture_of
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.models.layers import local_block_spec
-from megatron_gad.models.layout_rules import shape_problems, size_problems
+from megatron_gad.models.layout_rules import layer_problems, shape_problems, size_problems
 from megatron_gad.models.scorer import ScorerModel
 from megatron_gad.models.sharding_marks import mark_experts, mark_sharded_weights
 
@@ -157,7 +157,7 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         # Without these an interleaved schedule on two stages silently computes wrong gradients.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        **_recompute(hf_config, options),
+        **_recompute(options),
         **_fp8(options),
         **_expert_fields(hf_config, options),
     )
@@ -187,19 +187,10 @@ def _expert_fields(hf_config: PretrainedConfig, options: ModelOptions) -> dict[s
     }
 
 
-def _recompute(hf_config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:
+def _recompute(options: ModelOptions) -> dict[str, Any]:
     """Return Megatron's options of activation recompute; its method is that of full recompute."""
     if options.recompute_granularity != "full":
         return {"recompute_granularity": options.recompute_granularity}
-    stages = options.pipeline_model_parallel_size * (
-        options.virtual_pipeline_model_parallel_size or 1
-    )
-    num_layers, unit = hf_config.num_hidden_layers // stages, options.recompute_num_layers
-    if options.recompute_method == "uniform" and num_layers % unit:
-        raise ValueError(
-            f"recompute_num_layers = {unit} does not divide the {num_layers} layers of a pipeline "
-            "stage; use a divisor of it, or recompute_method = 'block'"
-        )
     return {
         "recompute_granularity": "full",
         "recompute_method": options.recompute_method,
@@ -234,6 +225,7 @@ def check_layout(hf_config: PretrainedConfig, options: ModelOptions) -> None:
         ValueError: names the option, the number it has to divide, and what else is missing.
     """
     problems = [*size_problems(options), *shape_problems(options, hf_config)]
+    problems += layer_problems(options, options, hf_config)
     if problems:
         raise ValueError("; ".join(problems))
     if options.fp8_format is not None and options.transformer_impl != "transformer_engine":

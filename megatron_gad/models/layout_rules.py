@@ -32,6 +32,23 @@ class Sizes(Protocol):
     def sequence_parallel(self) -> bool: ...
 
 
+class LayerCounts(Protocol):
+    """Options that count a model's layers, under Megatron's names."""
+
+    @property
+    def recompute_granularity(self) -> str | None: ...
+    @property
+    def recompute_method(self) -> str: ...
+    @property
+    def recompute_num_layers(self) -> int: ...
+    @property
+    def first_last_layers_bf16(self) -> bool: ...
+    @property
+    def num_layers_at_start_in_bf16(self) -> int: ...
+    @property
+    def num_layers_at_end_in_bf16(self) -> int: ...
+
+
 # What a rank has a part of -> the sizes whose product has to divide it.
 DIVIDED = {
     "num_attention_heads": ("tensor_model_parallel_size",),
@@ -155,6 +172,40 @@ def _expert_problems(layout: Sizes, mixture: Mixture, table: str, model: str) ->
             f"experts of {model} needs {table}sequence_parallel = True, so that a token is sent "
             "to them once; set it"
         )
+
+
+def layer_problems(
+    layout: Sizes,
+    counts: LayerCounts,
+    shape: PretrainedConfig,
+    table: str = "",
+    model: str = "the model",
+) -> Iterator[str]:
+    """Yield what counts more layers than a pipeline rank has, or others than it can take.
+
+    table: what stands before the keys of counts, as "compute.".
+    """
+    size, num_layers = layout.pipeline_model_parallel_size, shape.num_hidden_layers
+    chunks = layout.virtual_pipeline_model_parallel_size or 1
+    if size < 1 or chunks < 1 or num_layers % (size * chunks):
+        return  # shape_problems says so
+    unit, held = counts.recompute_num_layers, num_layers // (size * chunks)
+    is_uniform = (counts.recompute_granularity, counts.recompute_method) == ("full", "uniform")
+    if is_uniform and unit > 0 and held % unit:
+        yield (
+            f"{table}recompute_num_layers = {unit} does not divide the {held} layers of a pipeline "
+            f"stage of {model}; use a divisor of it, or {table}recompute_method = 'block'"
+        )
+    if not counts.first_last_layers_bf16:
+        return
+    held = num_layers // size
+    for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
+        if getattr(counts, key) > held:
+            yield (
+                f"{table}{key} = {getattr(counts, key)} is more than the {held} layers that a "
+                f"pipeline rank has of {model} (num_hidden_layers = {num_layers}, "
+                f"pipeline_model_parallel_size = {size}); make it at most {held}"
+            )
 
 
 def _product(layout: Sizes, keys: tuple[str, ...]) -> int:

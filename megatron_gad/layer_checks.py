@@ -1,0 +1,43 @@
+"""Checks of options that count layers against the layers that each model's pipeline ranks have."""
+
+from collections.abc import Iterator
+
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.layout_rules import layer_problems
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
+
+
+def check_layers(
+    student: str,
+    discriminator: str,
+    layouts: tuple[ParallelConfig, ParallelConfig],
+    compute: ComputeConfig,
+) -> Iterator[str]:
+    """Yield which counts of layers are none that a model can have.
+
+    A folder that cannot be read is reported elsewhere.
+
+    Args:
+        student: student.path.
+        discriminator: discriminator.path; empty where it starts from the student.
+        layouts: of student and discriminator.
+        compute: with the counts, which hold for both.
+    """
+    yield from _problems(student, layouts[0], compute, f"student.path = {student!r}")
+    if discriminator:
+        model = f"discriminator.path = {discriminator!r}"
+        yield from _problems(discriminator, layouts[1], compute, model)
+    elif layouts[0] != layouts[1]:
+        model = f"student.path = {student!r}, from which the discriminator starts"
+        yield from _problems(student, layouts[1], compute, model)
+
+
+def _problems(
+    path: str, layout: ParallelConfig, compute: ComputeConfig, model: str
+) -> Iterator[str]:
+    try:
+        shape = load_hf_config(path) if path else None
+    except (ValueError, OSError):
+        return
+    if shape is not None:
+        yield from layer_problems(layout, compute, shape, "compute.", model)

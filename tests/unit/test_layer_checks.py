@@ -1,0 +1,100 @@
+"""Options that count layers are refused where a model has fewer, or others, per model."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from megatron_gad.config import RunConfig
+from tests.tiny import make_hf_folder
+from tests.tiny_run import make_run
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Return a configuration without a mistake; 2 layers, and 6 of a discriminator of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    run = make_run(folder)
+    own = make_hf_folder(
+        folder / "scorer", vocab_size=384, max_position_embeddings=256, num_hidden_layers=6
+    )
+    return replace(run, discriminator=replace(run.discriminator, path=str(own)))
+
+
+def computed(config: RunConfig, **compute: Any) -> RunConfig:
+    """Return the configuration with other options of section compute."""
+    return replace(config, compute=replace(config.compute, **compute))
+
+
+def uniform(config: RunConfig, unit: int) -> RunConfig:
+    """Return the configuration with full recompute in units of layers."""
+    return computed(config, recompute_granularity="full", recompute_num_layers=unit)
+
+
+def staged(config: RunConfig, student: int, discriminator: int) -> RunConfig:
+    """Return the configuration with these pipelines."""
+    parallel = replace(config.parallel, pipeline_model_parallel_size=student)
+    own = replace(config.discriminator, pipeline_model_parallel_size=discriminator)
+    return replace(config, parallel=parallel, discriminator=own)
+
+
+def test_a_unit_of_recompute_has_to_divide_the_layers_of_each_models_stages(
+    good: RunConfig,
+) -> None:
+    assert uniform(good, 1).check(world_size=1) == []
+    assert uniform(good, 2).check(world_size=1) == []
+    of_student = (
+        "compute.recompute_num_layers = {} does not divide the {} layers of a pipeline stage of "
+        f"student.path = {good.student.path!r}; use a divisor of it, or compute.recompute_method = "
+        "'block'"
+    )
+    of_discriminator = of_student.replace("student.path", "discriminator.path").replace(
+        good.student.path, good.discriminator.path
+    )
+    assert uniform(good, 3).check(world_size=1) == [of_student.format(3, 2)]
+    assert uniform(good, 4).check(world_size=1) == [
+        of_student.format(4, 2),
+        of_discriminator.format(4, 6),
+    ]
+    # 2 layers a stage of the student, 3 of the discriminator.
+    assert uniform(staged(good, 1, 2), 2).check(world_size=2) == [of_discriminator.format(2, 3)]
+
+
+def test_layers_one_by_one_may_be_any_number(good: RunConfig) -> None:
+    by_block = replace(uniform(good, 5).compute, recompute_method="block")
+    assert replace(good, compute=by_block).check(world_size=1) == []
+
+
+def test_a_discriminator_from_the_student_is_held_to_its_own_pipeline(good: RunConfig) -> None:
+    config = replace(good, discriminator=replace(good.discriminator, path=""))
+    assert uniform(config, 2).check(world_size=1) == []
+    assert uniform(staged(config, 1, 2), 2).check(world_size=2) == [
+        "compute.recompute_num_layers = 2 does not divide the 1 layers of a pipeline stage of "
+        f"student.path = {good.student.path!r}, from which the discriminator starts; use a divisor "
+        "of it, or compute.recompute_method = 'block'"
+    ]
+
+
+def test_no_more_layers_stay_out_of_fp8_than_a_pipeline_rank_has(good: RunConfig) -> None:
+    def messages(config: RunConfig, **counts: int) -> list[str]:
+        fp8 = {"fp8_format": "hybrid", "fp8_recipe": "tensorwise", "first_last_layers_bf16": True}
+        found = computed(config, bf16=True, **fp8, **counts).check(world_size=2)
+        return [message for message in found if "_in_bf16" in message]
+
+    at_start, at_end = "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"
+    assert messages(good, **{at_start: 2, at_end: 2}) == []
+    assert messages(good, **{at_start: 3}) == [
+        f"compute.{at_start} = 3 is more than the 2 layers that a pipeline rank has of "
+        f"student.path = {good.student.path!r} (num_hidden_layers = 2, "
+        "pipeline_model_parallel_size = 1); make it at most 2"
+    ]
+    of_scorer = f"of discriminator.path = {good.discriminator.path!r} (num_hidden_layers = 6, "
+    assert messages(staged(good, 1, 2), **{at_end: 4})[1:] == [
+        f"compute.{at_end} = 4 is more than the 3 layers that a pipeline rank has {of_scorer}"
+        "pipeline_model_parallel_size = 2); make it at most 3"
+    ]
+
+
+def test_counts_that_are_not_in_use_bound_nothing(good: RunConfig) -> None:
+    config = computed(good, num_layers_at_start_in_bf16=9)
+    assert config.check(world_size=1) == []
