@@ -90,6 +90,55 @@ def test_a_tensor_the_model_has_not_is_named(tmp_path: Path) -> None:
         exported(folder, tensors.items())
 
 
+# A family of mixtures, its key of the number of experts, and the names and shapes of its tensors:
+# hidden size 32, experts of width 20, or of a whole layer's 48.
+MIXTURES = [
+    ("qwen3_moe", "num_experts", "mlp", ("gate_proj", "up_proj", "down_proj"), 20),
+    ("mixtral", "num_local_experts", "block_sparse_moe", ("w1", "w3", "w2"), 48),
+]
+
+
+def refusal(folder: Path, tensors: dict[str, Tensor]) -> str:
+    """Return what is said to tensors that a folder's model cannot take."""
+    with pytest.raises(ValueError) as error:
+        exported(folder, tensors.items())
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("family", "key", "block", "names", "width"), MIXTURES)
+def test_another_number_of_experts_is_told_by_the_first_tensor_that_does_not_fit(
+    tmp_path: Path, family: str, key: str, block: str, names: tuple[str, ...], width: int
+) -> None:
+    tensors = tensors_of(make_hf_folder(tmp_path / "four", family))
+    routers = {name: x for name, x in tensors.items() if name.endswith("gate.weight")}
+    counts: list[dict[str, Any]] = [{key: 2}, {key: 6}]
+    two, six = (make_hf_folder(tmp_path / str(n[key]), family, **n) for n in counts)
+    assert (
+        f"model.layers.0.{block}.gate.weight has shape [4, 32] where the model's config.json means "
+        "[2, 32]"
+    ) in refusal(two, routers | tensors)
+    down = f"model.layers.0.{block}.experts.3.{names[2]}.weight"
+    fewer = {name: x[:2] for name, x in routers.items()} | {down: tensors[down]}
+    assert f"has a tensor '{down}', of shape [32, {width}], that" in refusal(two, fewer)
+    assert "has shape [4, 32] where the model's config.json means [6, 32]" in refusal(six, tensors)
+
+
+@pytest.mark.parametrize(("family", "key", "block", "names", "width"), MIXTURES)
+def test_experts_that_are_missing_or_of_another_width_are_named(
+    tmp_path: Path, family: str, key: str, block: str, names: tuple[str, ...], width: int
+) -> None:
+    folder = make_hf_folder(tmp_path, family)
+    tensors = tensors_of(folder)
+    gate, up, down = (f"model.layers.1.{block}.experts.3.{name}.weight" for name in names)
+    without = {name: x for name, x in tensors.items() if name not in (up, down)}
+    missing = refusal(folder, without)
+    assert "lacks 2 tensors" in missing and f": {', '.join(sorted((up, down)))};" in missing
+    wide = refusal(folder, tensors | {gate: torch.zeros(width + 4, 32)})
+    assert f"{gate} has shape [{width + 4}, 32] where" in wide and f"[{width}, 32]" in wide
+    turned = refusal(folder, tensors | {down: torch.zeros(width, 32)})
+    assert f"{down} has shape [{width}, 32] where" in turned and f"[32, {width}]" in turned
+
+
 def test_a_folder_with_more_layers_than_its_config_says_is_refused(tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path, num_hidden_layers=3)
     config = json.loads((folder / "config.json").read_text())

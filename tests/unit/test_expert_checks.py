@@ -1,0 +1,108 @@
+"""Experts that cannot be shared out, or are none, are refused with the numbers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_gad.config import RunConfig
+from tests.tiny import make_hf_folder
+from tests.tiny_run import make_run
+from tests.tiny_tokenizer import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Return a configuration without a mistake and without experts."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def sparse(dense: RunConfig) -> RunConfig:
+    """Return the same with a student of four experts of width 20 in each layer."""
+    folder = Path(dense.student.path).parent / "mixture"
+    make_hf_folder(folder, "qwen3_moe", vocab_size=384, max_position_embeddings=256)
+    make_tokenizer(folder)
+    return replace(dense, student=replace(dense.student, path=str(folder)))
+
+
+def laid_out(config: RunConfig, **sizes: int | bool) -> RunConfig:
+    """Return the configuration with another layout."""
+    return replace(config, parallel=replace(config.parallel, **sizes))
+
+
+def test_experts_that_can_be_shared_out_are_not_refused(
+    dense: RunConfig, sparse: RunConfig
+) -> None:
+    assert laid_out(sparse, expert_model_parallel_size=4).check(world_size=4) == []
+    both = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    whole = laid_out(sparse, **both, expert_model_parallel_size=4, expert_tensor_parallel_size=1)
+    assert whole.check(world_size=4) == []
+    # A dense discriminator beside a student with experts.
+    beside = replace(sparse.discriminator, path=dense.student.path)
+    mixed = replace(laid_out(sparse, expert_model_parallel_size=2), discriminator=beside)
+    assert mixed.check(world_size=2) == []
+
+
+def test_experts_that_are_not_there_are_not_shared_out(dense: RunConfig) -> None:
+    refused = "= 2 shares experts out, and its models have none; leave it out, or train a "
+    refused += "Qwen3-MoE or Mixtral model"
+    for key in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
+        assert laid_out(dense, **{key: 2}).check(world_size=2) == [f"parallel.{key} {refused}"]
+    own = replace(dense.discriminator, expert_model_parallel_size=2)
+    assert replace(dense, discriminator=own).check(world_size=2) == [
+        f"discriminator.expert_model_parallel_size {refused}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "world_size", "expected"),
+    [
+        (
+            {"expert_model_parallel_size": 8},
+            8,
+            "parallel.expert_model_parallel_size = 8 does not divide the 4 experts of a layer of "
+            "student.path = '{path}'; use a divisor of 4",
+        ),
+        (
+            {"expert_model_parallel_size": 2},
+            1,
+            "parallel.expert_model_parallel_size 2 x expert_tensor_parallel_size 1 x "
+            "pipeline_model_parallel_size 1 = 2 does not divide the 1 ranks of this run; start a "
+            "multiple of it (torchrun --nproc-per-node), or make the sizes smaller: "
+            "expert_tensor_parallel_size = 1 holds experts whole",
+        ),
+        (
+            {"expert_tensor_parallel_size": 8},
+            8,
+            "parallel.expert_tensor_parallel_size = 8 (as tensor_model_parallel_size where it is "
+            "not given) does not divide moe_intermediate_size = 20 of student.path = '{path}'; use "
+            "a divisor of it, 1 holds experts whole",
+        ),
+        (
+            {"tensor_model_parallel_size": 2},
+            2,
+            "parallel.tensor_model_parallel_size = 2 with the experts of student.path = '{path}' "
+            "needs parallel.sequence_parallel = True, so that a token is sent to them once; set it",
+        ),
+    ],
+)
+def test_what_experts_do_not_allow_is_refused_with_the_arithmetic(
+    sparse: RunConfig, sizes: dict[str, int], world_size: int, expected: str
+) -> None:
+    found = laid_out(sparse, **sizes).check(world_size)
+    assert found == [expected.replace("{path}", sparse.student.path)]
+
+
+def test_a_config_that_contradicts_itself_is_refused(sparse: RunConfig, tmp_path: Path) -> None:
+    path = Path(sparse.student.path)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).symlink_to(path / name)
+    config = json.loads((path / "config.json").read_text()) | {"num_experts_per_tok": 5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    bad = replace(sparse, student=replace(sparse.student, path=str(tmp_path)))
+    assert bad.check(world_size=1) == [
+        f"student.path = '{tmp_path}' cannot be used: num_experts_per_tok = 5 is not between 1 and "
+        "the 4 experts of the model; correct its config.json"
+    ]
