@@ -66,6 +66,7 @@ class SGLangEngine:
         self._transport = build_transport(config, self._device)
         self._buckets: list[Bucket] = []
         self._version: int | None = None
+        self._is_resting = False  # a server has taken its memory before it has any weights
         self._num_swaps = 0
         self._replicas: list[Replica] = []
         try:
@@ -93,6 +94,7 @@ class SGLangEngine:
         often.
         """
         self._version = None
+        self._is_resting = False
         self._buckets = []
         self._transport.begin()
         failures = stream_buckets(
@@ -169,10 +171,14 @@ class SGLangEngine:
         return ()
 
     def sleep(self) -> None:
-        """Give the servers' device memory back, weights included; on a CPU nothing is freed."""
-        if self._version is None:
+        """Give the servers' device memory back, weights included; on a CPU nothing is freed.
+
+        Servers without weights sleep too. Until the next ``load_weights``, again is harmless.
+        """
+        if self._is_resting:
             return
         self._version = None
+        self._is_resting = True
         for replica in self._replicas:
             try:
                 replica.sleep()
