@@ -5,6 +5,9 @@ READY := $(VENV)/.ready
 
 # Small models compute slower, not faster, with more threads than cores per process.
 export OMP_NUM_THREADS ?= 1
+# Files of tests at once. A test may start four ranks itself.
+TEST_PROCESSES ?= 2
+PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: help quickstart quickstart-seeds test test-gpu test-sglang lint env clean
 .DEFAULT_GOAL := help
@@ -19,14 +22,14 @@ quickstart-seeds: $(READY) ## the same on several seeds, with intervals; about a
 	$(PYTHON_IN) -m examples.quickstart --seeds 10 11 12 13 14 --out runs/quickstart_seeds
 
 test: $(READY) ## all tests that need neither a GPU nor SGLang
-	$(PYTHON_IN) -m pytest -m "not gpu and not sglang"
+	$(PYTEST) -m "not gpu and not sglang"
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	$(PYTHON_IN) -m pytest -m gpu
 
 test-sglang: $(READY) ## the tests against a real SGLang server on the CPU (.venv-sglang, 2.6 GB)
 	tools/make_sglang_env.sh
-	$(PYTHON_IN) -m pytest -m sglang
+	$(PYTEST) -m sglang
 
 lint: $(READY) ## ruff (rules and format) and pyright
 	$(PYTHON_IN) -m ruff check .

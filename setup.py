@@ -49,6 +49,7 @@ setup(
         "wandb": ["wandb>=0.18,<1"],
         "dev": [
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",
             "pyright[nodejs]>=1.1.400,<1.2",
             "pre-commit>=4,<5",

@@ -1,12 +1,10 @@
 """What a server's checksums have to be, computed from the weights that were sent to it.
 
 A server fuses and shards tensors: its q, k, v are one parameter, as are gate and up, and a rank
-holds a part. The same is done here to the sent tensors before they are hashed. Dense models of the
-supported families only; a parameter without a rule below is not compared. Servers on GPUs hash
-differently, so they are not compared at all.
+holds a part. The same is done here to the sent tensors before they are hashed. A parameter without
+a rule below is not compared.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# A server on a host rounds sizes up to a multiple of these, the second per rank, and adds zeros.
+from megatron_gad.engines.sglang.tensor_hash import checksum
+
+# A server rounds the vocabulary up to a multiple of this, and adds zeros.
 VOCABULARY_MULTIPLE = 64
+# A server on a host does so, too, with the part of an inner width that a rank has.
 MLP_MULTIPLE = 32
 
 
@@ -28,20 +29,24 @@ class HeadCounts:
 
 
 def find_mismatches(
-    held_per_rank: Sequence[Mapping[str, str]], sent: Mapping[str, Tensor], heads: HeadCounts
+    held_per_rank: Sequence[Mapping[str, str]],
+    sent: Mapping[str, Tensor],
+    heads: HeadCounts,
+    device: torch.device,
 ) -> list[str]:
     """Return a message per parameter and rank that a server holds with other values than sent.
 
     held_per_rank: each tensor-parallel rank's {parameter of the server: checksum}.
-    sent: {Hugging Face name: whole tensor}, in the dtype of the server, on the host.
+    sent: {Hugging Face name: whole tensor}, in the dtype of the server.
+    device: of the server's type.
     """
     problems = []
     for rank, held in enumerate(held_per_rank):
-        expected = dict(_expected(held, sent, _Shard(rank, len(held_per_rank), heads)))
+        expected = dict(_expected(held, sent, _Shard(rank, len(held_per_rank), heads, device)))
         problems += [
-            f"{name} on engine rank {rank}: checksum {held[name]}, sent {checksum}"
-            for name, checksum in expected.items()
-            if held[name] != checksum
+            f"{name} on engine rank {rank}: checksum {held[name]}, sent {wanted}"
+            for name, wanted in expected.items()
+            if held[name] != wanted
         ]
         if held and not expected:
             problems.append(f"no parameter of engine rank {rank} is among the tensors sent")
@@ -55,6 +60,7 @@ class _Shard:
     rank: int
     size: int
     heads: HeadCounts
+    device: torch.device
 
     def rows(self, tensor: Tensor) -> Tensor:
         return tensor.chunk(self.size, dim=0)[self.rank]
@@ -68,10 +74,14 @@ class _Shard:
         return tensor.chunk(parts, dim=0)[self.rank * parts // self.size]
 
     def vocabulary_rows(self, tensor: Tensor) -> Tensor:
-        return self.rows(_padded(tensor, VOCABULARY_MULTIPLE))
+        padded = _padded(tensor, VOCABULARY_MULTIPLE)
+        if len(padded) % self.size:
+            padded = _padded(tensor, VOCABULARY_MULTIPLE * self.size)
+        return self.rows(padded)
 
     def mlp_rows(self, tensor: Tensor) -> Tensor:
-        return self.rows(_padded(tensor, MLP_MULTIPLE * self.size))
+        is_host = self.device.type == "cpu"
+        return self.rows(_padded(tensor, MLP_MULTIPLE * self.size) if is_host else tensor)
 
     def mlp_columns(self, tensor: Tensor) -> Tensor:
         return self.mlp_rows(tensor.T).T
@@ -88,7 +98,7 @@ def _expected(
     for name in held:
         part = _part(name, sent, shard)
         if part is not None:
-            yield name, _checksum(part)
+            yield name, checksum(part, shard.device)
 
 
 def _part(name: str, sent: Mapping[str, Tensor], shard: _Shard) -> Tensor | None:
@@ -98,6 +108,8 @@ def _part(name: str, sent: Mapping[str, Tensor], shard: _Shard) -> Tensor | None
         if q is None or k is None or v is None:
             return None
         return torch.cat([shard.rows(q), shard.key_value_rows(k), shard.key_value_rows(v)])
+    if ".experts.w" in name:
+        return _experts(name, sent, shard)
     if ".gate_up_proj." in name:
         gate, up = (sent.get(name.replace("gate_up_proj", p)) for p in ("gate_proj", "up_proj"))
         if gate is None or up is None:
@@ -115,7 +127,31 @@ def _part(name: str, sent: Mapping[str, Tensor], shard: _Shard) -> Tensor | None
     return tensor
 
 
-def _checksum(tensor: Tensor) -> str:
-    """Hash as SGLang hashes a tensor on a host: the first 8 bytes of SHA-256, in hexadecimal."""
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).digest()[:8].hex()
+# What the gate, up and down projections of an expert are called, by family.
+EXPERT_MATRICES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+
+def _experts(name: str, sent: Mapping[str, Tensor], shard: _Shard) -> Tensor | None:
+    """Return a rank's part of all experts of a layer, which a server holds in two tensors.
+
+    [experts, 2 x width, hidden], gates above, and [experts, hidden, width]. On a GPU it depends on
+    the chosen kernel how they are ordered, so they have no rule there.
+    """
+    if shard.device.type != "cpu":
+        return None
+    prefix, fused = name.rsplit(".", 1)
+    for names in EXPERT_MATRICES:
+        gates, ups, downs = (_of_all_experts(prefix, matrix, sent) for matrix in names)
+        if gates and fused == "w13_weight":
+            pairs = zip(gates, ups, strict=True)
+            return torch.stack([torch.cat([shard.mlp_rows(w) for w in pair]) for pair in pairs])
+        if downs and fused == "w2_weight":
+            return torch.stack([shard.mlp_columns(down) for down in downs])
+    return None
+
+
+def _of_all_experts(prefix: str, matrix: str, sent: Mapping[str, Tensor]) -> list[Tensor]:
+    found = []
+    while f"{prefix}.{len(found)}.{matrix}.weight" in sent:
+        found.append(sent[f"{prefix}.{len(found)}.{matrix}.weight"])
+    return found

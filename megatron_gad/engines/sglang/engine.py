@@ -126,12 +126,12 @@ class SGLangEngine:
 
     def verify(self) -> None:
         """Compare what the servers hold with what was sent; RuntimeError names tensor and rank."""
-        if self._device.type != "cpu":
-            return
         sent = {name: tensor for bucket in self._buckets for name, tensor in bucket.named}
         for replica in self._replicas:
             held = replica.api.checksums()
-            problems = [] if held is None else find_mismatches(held, sent, self._heads)
+            problems = (
+                [] if held is None else find_mismatches(held, sent, self._heads, self._device)
+            )
             if problems:
                 raise RuntimeError(
                     f"after the weight swap the SGLang server at {replica.name} holds other "

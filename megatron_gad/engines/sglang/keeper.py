@@ -1,17 +1,22 @@
 """Runs a server so that it cannot outlive the run: ``python keeper.py PARENT COMMAND...``.
 
 Started as the leader of a process group of its own. When the parent is gone, however it ended, or
-when the server is, everything in the group is killed. Only the standard library is imported, so
-that the process is small.
+when the server is, everything in the group is killed and the shared memory left behind is freed.
+Only the standard library is imported, so that the process is small.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 POLL_S = 0.5
+SHARED_MEMORY = Path("/dev/shm")
+# How torch names what it shares, and SGLang the queues between its ranks; a process's id follows.
+SHARED_NAMES = ("torch_", "sgl_shm_mq_")
 
 
 def keep(parent: int, command: list[str]) -> None:
@@ -21,8 +26,30 @@ def keep(parent: int, command: list[str]) -> None:
     server = subprocess.Popen(command)
     while server.poll() is None and os.getppid() == parent:
         time.sleep(POLL_S)
+    owners = _group()
+    if os.getppid() != parent:
+        owners.add(parent)
+    _free_shared_memory(owners)
     # Also this process: a handle on it then tells that the server is gone.
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _group() -> set[int]:
+    """Return the processes of the group."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(int(folder.name)) == os.getpgrp():
+                found.add(int(folder.name))
+    return found
+
+
+def _free_shared_memory(owners: set[int]) -> None:
+    """Remove the files of shared memory that carry an owner's number, which nobody else would."""
+    beginnings = tuple(f"{name}{owner}_" for name in SHARED_NAMES for owner in owners)
+    for file in SHARED_MEMORY.glob("*") if owners else ():
+        if file.name.startswith(beginnings):
+            file.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,20 @@ def test_a_server_that_fails_is_restarted_with_the_weights_and_its_requests_sent
     assert wait_until_gone(processes) == []
 
 
+def test_a_server_that_failed_once_too_often_ends_the_run_with_its_last_words(
+    engine, folders, monkeypatch
+):
+    engine.load_weights(weights_of(folders["old"]), version=65)
+    replica = engine.replicas[0]
+    monkeypatch.setattr(replica, "_limits", replace(replica._limits, max_failures=0))
+    harmer = Timer(1.0, harm_scheduler, (processes_of(engine), signal.SIGKILL))
+    harmer.start()
+    sampling = SamplingConfig(num_samples=40, max_new_tokens=40)
+    with pytest.raises(RuntimeError, match=r"failed 1 times in a row[\s\S]*last lines of .*\.log"):
+        engine.generate(make_prompts(12), sampling)
+    harmer.join()
+
+
 def test_a_server_that_died_in_its_sleep_is_back_after_the_next_load(engine, folders):
     engine.load_weights(weights_of(folders["old"]), version=70)
     engine.sleep()

@@ -41,9 +41,12 @@ def test_no_process_survives_the_run_however_it_ends(tmp_path):
         time.sleep(0.1)
     processes = in_group(group)
     assert len(processes) == 3
+    shared = Path("/dev/shm") / f"torch_{parent.pid}_left_behind"
+    shared.write_bytes(b"a bucket on its way")
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert wait_until_gone(processes) == []
+    assert not shared.exists()
 
 
 def in_group(group: int) -> list[psutil.Process]:

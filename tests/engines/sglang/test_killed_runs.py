@@ -1,0 +1,47 @@
+"""Runs with a real SGLang server that end otherwise than they should: ``make test-sglang``."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e import tiny_run
+from tests.engines.sglang.runs import FLAGS, servers_of
+from tests.engines.sglang.servers import MARKS
+
+pytestmark = MARKS
+
+
+@pytest.mark.parametrize("victim", ["launcher", "rank with the engine"])
+def test_nothing_survives_a_killed(victim: str, tmp_path: Path) -> None:
+    save = tmp_path / "run"
+    tp2 = ("--tensor-model-parallel-size", "2", "--adversarial.steps", "100000")
+    process = tiny_run.start(save, *FLAGS, *tp2, num_ranks=2)
+    tiny_run.wait_for_steps(process, save, 1)
+    servers, run = servers_of(save), tiny_run.processes_of(save)
+    # The keeper, the server, its scheduler and detokenizer; the launcher and two ranks.
+    assert len(servers) >= 4
+    assert len(run) == 3
+    killed = psutil.Process(process.pid) if victim == "launcher" else tiny_run.rank_of(save, 0)
+    killed.kill()
+    assert process.wait(timeout=600) != 0
+    tiny_run.assert_all_end([*run, *servers], timeout_s=60)
+    # Tensors that were shared, and the server's queues.
+    numbers = [process.pid for process in (*run, *servers)]
+    assert [f for f in Path("/dev/shm").iterdir() if any(f"_{n}_" in f.name for n in numbers)] == []
+
+
+def test_a_launcher_that_is_asked_to_end_leaves_a_checkpoint_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    save = tmp_path / "run"
+    tp2 = ("--tensor-model-parallel-size", "2", "--adversarial.steps", "100000")
+    process = tiny_run.start(save, *FLAGS, *tp2, num_ranks=2)
+    tiny_run.wait_for_steps(process, save, 2)
+    servers, run = servers_of(save), tiny_run.processes_of(save)
+    assert len(servers) >= 4
+    process.terminate()
+    process.wait(timeout=120)
+    tiny_run.assert_all_end([*run, *servers], timeout_s=60)
+    saved = int((save / "latest_checkpointed_iteration.txt").read_text())
+    assert [record["step"] for record in tiny_run.metrics(save)] == list(range(1, saved + 1))

@@ -1,0 +1,67 @@
+"""Adversarial runs that sample on a real SGLang server on the CPU: ``make test-sglang``."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import tiny_run
+from tests.engines.sglang.runs import BOUND, FLAGS, servers_of
+from tests.engines.sglang.servers import MARKS
+
+pytestmark = MARKS
+LAYOUTS = {"TP1": 1, "TP2": 2}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ten-step runs on real servers, by layout, which recorded their rollouts."""
+    folder = tmp_path_factory.mktemp("recorded")
+    for layout, num_ranks in LAYOUTS.items():
+        flags = (*FLAGS, "--tensor-model-parallel-size", str(num_ranks))
+        tiny_run.run(folder / layout, *flags, num_ranks=num_ranks)
+    return folder
+
+
+def replay(recorded_run: Path, save: Path, num_ranks: int) -> list[dict[str, Any]]:
+    """Run on recorded rollouts, without SGLang, and return the metrics."""
+    flags = ("--rollout.engine", "replay", "--rollout.replay", str(recorded_run))
+    flags += ("--tensor-model-parallel-size", str(num_ranks))
+    return tiny_run.run(save, *FLAGS, *flags, num_ranks=num_ranks)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_after_every_swap_engine_and_trainer_agree(recorded: Path, layout: str) -> None:
+    save = recorded / layout
+    records = tiny_run.metrics(save)
+    assert [record["stage"] for record in records] == ["adversarial"] * 10
+    gaps = [record["engine/logprob_gap_max"] for record in records]
+    assert len(gaps) == 10
+    assert max(gaps) < BOUND
+    assert all(record["swap/bytes"] > 0 for record in records)
+    assert servers_of(save) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_recorded_rollouts_give_the_same_numbers_without_the_engine(
+    recorded: Path, layout: str, tmp_path: Path
+) -> None:
+    again = replay(recorded / layout, tmp_path / "run", LAYOUTS[layout])
+    there = tiny_run.metrics(recorded / layout)
+    assert [tiny_run.compared(r) for r in again] == [tiny_run.compared(r) for r in there]
+
+
+def test_recorded_rollouts_give_the_same_losses_on_another_layout(
+    recorded: Path, tmp_path: Path
+) -> None:
+    again = replay(recorded / "TP2", tmp_path / "run", num_ranks=1)
+    there = tiny_run.metrics(recorded / "TP2")
+    keys = ("student/loss", "student/grad_norm", "discriminator/loss", "discriminator/grad_norm")
+    differences = [
+        f"step {ours['step']} {key}: {sampled[key]} at TP2, {ours[key]} replayed at TP1"
+        for sampled, ours in zip(there, again, strict=True)
+        for key in keys
+        if not math.isclose(sampled[key], ours[key], rel_tol=1e-4, abs_tol=1e-6)
+    ]
+    assert not differences, "\n".join(differences)
