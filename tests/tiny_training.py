@@ -127,7 +127,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 def _gather_gradients(trainer: Trainer) -> None:
     """Complete the gradients, of which each rank of a distributed optimizer has a shard only."""
     for chunk in trainer._chunks:
-        for buffer in chunk.buffers:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
             group = buffer.data_parallel_group
             for bucket in buffer.buckets:
                 shards = list(bucket.grad_data.chunk(group.size()))

@@ -1,5 +1,6 @@
 """What test_experts.py trains on one rank, and its worker on four at layouts with experts."""
 
+from dataclasses import replace
 from functools import partial
 
 from megatron_gad.judging import judge
@@ -24,6 +25,13 @@ LAYOUTS = {
         tensor_model_parallel_size=2, expert_tensor_parallel_size=1, sequence_parallel=True
     ),
     "pp2-ep2-dp2": ParallelConfig(pipeline_model_parallel_size=2, expert_model_parallel_size=2),
+    "ep4-dp4": ParallelConfig(expert_model_parallel_size=4),
+    "cp2-ep2-dp2": ParallelConfig(context_parallel_size=2, expert_model_parallel_size=2),
+}
+# Experts and the rest share their optimizer's states out over different ranks.
+LAYOUTS |= {
+    f"{name}-distributed": replace(LAYOUTS[name], use_distributed_optimizer=True)
+    for name in ("ep2-dp4", "cp2-ep2-dp2", "tp2-ep2-sp-dp2", "pp2-ep2-dp2")
 }
 CASES = {
     "policy": Case("qwen3_moe", make_student, STUDENT, policy_step),
@@ -34,5 +42,12 @@ CASES = {
         partial(judge, kind="bradley_terry", split_groups=False),
     ),
 }
-SAVED_AT = "tp2-ep2-sp-dp2"
-LOADED_AT = ("tp2-ep2-sp-dp2", "dp4", "pp2-ep2-dp2")
+# Where a checkpoint is saved, and where it is loaded.
+RESUMED = {
+    "tp2-ep2-sp-dp2": ("tp2-ep2-sp-dp2", "dp4", "pp2-ep2-dp2"),
+    "tp2-ep2-sp-dp2-distributed": (
+        "tp2-ep2-sp-dp2-distributed",
+        "ep2-dp4-distributed",
+        "pp2-ep2-dp2-distributed",
+    ),
+}

@@ -5,11 +5,9 @@ Arguments: the folder with the Hugging Face folders, into which the results go.
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed import destroy_process_group, get_rank, init_process_group
+from torch.distributed import destroy_process_group, init_process_group
 
 from megatron_gad.training.checkpoint import Residents, iteration_folder, load_model
 from megatron_gad.training.checkpoint import save_checkpoint as save_run
@@ -17,25 +15,17 @@ from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.options import ModelName, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
-from tests.distributed.experts_cases import CASES, LAYOUTS, LOADED_AT, SAVED_AT
+from tests.distributed.experts_cases import CASES, LAYOUTS, RESUMED
 from tests.distributed.training_cases import OPTIMIZER, TWO_ROWS, share_of, train_case
+from tests.distributed.workers import drop_groups, save
 from tests.tiny_training import parameters, under_hf_names, weights
 from tools.convert_checkpoint import Arguments, convert
-
-# isort: split
-from megatron.core import parallel_state
 
 
 def start(layout: ParallelConfig) -> Parallel:
     """Make the process groups of a layout in place of those before."""
-    parallel_state.destroy_model_parallel()
+    drop_groups()
     return initialize(layout, seed=0)
-
-
-def save(path: Path, value: Any) -> None:
-    """Write what every rank knows, once."""
-    if get_rank() == 0:
-        torch.save(value, path)
 
 
 def run_layouts(folder: Path) -> None:
@@ -61,9 +51,11 @@ def steps(trainer: Trainer, place: Parallel) -> list[dict[str, float]]:
 
 
 def everything(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """All weights and moments by their names."""
-    state = {p: s for part in torch_optimizers(trainer.optimizer) for p, s in part.state.items()}
+    """All weights by their names, and the moments where ranks have whole ones."""
     found = {"weights": weights(trainer)}
+    if trainer.settings.layout.use_distributed_optimizer:
+        return found
+    state = {p: s for part in torch_optimizers(trainer.optimizer) for p, s in part.state.items()}
     for moment in ("exp_avg", "exp_avg_sq"):
         values = [state[p][moment] for p in parameters(trainer)]
         found[moment] = under_hf_names(trainer, values)
@@ -72,17 +64,19 @@ def everything(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 def run_checkpoints(folder: Path) -> None:
     """Save at one layout; go on there, in new trainers there, and at other layouts."""
-    place = start(LAYOUTS[SAVED_AT])
-    trainer = make(folder, LAYOUTS[SAVED_AT], place)
-    steps(trainer, place)
-    save_run(folder / "run", 2, Residents({"student": trainer}), {}, place, 0)
-    results = {"saved": (everything(trainer), steps(trainer, place), everything(trainer))}
-    for name in LOADED_AT:
-        place = start(LAYOUTS[name])
-        resumed = make(folder, LAYOUTS[name], place)
-        load_model(iteration_folder(folder / "run", 2) / "student", resumed)
-        results[name] = (everything(resumed), steps(resumed, place), everything(resumed))
-    save(folder / "checkpoints.pt", results)
+    for saved_at, loaded_at in RESUMED.items():
+        run = folder / f"run-{saved_at}"
+        place = start(LAYOUTS[saved_at])
+        trainer = make(folder, LAYOUTS[saved_at], place)
+        steps(trainer, place)
+        save_run(run, 2, Residents({"student": trainer}), {}, place, 0)
+        results = {"saved": (everything(trainer), steps(trainer, place), everything(trainer))}
+        for name in loaded_at:
+            place = start(LAYOUTS[name])
+            resumed = make(folder, LAYOUTS[name], place)
+            load_model(iteration_folder(run, 2) / "student", resumed)
+            results[name] = (everything(resumed), steps(resumed, place), everything(resumed))
+        save(folder / f"checkpoints-{saved_at}.pt", results)
 
 
 def run_conversions(folder: Path) -> None:

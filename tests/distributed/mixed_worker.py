@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.distributed import barrier, destroy_process_group, get_rank
+from torch.distributed import barrier, destroy_process_group
 
 from megatron_gad.training.checkpoint import (
     Residents,
@@ -18,9 +18,7 @@ from megatron_gad.training.checkpoint import (
 from megatron_gad.training.exchange import move
 from megatron_gad.training.parallel import Parallel, add_layout, initialize
 from tests.distributed.mixed_layouts import LAYOUTS, Learned, Pair
-
-# isort: split
-from megatron.core import parallel_state
+from tests.distributed.workers import drop_groups, save
 
 # Six items over as many data ranks, of which one may have none.
 COUNTS = {1: [6], 2: [5, 1], 4: [3, 1, 2, 0]}
@@ -28,7 +26,7 @@ COUNTS = {1: [6], 2: [5, 1], 4: [3, 1, 2, 0]}
 
 def start(name: str) -> tuple[Parallel, Parallel]:
     """Make the process groups of both layouts in place of those before."""
-    parallel_state.destroy_model_parallel()
+    drop_groups()
     student, discriminator = LAYOUTS[name]
     return initialize(student, seed=0), add_layout(discriminator, seed=0)
 
@@ -79,8 +77,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     folder = Path(sys.argv[1])
     results = run(folder)
-    if get_rank() == 0:
-        torch.save(results, folder / "results.pt")
+    save(folder / "results.pt", results)
     barrier()
     destroy_process_group()
 

@@ -26,11 +26,12 @@ from megatron_gad.models.build import ModelOptions, build_language_model, build_
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from tests.distributed.layouts import ALL_LAYOUTS, EVERYWHERE, HEAD_STD, SEED
+from tests.distributed.workers import drop_groups, save
 
 
 def initialize(options: ModelOptions) -> None:
     """Make the process groups of a layout; the ranks left over are data parallel copies."""
-    mpu.destroy_model_parallel()
+    drop_groups()
     mpu.initialize_model_parallel(
         tensor_model_parallel_size=options.tensor_model_parallel_size,
         pipeline_model_parallel_size=options.pipeline_model_parallel_size,
@@ -164,8 +165,7 @@ def run_case(folder: Path, case: str, layout: str, inputs: dict[str, Tensor]) ->
             assert parameter.grad is not None
             parameter.data.copy_(parameter.grad)
     gradients = dict(export_hf_weights(chunks, hf_config))
-    if torch.distributed.get_rank() == 0:
-        torch.save((exported, gradients), folder / f"{case}-{layout}.weights.pt")
+    save(folder / f"{case}-{layout}.weights.pt", (exported, gradients))
 
 
 def main() -> None:

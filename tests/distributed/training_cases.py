@@ -59,8 +59,9 @@ LAYOUTS = {
 }
 # With copies of the weights, over which the distributed optimizer shares its states out.
 LAYOUTS |= {
-    f"{name}-distributed": replace(LAYOUTS[name], use_distributed_optimizer=True)
-    for name in ("dp4", "cp4", "tp2-sp-dp2", "pp2-dp2", "pp2-vpp2-dp2", "cp2-dp2", "pp2-vpp2-cp2")
+    f"{name}-distributed": replace(layout, use_distributed_optimizer=True)
+    for name, layout in LAYOUTS.items()
+    if layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size < 4
 }
 LAYOUTS |= {f"{name}-packed": LAYOUTS[name] for name in ("tp2-sp-pp2-vpp2", "dp4-distributed")}
 

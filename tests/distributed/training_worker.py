@@ -3,14 +3,13 @@
 Arguments: the folder with the Hugging Face folders, into which the results go.
 """
 
-import gc
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import barrier, destroy_process_group, distributed_c10d, get_rank
+from torch.distributed import barrier, destroy_process_group
 
 from megatron_gad.training.checkpoint import (
     Residents,
@@ -34,31 +33,15 @@ from tests.distributed.training_cases import (
     run_case,
     share_of,
 )
+from tests.distributed.workers import drop_groups, save
 from tests.tiny_training import parameters, under_hf_names, weights
-
-# isort: split
-from megatron.core import parallel_state
 
 STUDENT, DISCRIMINATOR = "policy-tied", "bradley-terry"
 
 
-def save(path: Path, value: Any) -> None:
-    """Write what every rank knows, once."""
-    if get_rank() == 0:
-        torch.save(value, path)
-
-
 def start(layout: ParallelConfig) -> Parallel:
-    """Make the process groups of a layout in place of those before.
-
-    Every gloo group keeps a thread that polls: those of all layouts together would starve the rest.
-    """
-    barrier()
-    parallel_state.destroy_model_parallel()
-    gc.collect()  # a trainer is a cycle, and holds groups
-    for group in list(distributed_c10d._world.pg_map):
-        if group is not distributed_c10d.GroupMember.WORLD:
-            destroy_process_group(group)
+    """Make the process groups of a layout in place of those before."""
+    drop_groups()
     return initialize(layout, seed=0)
 
 

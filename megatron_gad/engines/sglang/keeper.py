@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 POLL_S = 0.5
+LOOK_AROUND_S = 5.0
 SHARED_MEMORY = Path("/dev/shm")
 # How torch names what it shares, and SGLang the queues between its ranks; a process's id follows.
 SHARED_NAMES = ("torch_", "sgl_shm_mq_")
@@ -24,9 +25,12 @@ def keep(parent: int, command: list[str]) -> None:
     # Asked to end, the server ends first. A handler, unlike SIG_IGN, is not passed on to it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = subprocess.Popen(command)
+    owners, looked = _group(), time.monotonic()
     while server.poll() is None and os.getppid() == parent:
         time.sleep(POLL_S)
-    owners = _group()
+        if time.monotonic() > looked + LOOK_AROUND_S:  # processes may be gone at the end
+            owners, looked = owners | _group(), time.monotonic()
+    owners |= _group()
     if os.getppid() != parent:
         owners.add(parent)
     _free_shared_memory(owners)

@@ -57,7 +57,7 @@ class SGLangConfig:
         update_weight_buffer_size: bytes of one bucket of weights.
         weight_folder: of the files; by default on this machine's memory file system.
         verify_interval: compare the servers' checksums on the first and on every so many-th swap;
-            0: never. Servers on GPUs are not compared.
+            0: never.
         max_running_requests: requests that a server works on at a time.
         start_timeout_s: until a server is healthy.
         request_timeout_s: until a server has answered a request.

@@ -10,7 +10,7 @@ WORD, LONG = 0xFFFFFFFF, (1 << 64) - 1
 # Words that are hashed together on a GPU.
 TILE_WORDS = 8192
 # Bounds the memory here: about ten numbers of 8 bytes are alive for each word of 4.
-TILES_AT_ONCE = 1024
+TILES_AT_ONCE = 128
 # SGLang's seed, which it does not let a caller choose, and what becomes of it for the second half.
 SEED = 0x243F6A88
 SECOND_SEED = ((SEED * 0x9E3779B1) ^ 0xDEADBEEF) & WORD
