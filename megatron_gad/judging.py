@@ -12,7 +12,8 @@ from megatron_gad.algorithms.discriminator import (
     split_scores,
     weighted_score_loss,
 )
-from megatron_gad.training.trainer import StepOutput, Trainer
+from megatron_gad.training.forward_backward import StepOutput
+from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Loss, PairBatch, ScorerOutput
 
 

@@ -23,8 +23,9 @@ from megatron_gad.parts import Run
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.step_rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
 from megatron_gad.training.exchange import Moved, move
+from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.rebalance import rebalance
-from megatron_gad.training.trainer import StepOutput, Trainer
+from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, Group, PairBatch, Prompt
 
 Metrics = dict[str, float]

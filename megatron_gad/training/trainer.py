@@ -7,27 +7,24 @@ padding and the number of data ranks cannot change the gradient.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial, wraps
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from megatron_gad.training.context_parallel import context_group, own_tokens
+from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
-from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
 from megatron_gad.training.offload import TrainerMemory, to_host
 from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, take_step
 from megatron_gad.training.options import (
@@ -35,30 +32,12 @@ from megatron_gad.training.options import (
     OptimizerConfig,
     StudentConfig,
 )
-from megatron_gad.training.packing import as_rows, forward_packed
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
-from megatron_gad.types import Batch, Loss, PairBatch
+from megatron_gad.types import Batch, PairBatch
 
-AnyBatch = Batch | PairBatch
-LossFunction = Callable[..., Loss]
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one pass over a batch leaves behind, the same on all ranks of a model-parallel group.
-
-    metrics: means over all microbatches and data ranks; after a training step also grad_norm,
-        before clipping, and lr.
-    rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
-    padding_share: see Microbatches; how the work was done, not what came out of it.
-    """
-
-    metrics: dict[str, float]
-    rows: Tensor
-    padding_share: float = 0.0
 
 
 def in_own_layout(
@@ -89,7 +68,6 @@ class Trainer:
         self.hf_config = hf_config
         self.parallel = parallel
         self._modules: list[Any] = chunks
-        self._head = head
         self._optimizer_config = optimizer_config
         self.settings = settings
         self._chunks: list[Any] = [self._wrap(chunk) for chunk in chunks]
@@ -102,6 +80,7 @@ class Trainer:
             settings.compute,
             distributed=settings.layout.use_distributed_optimizer,
         )
+        self._forward_backward = ForwardBackward(self._chunks, head, settings, parallel)
         self.memory = TrainerMemory(chunks, self._optimizer, parallel.device)
         self.begin_stage(optimizer_config.lr, total_steps=1)
 
@@ -142,7 +121,9 @@ class Trainer:
         self.schedule = Schedule(self._optimizer, self._optimizer_config, lr, total_steps)
 
     @in_own_layout
-    def train(self, batch: AnyBatch, loss: LossFunction, temperature: float = 1.0) -> StepOutput:
+    def train(
+        self, batch: Batch | PairBatch, loss: LossFunction, temperature: float = 1.0
+    ) -> StepOutput:
         """Take one optimizer step.
 
         batch: this data rank's rows.
@@ -154,28 +135,28 @@ class Trainer:
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
-        output = self._run(batch, loss, temperature, forward_only=False)
+        output = self._forward_backward(batch, loss, temperature, forward_only=False)
         lr = self.schedule.step()
         grad_norm = take_step(self._optimizer)
         return replace(output, metrics={**output.metrics, "grad_norm": grad_norm, "lr": lr})
 
     @in_own_layout
     @torch.no_grad()
-    def evaluate(self, batch: AnyBatch, loss: LossFunction) -> StepOutput:
+    def evaluate(self, batch: Batch | PairBatch, loss: LossFunction) -> StepOutput:
         """Compute a loss's metrics over all data ranks without learning from it."""
-        return self._run(batch, loss, 1.0, forward_only=True)
+        return self._pass_forward(batch, loss, 1.0)
 
     @in_own_layout
     @torch.no_grad()
     def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Return [B, T] float32 log-probabilities of response tokens, 0 elsewhere."""
-        return self._run(batch, None, temperature, forward_only=True).rows
+        return self._pass_forward(batch, None, temperature).rows
 
     @in_own_layout
     @torch.no_grad()
     def scores(self, batch: PairBatch) -> Tensor:
         """Return [R] float32 scores without learning from them."""
-        return self._run(batch, None, 1.0, forward_only=True).rows
+        return self._pass_forward(batch, None, 1.0).rows
 
     @in_own_layout
     def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
@@ -270,6 +251,12 @@ class Trainer:
         self.memory.wake_weights()
         self.memory.weights.note_change()
 
+    def _pass_forward(
+        self, batch: Batch | PairBatch, loss: LossFunction | None, temperature: float
+    ) -> StepOutput:
+        self.memory.wake_weights()
+        return self._forward_backward(batch, loss, temperature, forward_only=True)
+
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for chunk in self._modules for parameter in chunk.parameters()]
 
@@ -286,70 +273,3 @@ class Trainer:
         wrapped = DistributedDataParallel(chunk.config, ddp_config, chunk)
         chunk.config.finalize_model_grads_func = finalize_model_grads
         return wrapped
-
-    def _run(
-        self, batch: Any, loss: LossFunction | None, temperature: float, forward_only: bool
-    ) -> StepOutput:
-        """Pass all microbatches through the pipeline; return mean metrics and joined rows.
-
-        Without a loss nothing but the rows is computed.
-        """
-        self.memory.wake_weights()
-        settings = self.settings
-        cut = split_batch(
-            batch,
-            settings.microbatch_bound(),
-            loss is not None,
-            self.parallel,
-            settings.count_multiple(),
-        )
-        computed = get_forward_backward_func()(
-            forward_step_func=partial(self._forward, loss, temperature),
-            data_iterator=[iter(cut.pieces) for _ in self._chunks],
-            model=self._chunks,
-            num_microbatches=len(cut.pieces),
-            # Lengths vary, so that the stages tell each other the shapes; these are not read.
-            seq_length=batch.tokens.shape[1],
-            micro_batch_size=settings.compute.micro_batch_size,
-            forward_only=forward_only,
-        )
-        result = None
-        if self.parallel.is_last_stage:
-            metrics = sum_metrics([metrics for metrics, _ in computed], self.parallel)
-            rows = join_rows([rows for _, rows in computed], cut.rows, batch.tokens.shape[1])
-            result = metrics, rows
-        return StepOutput(*self.parallel.from_last_stage(result), cut.padding_share)
-
-    def _forward(
-        self,
-        loss: LossFunction | None,
-        temperature: float,
-        pieces: Iterator[Any],
-        model: torch.nn.Module,
-    ) -> tuple[Tensor, Callable]:
-        """Megatron's forward step: the model's output, and what the last stage does with it."""
-        piece = to_device(next(pieces), self.parallel.device)
-        finish = partial(self._finish, piece, loss, temperature)
-        if self.settings.compute.pack_sequences:
-            return forward_packed(model, piece, self.settings.length_multiple()), finish
-        width = piece.tokens.shape[1]
-        positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
-        own = [own_tokens(rows, context_group()) for rows in (piece.tokens, positions)]
-        return model(*own, None), finish
-
-    def _finish(
-        self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
-        """Read the head, take the loss; keep its metric sums and the rows."""
-        if self.settings.compute.pack_sequences:
-            output = as_rows(output, piece)
-        read = self._head.read(output, piece, temperature)
-        rows = self._head.rows(read)
-        if loss is None:
-            return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
-        result = loss(read, piece)
-        # Context-parallel ranks compute the same loss of the same rows; Megatron sums their counts.
-        is_counted = parallel_state.get_context_parallel_rank() == 0
-        count = result.count.to(torch.int) * is_counted
-        # The total is also a metric, and a schedule may scale what it gets in place.
-        return result.total.clone(), count, (result.metrics, rows)

@@ -11,9 +11,10 @@ from torch import Tensor
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.judging import judge
+from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.training.trainer import StepOutput, Trainer
+from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, PairBatch
 from tests.tiny_training import (
     PAIR_ROWS,

@@ -1,0 +1,116 @@
+"""One pass of a batch through a model: microbatches through the pipeline, a loss at its end."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_gad.training.context_parallel import context_group, own_tokens
+from megatron_gad.training.heads import Head
+from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
+from megatron_gad.training.packing import as_rows, forward_packed
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.settings import TrainerSettings
+from megatron_gad.types import Loss
+
+LossFunction = Callable[..., Loss]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one pass over a batch leaves behind, the same on all ranks of a model-parallel group.
+
+    metrics: means over all microbatches and data ranks; after a training step also grad_norm,
+        before clipping, and lr.
+    rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
+    padding_share: see Microbatches; how the work was done, not what came out of it.
+    """
+
+    metrics: dict[str, float]
+    rows: Tensor
+    padding_share: float = 0.0
+
+
+class ForwardBackward:
+    """Runs a model's chunks over batches; gradients stay in Megatron's buffers."""
+
+    def __init__(
+        self, chunks: list[Any], head: Head, settings: TrainerSettings, parallel: Parallel
+    ) -> None:
+        """chunks: of this pipeline stage, wrapped for data parallelism. head: at the last's end."""
+        self._chunks = chunks
+        self._head = head
+        self._settings = settings
+        self._parallel = parallel
+
+    def __call__(
+        self, batch: Any, loss: LossFunction | None, temperature: float, forward_only: bool
+    ) -> StepOutput:
+        """Pass all microbatches through; return mean metrics and joined rows.
+
+        batch: this data rank's rows. temperature: divides the logits of a language model. Without a
+        loss nothing but the rows is computed.
+        """
+        settings = self._settings
+        cut = split_batch(
+            batch,
+            settings.microbatch_bound(),
+            loss is not None,
+            self._parallel,
+            settings.count_multiple(),
+        )
+        computed = get_forward_backward_func()(
+            forward_step_func=partial(self._forward, loss, temperature),
+            data_iterator=[iter(cut.pieces) for _ in self._chunks],
+            model=self._chunks,
+            num_microbatches=len(cut.pieces),
+            # Lengths vary, so that the stages tell each other the shapes; these are not read.
+            seq_length=batch.tokens.shape[1],
+            micro_batch_size=settings.compute.micro_batch_size,
+            forward_only=forward_only,
+        )
+        result = None
+        if self._parallel.is_last_stage:
+            metrics = sum_metrics([metrics for metrics, _ in computed], self._parallel)
+            rows = join_rows([rows for _, rows in computed], cut.rows, batch.tokens.shape[1])
+            result = metrics, rows
+        return StepOutput(*self._parallel.from_last_stage(result), cut.padding_share)
+
+    def _forward(
+        self,
+        loss: LossFunction | None,
+        temperature: float,
+        pieces: Iterator[Any],
+        model: torch.nn.Module,
+    ) -> tuple[Tensor, Callable]:
+        """Megatron's forward step: the model's output, and what the last stage does with it."""
+        piece = to_device(next(pieces), self._parallel.device)
+        finish = partial(self._finish, piece, loss, temperature)
+        if self._settings.compute.pack_sequences:
+            return forward_packed(model, piece, self._settings.length_multiple()), finish
+        width = piece.tokens.shape[1]
+        positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
+        own = [own_tokens(rows, context_group()) for rows in (piece.tokens, positions)]
+        return model(*own, None), finish
+
+    def _finish(
+        self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
+        """Read the head, take the loss; keep its metric sums and the rows."""
+        if self._settings.compute.pack_sequences:
+            output = as_rows(output, piece)
+        read = self._head.read(output, piece, temperature)
+        rows = self._head.rows(read)
+        if loss is None:
+            return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
+        result = loss(read, piece)
+        # Context-parallel ranks compute the same loss of the same rows; Megatron sums their counts.
+        is_counted = parallel_state.get_context_parallel_rank() == 0
+        count = result.count.to(torch.int) * is_counted
+        # The total is also a metric, and a schedule may scale what it gets in place.
+        return result.total.clone(), count, (result.metrics, rows)

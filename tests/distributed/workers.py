@@ -1,0 +1,32 @@
+"""What the workers of the distributed tests share."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import barrier, destroy_process_group, distributed_c10d, get_rank
+
+import megatron_gad.training  # noqa: F401 - before megatron.core
+
+# isort: split
+from megatron.core import parallel_state
+
+
+def drop_groups() -> None:
+    """Make room for the process groups of another layout; every rank calls it.
+
+    Every gloo group keeps a thread that polls: those of all layouts together would starve the rest.
+    """
+    barrier()
+    parallel_state.destroy_model_parallel()
+    gc.collect()  # a trainer is a cycle, and holds groups
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not distributed_c10d.GroupMember.WORLD:
+            destroy_process_group(group)
+
+
+def save(path: Path, value: Any) -> None:
+    """Write what every rank knows, once."""
+    if get_rank() == 0:
+        torch.save(value, path)
