@@ -5,9 +5,9 @@ READY := $(VENV)/.ready
 
 # Small models compute slower, not faster, with more threads than cores per process.
 export OMP_NUM_THREADS ?= 1
-# Files of tests at once. A test may start four ranks itself.
+# Files of tests at once, of which one at most starts several ranks (tests/conftest.py).
 TEST_PROCESSES ?= 2
-PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 
 .PHONY: help quickstart quickstart-seeds test test-gpu test-sglang lint env clean
 .DEFAULT_GOAL := help

@@ -14,7 +14,7 @@ from torch import Tensor
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.checksums import HeadCounts, find_mismatches
-from megatron_gad.engines.sglang.client import ServerFailed
+from megatron_gad.engines.sglang.client import CallRefused, ServerFailed
 from megatron_gad.engines.sglang.dispatch import Dispatch
 from megatron_gad.engines.sglang.launch import (
     SGLangConfig,
@@ -182,7 +182,7 @@ class SGLangEngine:
         for replica in self._replicas:
             try:
                 replica.sleep()
-            except ServerFailed as error:
+            except (ServerFailed, CallRefused) as error:
                 logger.warning(
                     "SGLang server at %s ends instead of sleeping: %s", replica.name, error
                 )

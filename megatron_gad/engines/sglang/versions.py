@@ -135,7 +135,11 @@ class ServerApi:
                 time.sleep(FLUSH_POLL_S)
 
     def release_memory(self) -> None:
-        """Give device memory back; the server has to be idle, and its weights are lost."""
+        """Give device memory back once the server is idle; its weights are lost.
+
+        It would end, asked while it works, and refuses to empty its cache before it is idle.
+        """
+        self._flush_cache()
         self._post("/release_memory_occupation", {"tags": [*BEFORE_WEIGHTS, *AFTER_WEIGHTS]})
 
     def resume_memory(self, tags: Sequence[str]) -> None:

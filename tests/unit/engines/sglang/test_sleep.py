@@ -13,6 +13,7 @@ from tests.recording_server import RecordingServer, recording_server
 from tests.tiny import make_hf_folder
 
 RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
+FLUSHED = ("POST", "/flush_cache", {})
 RELEASED = ("POST", RELEASE, {"tags": ["weights", "kv_cache", "cuda_graph"]})
 
 
@@ -49,7 +50,7 @@ def test_a_server_sleeps_before_its_first_weights_and_wakes_with_them(
 ) -> None:
     engine.sleep()
     engine.sleep()
-    assert server.calls == [RELEASED]
+    assert server.calls == [FLUSHED, RELEASED]
     server.calls.clear()
     load(engine, folder)
     resumed = [body["tags"] for _, path, body in server.calls if path == RESUME]
@@ -70,10 +71,11 @@ def test_a_server_sleeps_once_after_every_swap(
     assert server.paths.count(RESUME) == 2
 
 
+@pytest.mark.parametrize("status", [400, 500])
 def test_a_server_that_does_not_fall_asleep_is_asked_once(
-    engine: SGLangEngine, server: RecordingServer
+    engine: SGLangEngine, server: RecordingServer, status: int
 ) -> None:
-    server.answers[RELEASE] = (500, {})
+    server.answers[RELEASE] = (status, {})
     engine.sleep()
     engine.sleep()
-    assert server.paths == [RELEASE]
+    assert server.paths == ["/flush_cache", RELEASE]
