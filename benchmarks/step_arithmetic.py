@@ -90,7 +90,7 @@ def planned_training_bytes(
     states = [model_state(shape, layout, kind, scorer).total for scorer in (False, True)]
     count = -(-rows.count // rows.micro)
     length = rows.prompt + rows.response
-    batch = Microbatch(rows.micro, length, count, chunk=0 if is_scorer else chunk)
+    batch = Microbatch(rows.micro * length, count, chunk=0 if is_scorer else chunk)
     return sum(states) + activation_bytes(shape, layout, kind, batch)
 
 

@@ -38,7 +38,7 @@ from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import ScheduleConfig
-from megatron_gad.sglang_checks import check_sglang
+from megatron_gad.sglang_checks import check_deadlines, check_sglang
 from megatron_gad.stage_checks import (
     DataSizes,
     check_adversarial,
@@ -125,7 +125,9 @@ class RunConfig:
         if self.rollout.engine == "replay":
             problems += check_replay(self.rollout)
         if self.rollout.engine == "sglang":
-            problems += check_sglang(self.sglang, sizes.student)
+            group_size = world_size // max(1, sizes.student)
+            problems += check_sglang(self.sglang, sizes.student, group_size)
+            problems += check_deadlines(self.sglang, self.watchdog)
         if "seqkd" in self.stages:
             problems += check_seqkd(self.seqkd, has_eval, sizes.student)
         if "warmup" in self.stages:

@@ -217,13 +217,12 @@ def _build_engine(config: RunConfig, parallel: Parallel):
         return None
     dtype = torch.bfloat16 if config.compute.bf16 else torch.float32
     return build_engine(
-        config.rollout.engine,
+        config.rollout,
         config.student.path,
         parallel.device,
         dtype,
-        config.rollout.max_batch_size,
         _servers_of_rank(config, parallel),
-        config.rollout.replay,
+        parallel.group_devices(),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.engines.sglang.launch import SGLangConfig
+from megatron_gad.watchdog import WatchdogConfig
 
 # Arguments of a server that the run has to choose itself, and what decides them.
 CHOSEN = {
@@ -18,13 +19,39 @@ CHOSEN = {
     "load_format": "the weights come from the trainer",
     "skip_tokenizer_init": "token ids go in and out",
     "tp_size": "use sglang.tensor_parallel_size",
+    "tensor_parallel_size": "use sglang.tensor_parallel_size",
+    "pp_size": "servers are tensor-parallel only",
+    "pipeline_parallel_size": "servers are tensor-parallel only",
+    "nnodes": "a server is on one host",
+    "device": "it is the trainer's",
+    "base_gpu_id": "servers take the GPUs of the ranks that hold one copy of the model",
+    "gpu_id_step": "servers take the GPUs of the ranks that hold one copy of the model",
+    "mem_fraction_static": "use sglang.mem_fraction_static",
+    "max_running_requests": "use sglang.max_running_requests",
     "dp_size": "use sglang.num_servers",
     "data_parallel_size": "use sglang.num_servers",
 }
 
 
-def check_sglang(sglang: SGLangConfig, data_size: int) -> Iterator[str]:
-    """Yield what is wrong with the SGLang servers; data_size: data ranks, which share URLs out."""
+def check_deadlines(sglang: SGLangConfig, watchdog: WatchdogConfig) -> Iterator[str]:
+    """Yield the deadlines that would end a run before a failing server is brought back."""
+    pairs = (("request_timeout_s", "rollout_s"), ("weight_timeout_s", "swap_s"))
+    for own, phase in pairs:
+        waits, allowed = getattr(sglang, own), getattr(watchdog, phase)
+        if 0 < allowed <= waits:
+            yield (
+                f"watchdog.{phase} = {allowed:g} ends the run before sglang.{own} = {waits:g} is "
+                "over, after which a server would be brought back; make the first longer (0: never "
+                "ends), or the second shorter"
+            )
+
+
+def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Iterator[str]:
+    """Yield what is wrong with the SGLang servers.
+
+    data_size: data ranks, which share URLs out. group_size: ranks that hold one copy of the model,
+        on whose GPUs its servers are.
+    """
     positive = ("num_servers", "tensor_parallel_size", "update_weight_buffer_size")
     positive += ("max_running_requests", "start_timeout_s", "request_timeout_s", "weight_timeout_s")
     positive += ("health_interval_s", "health_timeout_s", "mem_fraction_static")
@@ -40,6 +67,13 @@ def check_sglang(sglang: SGLangConfig, data_size: int) -> Iterator[str]:
         yield (
             f"sglang.urls names {len(sglang.urls)} servers, which cannot be shared out evenly "
             f"between {data_size} data ranks; name a multiple of {data_size}, or none"
+        )
+    num_gpus = sglang.num_servers * sglang.tensor_parallel_size
+    if not sglang.urls and num_gpus > group_size:
+        yield (
+            f"sglang.num_servers {sglang.num_servers} x sglang.tensor_parallel_size "
+            f"{sglang.tensor_parallel_size} = {num_gpus} GPUs, but one copy of the model is on "
+            f"{group_size} rank(s), whose GPUs its servers share; use fewer or smaller servers"
         )
     if sglang.urls and sglang.weight_transport == "tensor":
         yield (

@@ -98,7 +98,7 @@ def ahead_state(run: Run) -> list[list[str]]:
 def restore_ahead(run: Run, stage: AdversarialConfig, state: list[list[str]]) -> None:
     """Let the next step take the rollouts of a checkpoint, where they are those it would take.
 
-    Where a setting changed, it samples the same prompts anew instead.
+    Where a setting changed, all data ranks sample the same prompts anew instead.
     """
     if not state:
         return
@@ -107,7 +107,8 @@ def restore_ahead(run: Run, stage: AdversarialConfig, state: list[list[str]]) ->
     saved = [[json.loads(line) for line in lines] for lines in state]
     found = [_find(*pair) for pair in zip(requests, saved, strict=False)]
     groups = [run.sampler.with_text(each) for each in found if each is not None]
-    if len(groups) == len(requests) == len(saved):
+    fits = len(groups) == len(requests) == len(saved)
+    if all(run.parallel.gather_over_data(fits)):
         run.ahead = Ahead(orders, lambda: groups)
         return
     run.load_order_states(orders)

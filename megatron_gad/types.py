@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class WatchdogConfig:
     Attributes:
         start_s: until the first step: data, models, servers, resuming.
         swap_s: weights from the trainer to the engine.
-        rollout_s: sampling.
+        rollout_s: sampling; an engine of servers notices sooner when one of them hangs.
         discriminator_s: scoring and training the discriminator.
         student_s: training the student.
         save_s: one checkpoint, or one export.
@@ -94,12 +94,15 @@ class Watchdog:
         self._world_size = world_size
         self._launcher = os.getppid() if has_launcher else None
         self._began = time.time()
+        self._old_alarm = 0
+        self._has_complained = False
         self._phase = ("start", time.monotonic())
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._old_alarm = self._alarm_time()
         self._beat()  # a rank that stops at once was heard from
         self._thread.start()
         return self
@@ -142,7 +145,7 @@ class Watchdog:
         ranks = describe_ranks(read_heartbeats(self._folder), self._world_size, self._began)
         report = "\n".join([reason, "where the ranks are:", *ranks, *self._stacks()])
         say(report)
-        (self._run_folder / f"hang_rank_{self._rank:05d}.txt").write_text(report + "\n")
+        self._write(self._run_folder / f"hang_rank_{self._rank:05d}.txt", report)
         time.sleep(LAST_WORDS_S)
         os._exit(HUNG)
 
@@ -156,15 +159,25 @@ class Watchdog:
             f"{self._who()} hangs: it is in phase {phase!r} for {seconds:.0f} s, allowed are "
             f"{self._deadlines[key]:g} s (watchdog.{key})"
         )
-        replace_file(self._folder / ALARM, [reason])
+        self._write(self._folder / ALARM, reason)
         return reason
 
     def _reason_of_others(self) -> str:
         """Return that another rank raised the alarm in this run; else be empty."""
-        alarm = self._folder / ALARM
-        if not alarm.exists() or alarm.stat().st_mtime < self._began:
+        # An alarm that was there at the start is of a run before; clocks could not tell.
+        if self._alarm_time() in (0, self._old_alarm):
             return ""
-        return f"{self._who()} shows where it is, because {alarm.read_text().strip()}"
+        with contextlib.suppress(OSError):
+            alarm = (self._folder / ALARM).read_text().strip()
+            return f"{self._who()} shows where it is, because {alarm}"
+        return ""
+
+    def _alarm_time(self) -> int:
+        """Return when the alarm was raised, by the file system's clock in nanoseconds; 0: never."""
+        try:
+            return (self._folder / ALARM).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _key(self, phase: str) -> str:
         key = f"{phase}_s"
@@ -178,7 +191,16 @@ class Watchdog:
         phase, start = self._phase
         seconds = time.monotonic() - start
         beat = Heartbeat(self._rank, socket.gethostname(), os.getpid(), phase, seconds, time.time())
-        replace_file(self._folder / f"rank_{self._rank:05d}.json", [json.dumps(asdict(beat))])
+        self._write(self._folder / f"rank_{self._rank:05d}.json", json.dumps(asdict(beat)))
+
+    def _write(self, path: Path, text: str) -> None:
+        """Replace a file; a disk that takes nothing at the moment is no reason to end the run."""
+        try:
+            replace_file(path, [text])
+        except OSError as error:
+            if not self._has_complained:
+                say(f"rank {self._rank} cannot write {path}: {error}; it tries again")
+            self._has_complained = True
 
     def _stacks(self) -> Iterator[str]:
         names = {thread.ident: thread.name for thread in threading.enumerate()}

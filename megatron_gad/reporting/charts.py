@@ -147,7 +147,6 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             "Engine against trainer: log-probability gap",
             (
                 Line("engine/logprob_gap_max", "largest", "discriminator"),
-                Line("engine/logprob_gap_mean", "mean", "student"),
                 Line("engine/off_policy_gap_max", "largest, older weights", "teacher"),
             ),
             unit="nats",

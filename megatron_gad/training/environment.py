@@ -18,6 +18,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """Return the number of processes on this process's node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_started_by_torchrun() -> bool:
     """Return whether this process is a child of torchrun."""
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_gad.models.layout_rules import world_problem
-from megatron_gad.training.environment import environment_world_size, local_rank
+from megatron_gad.training.environment import environment_world_size, local_rank, local_world_size
 from megatron_gad.training.megatron_state import MegatronState, without_layout
 from megatron_gad.training.options import ParallelConfig
 
@@ -55,6 +55,12 @@ class Parallel:
     def from_engine_rank(self, value: T | None) -> T:
         """Send any picklable value from the engine rank to its whole model-parallel group."""
         return _broadcast(value, self.model_group_ranks[0], self.model_group)
+
+    def group_devices(self) -> tuple[int, ...]:
+        """Return the numbers of the devices of the model-parallel group's ranks on this host."""
+        first = self.rank - local_rank()
+        numbers = (rank - first for rank in self.model_group_ranks)
+        return tuple(number for number in numbers if 0 <= number < local_world_size())
 
     def from_last_stage(self, value: T | None) -> T:
         """Send any picklable value from the last pipeline stage to all stages."""

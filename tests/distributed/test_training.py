@@ -112,7 +112,8 @@ def transformers_gradients(folder: Path, dtype: torch.dtype) -> dict[str, Tensor
     mask = batch.response_mask[:, 1:]
     (-(taken * mask).sum() / mask.sum()).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER["clip_grad"])
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
 def largest_error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:

@@ -60,6 +60,23 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
         "leave it out",
     ),
     (
+        {
+            "rollout": {"engine": "sglang"},
+            "sglang": {"python": sys.executable, "num_servers": 2, "tensor_parallel_size": 2},
+        },
+        "sglang.num_servers 2 x sglang.tensor_parallel_size 2 = 4 GPUs, but one copy of the model "
+        "is on 1 rank(s), whose GPUs its servers share; use fewer or smaller servers",
+    ),
+    (
+        {
+            "rollout": {"engine": "sglang"},
+            "sglang": {"python": sys.executable, "request_timeout_s": 1500.0},
+        },
+        "watchdog.rollout_s = 1500 ends the run before sglang.request_timeout_s = 1500 is over, "
+        "after which a server would be brought back; make the first longer (0: never ends), or the "
+        "second shorter",
+    ),
+    (
         {"parallel": {"sequence_parallel": True}},
         "parallel.sequence_parallel = True shards between tensor-parallel ranks, but "
         "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out",

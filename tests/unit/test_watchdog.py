@@ -1,8 +1,21 @@
 """What the report of a hung run says about the ranks."""
 
+import os
 import time
+from pathlib import Path
 
-from megatron_gad.watchdog import SILENT_S, Heartbeat, describe_ranks
+import pytest
+
+from megatron_gad import watchdog
+from megatron_gad.watchdog import (
+    ALARM,
+    HEARTBEATS_FOLDER,
+    SILENT_S,
+    Heartbeat,
+    Watchdog,
+    WatchdogConfig,
+    describe_ranks,
+)
 
 
 def test_the_rank_that_is_not_heard_from_is_told_from_those_that_wait() -> None:
@@ -22,3 +35,32 @@ def test_the_rank_that_is_not_heard_from_is_told_from_those_that_wait() -> None:
         "  rank 4 was never heard from",
         "  'student' for 302 to 308 s: rank 0, 2",
     ]
+
+
+def test_a_disk_that_takes_no_heartbeat_is_said_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "POLL_S", 0.01)
+    monkeypatch.setattr(watchdog, "HEARTBEAT_S", 0.01)
+    with Watchdog(WatchdogConfig(), tmp_path, rank=0, world_size=1, has_launcher=False) as watch:
+        beat = tmp_path / HEARTBEATS_FOLDER / "rank_00000.json"
+        beat.unlink()
+        beat.mkdir()  # nothing can be put in its place
+        (beat / "file").touch()
+        time.sleep(0.3)
+        assert watch._thread.is_alive()
+    assert capfd.readouterr().err.count("cannot write") == 1
+
+
+def test_the_alarm_of_a_run_before_is_none_whatever_the_clocks_say(tmp_path: Path) -> None:
+    alarm = tmp_path / HEARTBEATS_FOLDER / ALARM
+    alarm.parent.mkdir()
+    alarm.write_text("rank 1 hangs")
+    ahead = time.time() + 1000
+    os.utime(alarm, (ahead, ahead))
+    with Watchdog(WatchdogConfig(), tmp_path, rank=0, world_size=2, has_launcher=False) as watch:
+        assert watch._reason_of_others() == ""
+        alarm.write_text("rank 1 hangs again")
+        os.utime(alarm, (ahead - 2000, ahead - 2000))
+        assert watch._reason_of_others().endswith("because rank 1 hangs again")
+        os.utime(alarm, (ahead, ahead))

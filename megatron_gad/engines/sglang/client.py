@@ -45,15 +45,15 @@ class SGLangClient:
         """
         self._call("POST", path, json.dumps(body).encode(), timeout_s)
 
-    def ask(self, path: str, body: Json | None) -> Json:
+    def ask(self, path: str, body: Json | None, timeout_s: float | None = None) -> Json:
         """Send JSON, or with None only ask, and return the object that is the answer.
 
         Raises as ``post``, and ServerFailed for an answer that is no JSON object.
         """
         if body is None:
-            text = self._call("GET", path, None, None)
+            text = self._call("GET", path, None, timeout_s)
         else:
-            text = self._call("POST", path, json.dumps(body).encode(), None)
+            text = self._call("POST", path, json.dumps(body).encode(), timeout_s)
         try:
             answer = json.loads(text)
         except ValueError:

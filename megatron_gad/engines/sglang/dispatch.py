@@ -1,10 +1,11 @@
 """Spreads requests over servers, and brings back the servers and requests that fail."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from megatron_gad.engines.sglang.client import CallRefused, Json, ServerFailed
+from megatron_gad.engines.sglang.client import Json, ServerFailed
 from megatron_gad.engines.sglang.replica import Replica
 from megatron_gad.types import Rollout
 
@@ -74,8 +75,9 @@ class Dispatch:
             raise
         finally:
             self._abort_running()
+            deadline = time.monotonic() + JOIN_TIMEOUT_S
             for thread in threads:
-                thread.join(JOIN_TIMEOUT_S)
+                thread.join(max(0.0, deadline - time.monotonic()))
         if self._error is not None:
             raise self._error
         return [self._rollouts[number] for number in range(len(self._requests))]
@@ -92,7 +94,7 @@ class Dispatch:
             except ServerFailed as error:
                 self._give_back(number)
                 self._bring_back(replica, generation, error)
-            except CallRefused as error:
+            except Exception as error:  # noqa: BLE001 - the thread that waits raises it
                 self._fail(error)
             else:
                 replica.num_failures = 0
@@ -135,7 +137,7 @@ class Dispatch:
                 self._recovering.add(replica)
             try:
                 replica.recover(error, self._load, self._ids_on(replica))
-            except RuntimeError as fatal:
+            except Exception as fatal:  # noqa: BLE001 - the thread that waits raises it
                 self._fail(fatal)
             replica.generation += 1
             with self._changed:

@@ -48,16 +48,19 @@ class SGLangEngine:
         hf_folder: str | Path,
         device: torch.device | str,
         dtype: torch.dtype,
+        gpus: Sequence[int] = (),
     ) -> None:
         """Start the servers, all at once, and wait until they can take weights.
 
-        hf_folder: only its config.json is read.
+        hf_folder: only its config.json is read. gpus: numbers of those that servers share out; by
+        default that of ``device``.
 
         Raises ServerStartError, with the end of the server's log, where one does not come up.
         """
         self._config = config
         self._dtype = dtype
         self._device = torch.device(device)
+        self._gpus = gpus
         hf_config = load_hf_config(hf_folder)
         self._heads = HeadCounts(hf_config.num_attention_heads, hf_config.num_key_value_heads)
         self._plan = WeightPlan.of_folder(hf_folder, dtype, config.update_weight_buffer_size)
@@ -107,36 +110,45 @@ class SGLangEngine:
                 f"{'; '.join(problems[:20])}. Give every parameter of the model once, under its "
                 "Hugging Face name; with tied embeddings leave lm_head.weight out."
             )
+        interval = self._config.verify_interval
+        verifies = interval > 0 and self._num_swaps % interval == 0
         for replica in self._replicas:
             error = failures.get(replica)
             try:
                 if error is None:
                     replica.end_load(version)
+                    if verifies:
+                        self._verify(replica)
             except ServerFailed as failure:
                 error = failure
             if isinstance(error, ServerFailed):
-                replica.recover(error, self._loader(version))
+                replica.recover(error, self._loader(version, verifies))
             elif error is not None:
                 raise error
-        interval = self._config.verify_interval
-        if interval and self._num_swaps % interval == 0:
-            self.verify()
         self._num_swaps += 1
         self._version = version
 
     def verify(self) -> None:
         """Compare what the servers hold with what was sent; RuntimeError names tensor and rank."""
-        sent = {name: tensor for bucket in self._buckets for name, tensor in bucket.named}
         for replica in self._replicas:
-            held = replica.api.checksums()
-            problems = (
-                [] if held is None else find_mismatches(held, sent, self._heads, self._device)
+            self._verify(replica)
+
+    def _verify(self, replica: Replica) -> None:
+        held = replica.api.checksums()
+        if held is None:
+            logger.warning(
+                "the SGLang server at %s gives no checksums: nothing says that it holds the "
+                "weights that were sent",
+                replica.name,
             )
-            if problems:
-                raise RuntimeError(
-                    f"after the weight swap the SGLang server at {replica.name} holds other "
-                    f"weights than were sent: {'; '.join(problems[:10])}"
-                )
+            return
+        sent = {name: tensor for bucket in self._buckets for name, tensor in bucket.named}
+        problems = find_mismatches(held, sent, self._heads, self._device)
+        if problems:
+            raise RuntimeError(
+                f"after the weight swap the SGLang server at {replica.name} holds other weights "
+                f"than were sent: {'; '.join(problems[:10])}"
+            )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Group]:
         """Sample ``sampling.num_samples`` responses for each prompt, in the order given.
@@ -207,7 +219,7 @@ class SGLangEngine:
                 start_server,
                 config,
                 self._model_folder,
-                server_arguments(config, self._device, self._dtype, number),
+                server_arguments(config, self._device, self._dtype, number, self._gpus),
                 server_environment(os.environ, self._device, config.tensor_parallel_size),
                 log_name=f"sglang_{os.getpid()}_{number}.log",
             )
@@ -223,6 +235,12 @@ class SGLangEngine:
         """Keep the weights in host memory for servers that have to be started again."""
         self._buckets.append(bucket.on_host())
 
-    def _loader(self, version: int) -> Callable[[Replica], None]:
-        """Return what gives a server the current weights."""
-        return lambda replica: replica.load_all(self._buckets, version)
+    def _loader(self, version: int, verifies: bool = False) -> Callable[[Replica], None]:
+        """Return what gives a server the current weights, and compares them if asked to."""
+
+        def load(replica: Replica) -> None:
+            replica.load_all(self._buckets, version)
+            if verifies:
+                self._verify(replica)
+
+        return load

@@ -6,6 +6,7 @@ Only the standard library is imported, so that the process is small.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 POLL_S = 0.5
 LOOK_AROUND_S = 5.0
+PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 SHARED_MEMORY = Path("/dev/shm")
 # How torch names what it shares, and SGLang the queues between its ranks; a process's id follows.
 SHARED_NAMES = ("torch_", "sgl_shm_mq_")
@@ -24,7 +26,7 @@ def keep(parent: int, command: list[str]) -> None:
     """Run a command until it ends or the parent process does; then kill the whole group."""
     # Asked to end, the server ends first. A handler, unlike SIG_IGN, is not passed on to it.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server = subprocess.Popen(command)
+    server = subprocess.Popen(command, preexec_fn=_end_with_parent)
     owners, looked = _group(), time.monotonic()
     while server.poll() is None and os.getppid() == parent:
         time.sleep(POLL_S)
@@ -36,6 +38,12 @@ def keep(parent: int, command: list[str]) -> None:
     _free_shared_memory(owners)
     # Also this process: a handle on it then tells that the server is gone.
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel kill the server if this process is killed alone (Linux)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _group() -> set[int]:

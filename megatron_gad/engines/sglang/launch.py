@@ -2,8 +2,9 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +81,7 @@ class SGLangConfig:
     verify_interval: int = 10
     max_running_requests: int = 128
     start_timeout_s: float = 900.0
-    request_timeout_s: float = 1800.0
+    request_timeout_s: float = 1200.0
     weight_timeout_s: float = 600.0
     health_interval_s: float = 10.0
     health_timeout_s: float = 60.0
@@ -90,11 +91,18 @@ class SGLangConfig:
 
 
 def server_arguments(
-    config: SGLangConfig, device: torch.device, dtype: torch.dtype, number: int
+    config: SGLangConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    number: int,
+    gpus: Sequence[int] = (),
 ) -> dict[str, ArgumentValue]:
     """Return the arguments of one of the servers of a model-parallel group, by name.
 
-    device: of the group's first rank. number: of the server, from 0.
+    device: of the group's first rank. number: of the server, from 0. gpus: of the group's ranks on
+    this host, which servers share out in this order.
+
+    Raises ValueError where there are too few of them.
     """
     size = config.tensor_parallel_size
     arguments: dict[str, ArgumentValue] = {
@@ -108,8 +116,22 @@ def server_arguments(
     else:
         arguments |= GPU_ARGUMENTS
         arguments["mem_fraction_static"] = config.mem_fraction_static
-        arguments["base_gpu_id"] = (device.index or 0) + number * size
+        arguments |= _placement(config, number, gpus or (device.index or 0,))
     return arguments | {name.replace("-", "_"): v for name, v in config.server_args.items()}
+
+
+def _placement(config: SGLangConfig, number: int, gpus: Sequence[int]) -> dict[str, ArgumentValue]:
+    """Return which GPUs a server takes: the first, and how far it is to the next."""
+    size = config.tensor_parallel_size
+    own = gpus[number * size : (number + 1) * size]
+    steps = {second - first for first, second in pairwise(own)} or {1}
+    if len(own) < size or len(steps) > 1:
+        raise ValueError(
+            f"sglang.num_servers = {config.num_servers} servers of sglang.tensor_parallel_size = "
+            f"{size} GPUs at equal distances do not fit the GPUs {list(gpus)} of the ranks that "
+            "hold one copy of the model on this host; use fewer or smaller servers"
+        )
+    return {"base_gpu_id": own[0], "gpu_id_step": steps.pop()}
 
 
 def as_flags(arguments: Mapping[str, ArgumentValue]) -> Iterator[str]:

@@ -47,7 +47,7 @@ def read_answer(answer: Json, sampling: SamplingConfig, version: int) -> Rollout
         pairs = [(float(entry[0]), int(entry[1])) for entry in meta["output_token_logprobs"]]
         reason = str(meta["finish_reason"]["type"])
         answered_version = str(meta["weight_version"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ServerFailed(f"broken answer ({error!r}): {str(answer)[:300]}") from error
     problem = _problem(ids, pairs, reason, sampling)
     if answered_version != str(version):

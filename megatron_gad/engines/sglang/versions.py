@@ -148,15 +148,19 @@ class ServerApi:
 
     def checksums(self) -> list[dict[str, str]] | None:
         """Return each tensor-parallel rank's {parameter: checksum}; None if it has none to give."""
+        body = {"action": "checksum"}
         try:
-            answer = self._client.ask("/weights_checker", {"action": "checksum"})
+            answer = self._client.ask("/weights_checker", body, self._weight_timeout_s)
         except CallRefused:
             return None
         ranks = answer.get("ranks")
         if not ranks:
             return None
-        ranks = sorted(ranks, key=lambda rank: _tp_rank(rank["parallelism_info"]))
-        return [rank["checksums"] for rank in ranks]
+        try:
+            ranks = sorted(ranks, key=lambda rank: _tp_rank(rank["parallelism_info"]))
+            return [dict(rank["checksums"]) for rank in ranks]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ServerFailed(f"broken checksums ({error!r}): {str(answer)[:300]}") from error
 
     def generate(self, body: Json) -> Json:
         """Sample one response."""

@@ -1,8 +1,11 @@
 """The engine that a name in the configuration stands for."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 
+from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.sglang.launch import SGLangConfig
@@ -11,7 +14,7 @@ from tests.tiny import make_hf_folder
 
 
 def test_embedded_builds_the_engine_in_this_process(tmp_path):
-    engine = build_engine("embedded", make_hf_folder(tmp_path), "cpu", torch.float32)
+    engine = build_engine(RolloutConfig(), make_hf_folder(tmp_path), "cpu", torch.float32)
     assert isinstance(engine, EmbeddedEngine)
 
 
@@ -19,9 +22,10 @@ def test_sglang_without_its_package_says_so_with_the_last_lines_of_its_log(tmp_p
     folder = make_hf_folder(tmp_path / "model")
     settings = SGLangConfig(log_folder=str(tmp_path / "logs"), start_timeout_s=60)
     with pytest.raises(ServerStartError, match=r"No module named '?sglang"):
-        build_engine("sglang", folder, "cpu", torch.float32, sglang=settings)
+        build_engine(RolloutConfig(engine="sglang"), folder, "cpu", torch.float32, settings)
 
 
 def test_an_unknown_engine_is_refused_with_the_choices(tmp_path):
+    unknown: Any = RolloutConfig(engine=cast(Any, "vllm"))
     with pytest.raises(ValueError, match="'vllm'; the choices are 'embedded', 'sglang' and"):
-        build_engine("vllm", tmp_path, "cpu", torch.float32)
+        build_engine(unknown, tmp_path, "cpu", torch.float32)

@@ -1,0 +1,77 @@
+"""What happens to requests when something fails that no server is known to do."""
+
+import time
+from typing import Any, cast
+
+import pytest
+
+from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.sglang.client import ServerFailed
+from megatron_gad.engines.sglang.dispatch import Dispatch
+from megatron_gad.engines.sglang.requests import read_answer
+from megatron_gad.types import Rollout
+
+ROLLOUT = Rollout((1,), (-0.5,), "length", 0)
+
+
+class Server:
+    """Stands in for a replica; hangs where it is told to."""
+
+    def __init__(self, hangs: bool = False) -> None:
+        self.hangs = hangs
+        self.generation = self.num_failures = 0
+
+    def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.hangs:
+            time.sleep(60)
+        return {}
+
+    def is_alive(self, health_timeout_s: float) -> bool:
+        return True
+
+    def abort(self, request_ids: list[str]) -> None:
+        pass
+
+
+def dispatch(servers: list[Server], read: Any) -> list[Rollout]:
+    requests = [{"rid": str(number)} for number in range(24)]
+    made = Dispatch(cast(Any, servers), requests, read, load=lambda replica: None)
+    return made.run(places=12, health_interval_s=60, health_timeout_s=60)
+
+
+def test_an_error_that_nobody_expects_is_raised_and_hangs_nothing() -> None:
+    def read(answer: Any) -> Rollout:
+        raise ZeroDivisionError("unheard of")
+
+    with pytest.raises(ZeroDivisionError, match="unheard of"):
+        dispatch([Server()], read)
+
+
+def test_places_on_a_hung_server_are_waited_for_together(monkeypatch) -> None:
+    monkeypatch.setattr("megatron_gad.engines.sglang.dispatch.JOIN_TIMEOUT_S", 0.5)
+    calls = []
+
+    def read(answer: Any) -> Rollout:
+        calls.append(answer)
+        if len(calls) > 3:
+            raise ZeroDivisionError
+        return ROLLOUT
+
+    start = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        dispatch([Server(), Server(hangs=True)], read)
+    # Twelve places one after the other would be six seconds.
+    assert time.monotonic() - start < 5
+
+
+def test_a_number_without_end_is_a_broken_answer() -> None:
+    meta = {
+        "output_token_logprobs": [[-0.5, 1]],
+        "finish_reason": {"type": "length"},
+        "weight_version": "0",
+    }
+    whole = {"output_ids": [1], "meta_info": meta}
+    sampling = SamplingConfig(max_new_tokens=1)
+    assert read_answer(whole, sampling, version=0) == ROLLOUT
+    with pytest.raises(ServerFailed, match="broken answer"):
+        read_answer({**whole, "output_ids": [float("inf")]}, sampling, version=0)
