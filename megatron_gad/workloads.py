@@ -22,6 +22,7 @@ from megatron_gad.planning.memory import (
 from megatron_gad.planning.request import EngineUse, Request
 from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
+from megatron_gad.planning.time import move_seconds
 from megatron_gad.planning.work import Lengths, StageWork
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.options import ComputeConfig, ParallelConfig
@@ -33,7 +34,7 @@ TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
 
 def plan_residency(config: RunConfig, world_size: int) -> tuple[MemoryPlan, str]:
-    """Return who leaves the devices of a run and what each phase then needs; and why.
+    """Return who leaves the devices of a run and what each phase then needs; why, and how long.
 
     Looks at the device if there is one, and starts nothing.
     """
@@ -56,7 +57,11 @@ def plan_residency(config: RunConfig, world_size: int) -> tuple[MemoryPlan, str]
     engine = replace(_engine_use(config, request, layout), may_leave=rests)
     request = replace(request, engine=engine)
     memory = choose_residency(request, layout, schedule.leaves)
-    return memory, "as schedule.leaves says" if schedule.leaves is not None else source
+    reason = "as schedule.leaves says" if schedule.leaves is not None else source
+    if memory.leaves:
+        seconds = max(move_seconds(request, memory, stage) for stage in request.stages)
+        reason += f"; moving takes about {seconds:.2g} s a step"
+    return memory, reason
 
 
 def plan_request(

@@ -73,6 +73,9 @@ def main() -> int:
     if layout.discriminator is not None:
         print("Layouts other than the configured one are of both models: with their flags take the")
         print("sizes out of [discriminator].")
+    if config.rollout.engine != "sglang":
+        print("Sampling is planned on SGLang servers on all GPUs; this run samples otherwise:")
+        print(f"rollout.engine = {config.rollout.engine!r}, on one rank of each copy of the model.")
     if problem:
         print(f"plan_run: {problem}", file=sys.stderr)
     if arguments.json:

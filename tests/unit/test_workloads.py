@@ -1,6 +1,7 @@
 """What a configuration computes in a step, and the command that plans it."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -121,6 +122,14 @@ def test_each_model_has_the_memory_of_its_own_layout(run: RunConfig) -> None:
     layer = 4 * 192 * (8 * 32 + 3 * 8 * (4 + 2) + 4 * 48) * 4 // 2
     logits = 2 * 768 * 192 * 4 + 2 * 192 * 32 * 4
     assert phases["student"]["activations"] == 2 * layer + logits == 3_047_424
+
+
+def test_what_moves_cost_is_told_where_somebody_leaves(run: RunConfig) -> None:
+    _, reason = plan_residency(run, world_size=1)
+    assert "moving takes" not in reason
+    leaving = replace(run, schedule=ScheduleConfig(leaves=("student",)))
+    _, reason = plan_residency(leaving, world_size=1)
+    assert re.fullmatch(r"as schedule.leaves says; moving takes about [\d.e-]+ s a step", reason)
 
 
 def test_a_bound_on_tokens_bounds_the_memory_of_a_run(run: RunConfig) -> None:
