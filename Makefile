@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 # Files of tests at once, of which one at most starts several ranks (tests/conftest.py).
 TEST_PROCESSES ?= 2
-PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
+PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
 .PHONY: help quickstart quickstart-seeds test test-gpu test-sglang lint env clean
 .DEFAULT_GOAL := help

@@ -1,17 +1,22 @@
 """Which tests may run beside each other where pytest runs several at once (pytest-xdist)."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # They start several ranks, whose threads poll: on few cores two at once starve each other.
 MANY_RANKS = ("tests/distributed/", "tests/e2e/")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, and those of many ranks."""
-    for item in items:
-        file = item.nodeid.split("::")[0]
-        group = "ranks" if file.startswith(MANY_RANKS) else Path(file).stem
-        item.add_marker(pytest.mark.xdist_group(group))
+class FilesTogether(LoadScopeScheduling):
+    """Gives the tests of a file to one process, and those of many ranks to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ranks" if nodeid.startswith(MANY_RANKS) else nodeid.split("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Let pytest-xdist share tests out so."""
+    return FilesTogether(config, log)

@@ -27,6 +27,17 @@ LAYOUTS = {
     "pp2-ep2-dp2": ParallelConfig(pipeline_model_parallel_size=2, expert_model_parallel_size=2),
     "ep4-dp4": ParallelConfig(expert_model_parallel_size=4),
     "cp2-ep2-dp2": ParallelConfig(context_parallel_size=2, expert_model_parallel_size=2),
+    "tp2-sp-cp2-ep2": ParallelConfig(
+        tensor_model_parallel_size=2,
+        sequence_parallel=True,
+        context_parallel_size=2,
+        expert_model_parallel_size=2,
+    ),
+    "pp2-vpp2-ep2-dp2": ParallelConfig(
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=2,
+        expert_model_parallel_size=2,
+    ),
 }
 # Experts and the rest share their optimizer's states out over different ranks.
 LAYOUTS |= {

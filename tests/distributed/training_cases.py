@@ -43,6 +43,7 @@ TP2_SP = replace(TP2, sequence_parallel=True)
 LAYOUTS = {
     "dp4": ParallelConfig(),
     "tp4": ParallelConfig(tensor_model_parallel_size=4),
+    "tp4-sp": ParallelConfig(tensor_model_parallel_size=4, sequence_parallel=True),
     "pp4": ParallelConfig(pipeline_model_parallel_size=4),
     "cp4": ParallelConfig(context_parallel_size=4),
     "tp2-dp2": TP2,
@@ -52,6 +53,7 @@ LAYOUTS = {
     "cp2-dp2": CP2,
     "tp2-pp2": replace(TP2, pipeline_model_parallel_size=2),
     "tp2-sp-pp2": replace(TP2_SP, pipeline_model_parallel_size=2),
+    "tp2-pp2-vpp2": replace(PP2_VPP2, tensor_model_parallel_size=2),
     "tp2-sp-pp2-vpp2": replace(PP2_VPP2, tensor_model_parallel_size=2, sequence_parallel=True),
     "tp2-cp2": replace(TP2, context_parallel_size=2),
     "tp2-sp-cp2": replace(TP2_SP, context_parallel_size=2),
