@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 
 # Small models compute slower, not faster, with more threads than cores per process.
 export OMP_NUM_THREADS ?= 1
-# Files of tests at once, of which one at most starts several ranks (tests/conftest.py).
+# Files of tests at once; those that start many ranks one after the other (tests/conftest.py).
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
