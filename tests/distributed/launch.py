@@ -8,7 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run_on_ranks(script: Path, num_ranks: int, *arguments: str, timeout_s: float = 300) -> None:
+def run_on_ranks(script: Path, num_ranks: int, *arguments: str, timeout_s: float = 900) -> None:
     """Run a script under torchrun on the CPU, one thread a rank, and fail with its output.
 
     A process pays seconds of imports, so a worker checks as much as it can in one start.

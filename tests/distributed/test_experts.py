@@ -27,7 +27,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, family in (("qwen3_moe", "qwen3_moe"), ("mixtral", "mixtral"), ("scorer", "mixtral")):
         make_hf_folder(folder / name, family, VOCAB_SIZE, num_hidden_layers=4)
     make_scorer(folder / "scorer")
-    run_on_ranks(Path(__file__).with_name("experts_worker.py"), 4, str(folder))
+    worker = Path(__file__).with_name("experts_worker.py")
+    run_on_ranks(worker, 4, str(folder), timeout_s=1200)
     return folder
 
 

@@ -77,7 +77,7 @@ class Job:
             assert time.monotonic() < deadline, f"step {step} did not come in five minutes"
             time.sleep(0.05)
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(timeout=300) == 0, self.log()[-4000:]
+        assert process.wait(timeout=600) == 0, self.log()[-4000:]
         return int((self.save / "latest_checkpointed_iteration.txt").read_text())
 
     def log(self) -> str:
@@ -127,7 +127,7 @@ def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(
     assert job.requeued() == [JOB_ID] * 2
     assert job.processes() == []
 
-    assert job.start().wait(timeout=300) == 0, job.log()[-4000:]
+    assert job.start().wait(timeout=600) == 0, job.log()[-4000:]
     assert f"resuming from {job.save}/iter_{second:07d}" in job.log()
     assert [record["step"] for record in tiny_run.metrics(job.save)] == [*range(1, NUM_STEPS + 1)]
     assert (job.save / "student_hf/model.safetensors").exists()
@@ -136,7 +136,7 @@ def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(
 
 def test_a_job_that_fails_is_not_queued_again(assets: Path, tmp_path: Path) -> None:
     job = Job(tmp_path, assets, num_nodes=1)
-    assert job.start("--seqkd.batch-size", "0").wait(timeout=300) != 0
+    assert job.start("--seqkd.batch-size", "0").wait(timeout=600) != 0
     assert "seqkd.batch_size = 0" in job.log()
     assert job.requeued() == []
     assert job.processes() == []

@@ -62,7 +62,7 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on_from_there(tmp_path: P
     process = tiny_run.start(save, "--seqkd.steps", "100000")
     tiny_run.wait_for_steps(process, save, 3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=600) == 0
     saved = int((save / "latest_checkpointed_iteration.txt").read_text())
     assert [r["step"] for r in tiny_run.metrics(save)] == list(range(1, saved + 1))
     assert "stopped by SIGTERM" in tiny_run.log_of(save).read_text()

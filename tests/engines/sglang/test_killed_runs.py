@@ -41,7 +41,7 @@ def test_a_launcher_that_is_asked_to_end_leaves_a_checkpoint_and_nothing_else(
     servers, run = servers_of(save), tiny_run.processes_of(save)
     assert len(servers) >= 4
     process.terminate()
-    process.wait(timeout=120)
+    process.wait(timeout=600)
     tiny_run.assert_all_end([*run, *servers], timeout_s=60)
     saved = int((save / "latest_checkpointed_iteration.txt").read_text())
     assert [record["step"] for record in tiny_run.metrics(save)] == list(range(1, saved + 1))
