@@ -60,6 +60,10 @@ def test_a_server_that_failed_once_too_often_ends_the_run_with_its_last_words(
     with pytest.raises(RuntimeError, match=r"failed 1 times in a row[\s\S]*last lines of .*\.log"):
         engine.generate(make_prompts(12), sampling)
     harmer.join()
+    monkeypatch.undo()
+    engine.load_weights(weights_of(folders["old"]), version=66)
+    engine.generate(make_prompts(1), SamplingConfig(max_new_tokens=4))
+    assert replica.num_failures == 0
 
 
 def test_a_server_that_died_in_its_sleep_is_back_after_the_next_load(engine, folders):

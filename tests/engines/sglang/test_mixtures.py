@@ -1,4 +1,4 @@
-"""A mixture of experts on a real server, which fuses them: ``make test-sglang``."""
+"""Mixtures of experts on a real server, which fuses and shards them: ``make test-sglang``."""
 
 from dataclasses import replace
 
@@ -21,9 +21,12 @@ from tests.tiny import make_hf_folder
 pytestmark = MARKS
 
 
-def test_a_server_holds_the_experts_that_were_sent_and_computes_with_them(tmp_path):
-    folders = [make_hf_folder(tmp_path / f"{n}", "mixtral", VOCAB_SIZE, seed=n) for n in range(2)]
-    config = replace(CONFIG, log_folder=str(tmp_path))
+@pytest.mark.parametrize(("family", "num_ranks"), [("qwen3_moe", 2), ("mixtral", 1)])
+def test_a_server_holds_the_experts_that_were_sent_and_computes_with_them(
+    family, num_ranks, tmp_path
+):
+    folders = [make_hf_folder(tmp_path / f"{n}", family, VOCAB_SIZE, seed=n) for n in range(2)]
+    config = replace(CONFIG, tensor_parallel_size=num_ranks, log_folder=str(tmp_path))
     engine = SGLangEngine(config, folders[0], "cpu", torch.float32)
     try:
         for version, folder in enumerate(folders):
