@@ -5,16 +5,15 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# They start several ranks, whose threads poll: on few cores many at once starve each other.
+# They start several ranks, whose threads poll: on few cores two at once starve each other.
 MANY_RANKS = ("tests/distributed/", "tests/e2e/")
 
 
 class FilesTogether(LoadScopeScheduling):
-    """Gives the tests of a file to one process, and those of a folder of many ranks."""
+    """Gives the tests of a file to one process, and those of many ranks to one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folders = [folder for folder in MANY_RANKS if nodeid.startswith(folder)]
-        return folders[0] if folders else nodeid.split("::")[0]
+        return "ranks" if nodeid.startswith(MANY_RANKS) else nodeid.split("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
