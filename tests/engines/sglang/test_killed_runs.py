@@ -1,5 +1,6 @@
 """Runs with a real SGLang server that end otherwise than they should: ``make test-sglang``."""
 
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -12,15 +13,23 @@ from tests.engines.sglang.servers import MARKS
 pytestmark = MARKS
 
 
+def start_two_ranks(
+    save: Path, num_steps: int
+) -> tuple[subprocess.Popen, list[psutil.Process], list[psutil.Process]]:
+    """Start a run without end at TP2; return it after some steps, with its servers and ranks."""
+    tp2 = ("--tensor-model-parallel-size", "2", "--adversarial.steps", "100000")
+    process = tiny_run.start(save, *FLAGS, *tp2, num_ranks=2)
+    tiny_run.wait_for_steps(process, save, num_steps)
+    servers = servers_of(save)
+    assert len(servers) >= 4  # keeper, server, scheduler, detokenizer
+    return process, servers, tiny_run.processes_of(save)
+
+
 @pytest.mark.parametrize("victim", ["launcher", "rank with the engine"])
 def test_nothing_survives_a_killed(victim: str, tmp_path: Path) -> None:
     save = tmp_path / "run"
-    tp2 = ("--tensor-model-parallel-size", "2", "--adversarial.steps", "100000")
-    process = tiny_run.start(save, *FLAGS, *tp2, num_ranks=2)
-    tiny_run.wait_for_steps(process, save, 1)
-    servers, run = servers_of(save), tiny_run.processes_of(save)
-    # The keeper, the server, its scheduler and detokenizer; the launcher and two ranks.
-    assert len(servers) >= 4
+    process, servers, run = start_two_ranks(save, num_steps=1)
+    # The launcher and two ranks.
     assert len(run) == 3
     killed = psutil.Process(process.pid) if victim == "launcher" else tiny_run.rank_of(save, 0)
     killed.kill()
@@ -35,11 +44,7 @@ def test_a_launcher_that_is_asked_to_end_leaves_a_checkpoint_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     save = tmp_path / "run"
-    tp2 = ("--tensor-model-parallel-size", "2", "--adversarial.steps", "100000")
-    process = tiny_run.start(save, *FLAGS, *tp2, num_ranks=2)
-    tiny_run.wait_for_steps(process, save, 2)
-    servers, run = servers_of(save), tiny_run.processes_of(save)
-    assert len(servers) >= 4
+    process, servers, run = start_two_ranks(save, num_steps=2)
     process.terminate()
     process.wait(timeout=600)
     tiny_run.assert_all_end([*run, *servers], timeout_s=60)
