@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.cpu_sizes import SIZES
 from benchmarks.cpu_worker import LAYOUTS, OURS, THEIRS
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, write_measurements
 
 ROOT = Path(__file__).resolve().parents[1]
 RELATIVE_LOSS_ERROR = 1e-4
@@ -127,12 +127,7 @@ def main() -> None:
         record = {
             name: {**vars(m), "tokens/s": m.tokens_per_second()} for name, m in measured.items()
         }
-        options.json.write_text(
-            json.dumps(
-                {"date": str(date.today()), "machine": describe_machine(), "sizes": record},
-                indent=1,
-            )
-        )
+        write_measurements(options.json, record)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ beside its bytes shows in the small model.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -26,7 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.cpu_sizes import Size
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, write_measurements
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.sglang.engine import SGLangEngine
@@ -131,9 +130,7 @@ def main() -> None:
     }
     print(f"{date.today()}, {describe_machine()}; medians\n\n{table(measured)}")
     if options.json:
-        record = {name: vars(swaps) for name, swaps in measured.items()}
-        about = {"date": str(date.today()), "machine": describe_machine(), "sizes": record}
-        options.json.write_text(json.dumps(about, indent=1))
+        write_measurements(options.json, {name: vars(swaps) for name, swaps in measured.items()})
 
 
 if __name__ == "__main__":
