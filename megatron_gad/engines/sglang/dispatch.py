@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from megatron_gad.engines.sglang.client import Json, ServerFailed
 from megatron_gad.engines.sglang.replica import Replica
@@ -11,6 +12,7 @@ from megatron_gad.types import Rollout
 
 WATCH_INTERVAL_S = 1.0
 JOIN_TIMEOUT_S = 10.0
+JOIN_POLL_S = 0.1
 
 
 class Dispatch:
@@ -51,21 +53,23 @@ class Dispatch:
         health_interval_s, health_timeout_s: how often a server is asked how it is, and how long it
             may take to answer before it counts as hung.
 
+        It returns when all requests are answered, even while a server is still being brought back,
+        whose ``lock`` is held as long.
+
         Raises what a server refuses, and RuntimeError when one fails too often.
         """
         places = min(places, len(self._requests))
-        threads = [
-            threading.Thread(target=self._serve, args=(replica,), daemon=True)
-            for replica in self._replicas
-            for _ in range(places)
-        ]
-        threads += [
-            threading.Thread(
-                target=self._watch, args=(r, health_interval_s, health_timeout_s), daemon=True
-            )
-            for r in self._replicas
-        ]
-        for thread in threads:
+        threads: dict[Replica, list[threading.Thread]] = {}
+        for replica in self._replicas:
+            watching = (replica, health_interval_s, health_timeout_s)
+            threads[replica] = [
+                threading.Thread(target=self._watch, args=watching, daemon=True),
+                *(
+                    threading.Thread(target=self._serve, args=(replica,), daemon=True)
+                    for _ in range(places)
+                ),
+            ]
+        for thread in chain.from_iterable(threads.values()):
             thread.start()
         try:
             with self._changed:
@@ -75,12 +79,20 @@ class Dispatch:
             raise
         finally:
             self._abort_running()
-            deadline = time.monotonic() + JOIN_TIMEOUT_S
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            self._join(threads)
         if self._error is not None:
             raise self._error
         return [self._rollouts[number] for number in range(len(self._requests))]
+
+    def _join(self, threads: Mapping[Replica, Sequence[threading.Thread]]) -> None:
+        """Wait for threads, but for those of a server that is still being brought back."""
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        for replica, of_replica in threads.items():
+            for thread in of_replica:
+                while thread.is_alive() and replica not in self._recovering:
+                    if time.monotonic() > deadline:
+                        return
+                    thread.join(JOIN_POLL_S)
 
     def _is_over(self) -> bool:
         return self._error is not None or len(self._rollouts) == len(self._requests)

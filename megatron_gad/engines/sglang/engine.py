@@ -98,6 +98,7 @@ class SGLangEngine:
         """
         self._version = None
         self._is_resting = False
+        self._wait_until_recovered()
         self._buckets = []
         self._transport.begin()
         failures = stream_buckets(
@@ -191,6 +192,7 @@ class SGLangEngine:
             return
         self._version = None
         self._is_resting = True
+        self._wait_until_recovered()
         for replica in self._replicas:
             try:
                 replica.sleep()
@@ -208,6 +210,10 @@ class SGLangEngine:
         self._transport.close()
         self._buckets = []
         shutil.rmtree(self._work_folder, ignore_errors=True)
+
+    def _wait_until_recovered(self) -> None:
+        for replica in self._replicas:
+            replica.wait_until_recovered()
 
     def _build_replica(self, number: int) -> Replica:
         config = self._config

@@ -104,6 +104,11 @@ class Replica:
             return False
         return self.client.is_healthy(health_timeout_s)
 
+    def wait_until_recovered(self) -> None:
+        """Wait where a thread of a sampling that is over still brings it back."""
+        with self.lock:
+            pass
+
     def begin_load(self) -> None:
         """Make room for weights and be ready to take them."""
         if self._is_asleep:
@@ -160,8 +165,7 @@ class Replica:
                 return
 
     def _count_failure(self, error: Exception) -> None:
-        if self._is_closed:  # while a thread still sampled; nothing may be started any more
-            raise RuntimeError(f"the engine of the SGLang server at {self.name} was closed")
+        self._refuse_if_closed()
         self.num_failures += 1
         logger.warning("SGLang server failed (%d): %s", self.num_failures, error)
         if self.num_failures > self._limits.max_failures:
@@ -212,7 +216,17 @@ class Replica:
     def _launch(self) -> str:
         assert not isinstance(self._start, str)
         self._process = self._start()
+        try:
+            self._refuse_if_closed()
+        except RuntimeError:
+            self._process.stop()
+            raise
         return self._process.url
+
+    def _refuse_if_closed(self) -> None:
+        """A thread may bring it back while the engine is closed: nothing may be left running."""
+        if self._is_closed:
+            raise RuntimeError("the engine of this SGLang server was closed")
 
     def _connect(self, url: str) -> None:
         self.client = SGLangClient(url, self._limits.request_timeout_s)

@@ -10,21 +10,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["500", "garbage", "truncated", "cut", "hang", "port"]
+Fault = Literal["500", "garbage", "truncated", "cut", "silent", "hang", "port"]
 PORT_LOST_S = 2.0
 
 
 class FaultyProxy:
-    """Passes everything on, but for faults in the course of the /generate calls.
+    """Passes everything on, but for faults in the course of the calls of one path.
 
     faults: {number of the call, from 1: what happens at it}. "500", "garbage" and "truncated"
-    replace the server's answer, "cut" closes the connection without one. "hang" answers nothing
-    any more until a question after the health has hung, too. "port" stops to listen for a while.
-    always: what happens at every /generate call.
+    replace the server's answer, "cut" closes the connection without one, and "silent" never
+    answers. "hang" answers nothing at all any more, until a question after the health has hung,
+    too. "port" stops to listen for a while. path: whose calls count. always: what happens at every
+    one of them.
     """
 
-    def __init__(self, url: str, faults: Mapping[int, Fault], always: Fault | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        faults: Mapping[int, Fault],
+        path: str = "/generate",
+        always: Fault | None = None,
+    ) -> None:
         self._server = urlsplit(url)
+        self._path = path
         self._faults = dict(faults)
         self._always: Fault | None = always
         self._num_calls = 0
@@ -70,7 +78,7 @@ class FaultyProxy:
             if self._is_hanging:
                 self._is_hanging = path != "/health"
                 return "hang"
-            if path != "/generate":
+            if path != self._path:
                 return None
             self._num_calls += 1
             fault = self._always or self._faults.get(self._num_calls)
@@ -83,11 +91,11 @@ class FaultyProxy:
         """Answer one call."""
         body = call.rfile.read(int(call.headers.get("Content-Length") or 0))
         fault = self._fault_of(call.path)
-        if fault == "hang":
+        if fault in ("hang", "silent"):
             self._is_closed.wait()
         elif fault == "port":
             threading.Thread(target=self._lose_port, daemon=True).start()
-        if fault in ("hang", "port", "cut"):
+        if fault in ("hang", "silent", "port", "cut"):
             call.connection.close()
             call.close_connection = True
             return

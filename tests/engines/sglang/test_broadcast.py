@@ -56,12 +56,12 @@ def test_broadcast_reaches_every_server_and_one_that_was_restarted(
         harmer.start()
         groups = engine.generate(make_prompts(12), sampling)
         harmer.join()
-        assert engine.replicas[0].num_restarts >= 1
-        assert engine.replicas[1].num_restarts == 0
+        # The other server may have answered everything while it is still being restarted.
+        engine.load_weights(weights_of(folders["new"]), version=4)
+        assert [replica.num_restarts for replica in engine.replicas] == [1, 0]
         assert {rollout.weights_version for rollout in rollouts_of(groups)} == {3}
         assert [len(group.rollouts) for group in groups] == [40] * 12
         assert largest_gap(folders["old"], groups, 1.0) < BOUND
-        engine.load_weights(weights_of(folders["new"]), version=4)
         groups = engine.generate(make_prompts(3), replace(sampling, num_samples=8))
         assert largest_gap(folders["new"], groups, 1.0) < BOUND
     finally:

@@ -61,6 +61,56 @@ def test_every_request_has_one_answer_whatever_happens_on_the_way(engine, folder
         proxy.close()
 
 
+def test_a_request_that_is_never_answered_is_sent_again_after_its_time(engine, folders):
+    proxy = FaultyProxy(engine.replicas[0].name, {3: "silent"})
+    config = replace(CONFIG_AT_URL, urls=(proxy.url,), request_timeout_s=10)
+    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
+    try:
+        by_url.load_weights(weights_of(folders["new"]), version=82)
+        groups = by_url.generate(make_prompts(4), SamplingConfig(num_samples=4, max_new_tokens=8))
+        assert proxy.happened == ["silent"]
+        assert [len(group.rollouts) for group in groups] == [4] * 4
+        assert len(proxy.answered) == 16
+        assert set(proxy.answered.values()) == {1}
+    finally:
+        by_url.close()
+        proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "fault", "transport"),
+    [
+        ("/init_weights_update_group", "hang", "broadcast"),
+        ("/update_weights_from_distributed", "hang", "broadcast"),
+        ("/update_weights_from_distributed", "500", "broadcast"),
+        ("/update_weights_from_disk", "hang", "disk"),
+        ("/update_weights_from_disk", "cut", "disk"),
+        ("/flush_cache", "port", "disk"),
+        ("/weights_checker", "hang", "disk"),
+        ("/weights_checker", "garbage", "disk"),
+    ],
+)
+def test_a_server_that_fails_in_a_swap_is_given_the_weights_again(
+    engine, folders, path, fault, transport
+):
+    engine.load_weights(weights_of(folders["old"]), version=83)
+    proxy = FaultyProxy(engine.replicas[0].name, {1: fault}, path)
+    config = replace(
+        CONFIG_AT_URL, urls=(proxy.url,), weight_transport=transport, weight_timeout_s=5
+    )
+    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
+    try:
+        by_url.load_weights(weights_of(folders["new"]), version=84)
+        assert proxy.happened == [fault]
+        by_url.verify()
+        groups = by_url.generate(make_prompts(2), SamplingConfig(num_samples=2, max_new_tokens=8))
+        assert {rollout.weights_version for rollout in rollouts_of(groups)} == {84}
+        assert largest_gap(folders["new"], groups, 1.0) < BOUND
+    finally:
+        by_url.close()
+        proxy.close()
+
+
 def test_a_server_that_fails_for_ever_ends_the_run_with_its_address(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, {}, always="500")
     config = replace(CONFIG_AT_URL, urls=(proxy.url,), max_restarts=2)

@@ -1,11 +1,13 @@
 """Real SGLang servers that fail, by being killed, stopped or cut off: ``make test-sglang``."""
 
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from threading import Timer
 
 import pytest
 import torch
+from torch import Tensor
 
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
@@ -44,6 +46,25 @@ def test_a_server_that_fails_is_restarted_with_the_weights_and_its_requests_sent
     assert [len(group.rollouts) for group in groups] == [40] * 12
     assert {len(rollout.ids) for rollout in rollouts_of(groups)} == {40}
     assert {rollout.weights_version for rollout in rollouts_of(groups)} == {60}
+    assert largest_gap(folders["new"], groups, 1.0) < BOUND
+    assert wait_until_gone(processes) == []
+
+
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_server_that_fails_between_two_buckets_is_restarted_and_given_all(engine, folders, harm):
+    processes = processes_of(engine)
+    num_restarts = engine.replicas[0].num_restarts
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        for number, named in enumerate(weights_of(folders["new"])):
+            if number == 8:
+                harm_scheduler(processes, harm)
+            yield named
+
+    engine.load_weights(weights(), version=62)
+    assert engine.replicas[0].num_restarts == num_restarts + 1
+    groups = engine.generate(make_prompts(2), SamplingConfig(num_samples=2, max_new_tokens=8))
+    assert {rollout.weights_version for rollout in rollouts_of(groups)} == {62}
     assert largest_gap(folders["new"], groups, 1.0) < BOUND
     assert wait_until_gone(processes) == []
 

@@ -1,5 +1,6 @@
 """What happens to requests when something fails that no server is known to do."""
 
+import threading
 import time
 from typing import Any, cast
 
@@ -15,16 +16,25 @@ ROLLOUT = Rollout((1,), (-0.5,), "length", 0)
 
 
 class Server:
-    """Stands in for a replica; hangs where it is told to."""
+    """Stands in for a replica; hangs, or fails and comes back, where it is told to."""
 
-    def __init__(self, hangs: bool = False) -> None:
+    def __init__(self, hangs: bool = False, back: threading.Event | None = None) -> None:
+        """back: it fails, and is back when this is set."""
         self.hangs = hangs
+        self.back = back
         self.generation = self.num_failures = 0
+        self.lock = threading.Lock()
 
     def generate(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.hangs:
             time.sleep(60)
+        if self.back is not None and not self.back.is_set():
+            raise ServerFailed("gone")
         return {}
+
+    def recover(self, error: ServerFailed, load: Any, request_ids: list[str]) -> None:
+        assert self.back is not None
+        self.back.wait()
 
     def is_alive(self, health_timeout_s: float) -> bool:
         return True
@@ -62,6 +72,22 @@ def test_places_on_a_hung_server_are_waited_for_together(monkeypatch) -> None:
         dispatch([Server(), Server(hangs=True)], read)
     # Twelve places one after the other would be six seconds.
     assert time.monotonic() - start < 5
+
+
+def test_answers_are_there_while_a_server_is_still_brought_back() -> None:
+    back = threading.Event()
+    failing = Server(back=back)
+
+    def read(answer: Any) -> Rollout:
+        while not failing.lock.locked():
+            time.sleep(0.01)
+        return ROLLOUT
+
+    assert dispatch([failing, Server()], read) == [ROLLOUT] * 24
+    assert failing.lock.locked()
+    back.set()
+    with failing.lock:
+        assert failing.generation == 1
 
 
 def test_a_number_without_end_is_a_broken_answer() -> None:
