@@ -10,10 +10,8 @@ import torch.distributed as dist
 import tyro
 
 from megatron_gad.training import parallel
+from tests.distributed.workers import drop_groups
 from tools.convert_checkpoint import Arguments, convert
-
-# isort: split
-from megatron.core import parallel_state
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
@@ -22,5 +20,5 @@ if __name__ == "__main__":
         place = parallel.initialize(arguments.layout(), seed=0)
         status = convert(arguments, place)
         assert status == 0, f"exit status {status} of {' '.join(argv)}"
-        parallel_state.destroy_model_parallel()
+        drop_groups()
     dist.destroy_process_group()

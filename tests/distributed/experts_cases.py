@@ -8,6 +8,9 @@ from megatron_gad.training.options import ParallelConfig
 from tests.distributed.training_cases import STUDENT, Case, four_groups, policy_step
 from tests.tiny_training import make_discriminator, make_student
 
+TP2_PP2_SP = ParallelConfig(
+    tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True
+)
 # What is left of the four ranks is data parallel; expert parallel ranks are among those.
 LAYOUTS = {
     "dp4": ParallelConfig(),
@@ -33,6 +36,11 @@ LAYOUTS = {
         context_parallel_size=2,
         expert_model_parallel_size=2,
     ),
+    "tp2-sp-pp2": TP2_PP2_SP,
+    "tp2-ep2-etp1-sp-pp2": replace(
+        TP2_PP2_SP, expert_model_parallel_size=2, expert_tensor_parallel_size=1
+    ),
+    "tp2-sp-pp2-vpp2": replace(TP2_PP2_SP, virtual_pipeline_model_parallel_size=2),
     "pp2-vpp2-ep2-dp2": ParallelConfig(
         pipeline_model_parallel_size=2,
         virtual_pipeline_model_parallel_size=2,
@@ -55,7 +63,7 @@ CASES = {
 }
 # Where a checkpoint is saved, and where it is loaded.
 RESUMED = {
-    "tp2-ep2-sp-dp2": ("tp2-ep2-sp-dp2", "dp4", "pp2-ep2-dp2"),
+    "tp2-ep2-sp-dp2": ("tp2-ep2-sp-dp2", "dp4", "tp2-ep2-etp1-sp-pp2"),
     "tp2-ep2-sp-dp2-distributed": (
         "tp2-ep2-sp-dp2-distributed",
         "ep2-dp4-distributed",

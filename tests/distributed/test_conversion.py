@@ -23,6 +23,7 @@ SHAPE = {"num_hidden_layers": 4, "num_key_value_heads": 4}
 CASES = {
     "tied": ("qwen2", {"tie": True}, "student"),
     "qwen3": ("qwen3", {}, "student"),
+    "llama": ("llama", {}, "student"),
     "scorer": ("qwen2", {}, "discriminator"),
 }
 

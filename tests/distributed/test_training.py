@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,12 @@ from tests.tiny_training import student_batch
 
 # Four query groups of two heads, so that four tensor ranks can have one each.
 SHAPE = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen2-tied": {"tie": True},
+    "qwen2-tied-deep": {"tie": True, "num_hidden_layers": 8},
+    "llama": {"family": "llama"},
+}
 EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in cases_of(layout)]
 
 
@@ -35,12 +42,8 @@ EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in cases_of(layout)]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the worker found."""
     folder = tmp_path_factory.mktemp("training")
-    for name, family, tie in (
-        ("qwen2", "qwen2", False),
-        ("qwen2-tied", "qwen2", True),
-        ("llama", "llama", False),
-    ):
-        make_hf_folder(folder / name, family, VOCAB_SIZE, tie=tie, **SHAPE)
+    for name, overrides in MODELS.items():
+        make_hf_folder(folder / name, **{"vocab_size": VOCAB_SIZE, **SHAPE, **overrides})
     torch.save(vocabulary_inputs(), folder / "vocabulary.pt")
     worker = Path(__file__).with_name("training_worker.py")
     run_on_ranks(worker, 4, str(folder), timeout_s=1200)

@@ -45,6 +45,7 @@ LAYOUTS = {
     "tp4": ParallelConfig(tensor_model_parallel_size=4),
     "tp4-sp": ParallelConfig(tensor_model_parallel_size=4, sequence_parallel=True),
     "pp4": ParallelConfig(pipeline_model_parallel_size=4),
+    "pp4-vpp2": replace(PP2_VPP2, pipeline_model_parallel_size=4),
     "cp4": ParallelConfig(context_parallel_size=4),
     "tp2-dp2": TP2,
     "tp2-sp-dp2": TP2_SP,
@@ -130,12 +131,21 @@ CASES = {
         partial(judge, kind="cross_entropy", split_groups=True),
     ),
 }
+SHALLOW = tuple(CASES)
+# With a layer for each of eight chunks.
+DEEP = {
+    f"{name}-deep": replace(CASES[name], folder="qwen2-tied-deep")
+    for name in ("policy-tied", "bradley-terry")
+}
+CASES |= DEEP
 
 
 def cases_of(layout: str) -> tuple[str, ...]:
     """Which cases run where: all at every layout, two again with another optimizer or packed."""
+    if layout.startswith("pp4-vpp2"):
+        return tuple(DEEP)
     is_variant = layout.endswith(("-distributed", "-packed"))
-    return ("policy-tied", "cross-entropy-split") if is_variant else tuple(CASES)
+    return ("policy-tied", "cross-entropy-split") if is_variant else SHALLOW
 
 
 @dataclass(frozen=True)

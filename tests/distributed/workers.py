@@ -11,6 +11,7 @@ import megatron_gad.training  # noqa: F401 - before megatron.core
 
 # isort: split
 from megatron.core import parallel_state
+from megatron.core.transformer.module import MegatronModule
 
 
 def drop_groups() -> None:
@@ -20,10 +21,21 @@ def drop_groups() -> None:
     """
     barrier()
     parallel_state.destroy_model_parallel()
-    gc.collect()  # a trainer is a cycle, and holds groups
+    _take_models_apart()
+    gc.collect()
     for group in list(distributed_c10d._world.pg_map):
         if group is not distributed_c10d.GroupMember.WORLD:
             destroy_process_group(group)
+
+
+def _take_models_apart() -> None:
+    """Let go of the groups that models hold, which outlive their trainers.
+
+    A router keeps its last graph, whose nodes hold the model, and the collector cannot see that.
+    """
+    for found in gc.get_objects():
+        if issubclass(type(found), MegatronModule):
+            found.__dict__.clear()
 
 
 def save(path: Path, value: Any) -> None:
