@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import tyro
 
+PassedOn = bool | int | float | str | list[bool | int | float | str]
 # Marks a section whose fields are flags without the section's name: Megatron's.
 FLAT = tyro.conf.arg(name="")
 
@@ -29,17 +30,18 @@ def flag_names(*kinds: type[Any]) -> set[str]:
 
 def take_passed_on(
     arguments: Sequence[str], section: str, own: set[str]
-) -> tuple[list[str], dict[str, bool | int | float | str]]:
+) -> tuple[list[str], dict[str, PassedOn]]:
     """Take the flags ``--<section>-<name>`` out of a command line.
 
-    They belong to a program that is started, and are not known here: ``--x-a 3``, ``--x-a=3``, and
-    ``--x-a`` alone, which is true. own: names that the section has itself, which go on as
+    They belong to a program that is started, and are not known here: ``--x-a 3``, ``--x-a=3``,
+    ``--x-a 1 2 4`` for a list of numbers, and ``--x-a`` alone, which is true; a TOML file behind
+    one is the configuration, and no value. own: names that the section has itself, which go on as
     ``--<section>.<name>``.
 
     Returns the other arguments, and {name with underscores: value of the type it looks like}.
     """
     kept: list[str] = []
-    taken: dict[str, bool | int | float | str] = {}
+    taken: dict[str, PassedOn] = {}
     rest = list(arguments)
     while rest:
         flag, is_joined, joined = rest.pop(0).partition("=")
@@ -51,9 +53,22 @@ def take_passed_on(
         elif is_joined:
             taken[name] = _typed(joined)
         else:
-            has_value = bool(rest) and not rest[0].startswith("--")
-            taken[name] = _typed(rest.pop(0)) if has_value else True
+            taken[name] = _take_value(rest)
     return kept, taken
+
+
+def _take_value(rest: list[str]) -> PassedOn:
+    """Take what follows a flag, which may be nothing, or numbers."""
+    if not rest or rest[0].startswith("--") or rest[0].endswith(".toml"):
+        return True
+    values = [_typed(rest.pop(0))]
+    while rest and _is_number(values[-1]) and _is_number(_typed(rest[0])):
+        values.append(_typed(rest.pop(0)))
+    return values if len(values) > 1 else values[0]
+
+
+def _is_number(value: bool | int | float | str) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _typed(text: str) -> bool | int | float | str:

@@ -79,9 +79,12 @@ class Run:
         )
         self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
-        self.student = _build_student(config, parallel, self.settings)
         record_folder = self.folder / ROLLOUTS_FOLDER if config.rollout.record else None
         self.sampler = Sampler(_build_engine(config, parallel), self.codec, parallel, record_folder)
+        if parallel.device.type == "cuda":
+            self.sampler.sleep()  # a server took its memory when all was free; now models need it
+            parallel.barrier()
+        self.student = _build_student(config, parallel, self.settings)
         self.schedule = _build_schedule(self)
         self.schedule.add("student", self.student)
         self.progress = Progress()

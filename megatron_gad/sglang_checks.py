@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
-from megatron_gad.engines.sglang.launch import SGLangConfig
+from megatron_gad.engines.sglang.launch import SGLangConfig, count_servers
 from megatron_gad.watchdog import WatchdogConfig
 
 # Arguments of a server that the run has to choose itself, and what decides them.
@@ -36,6 +36,7 @@ CHOSEN = {
 def check_deadlines(sglang: SGLangConfig, watchdog: WatchdogConfig) -> Iterator[str]:
     """Yield the deadlines that would end a run before a failing server is brought back."""
     pairs = (("request_timeout_s", "rollout_s"), ("weight_timeout_s", "swap_s"))
+    pairs += (("start_timeout_s", "rollout_s"), ("start_timeout_s", "swap_s"))
     for own, phase in pairs:
         waits, allowed = getattr(sglang, own), getattr(watchdog, phase)
         if 0 < allowed <= waits:
@@ -52,9 +53,10 @@ def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Itera
     data_size: data ranks, which share URLs out. group_size: ranks that hold one copy of the model,
         on whose GPUs its servers are.
     """
-    positive = ("num_servers", "tensor_parallel_size", "update_weight_buffer_size")
+    positive = ("tensor_parallel_size", "update_weight_buffer_size")
     positive += ("max_running_requests", "start_timeout_s", "request_timeout_s", "weight_timeout_s")
     positive += ("health_interval_s", "health_timeout_s", "mem_fraction_static")
+    positive += ("num_servers",) if sglang.num_servers is not None else ()
     rules = dict.fromkeys(positive, POSITIVE)
     rules |= dict.fromkeys(("verify_interval", "max_restarts"), NOT_NEGATIVE)
     yield from violations("sglang", sglang, rules)
@@ -68,10 +70,11 @@ def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Itera
             f"sglang.urls names {len(sglang.urls)} servers, which cannot be shared out evenly "
             f"between {data_size} data ranks; name a multiple of {data_size}, or none"
         )
-    num_gpus = sglang.num_servers * sglang.tensor_parallel_size
+    num_servers = max(1, count_servers(sglang, group_size))
+    num_gpus = num_servers * sglang.tensor_parallel_size
     if not sglang.urls and num_gpus > group_size:
         yield (
-            f"sglang.num_servers {sglang.num_servers} x sglang.tensor_parallel_size "
+            f"sglang.num_servers {num_servers} x sglang.tensor_parallel_size "
             f"{sglang.tensor_parallel_size} = {num_gpus} GPUs, but one copy of the model is on "
             f"{group_size} rank(s), whose GPUs its servers share; use fewer or smaller servers"
         )

@@ -22,9 +22,10 @@ def begin_stage(run: Run) -> None:
     run.start_orders()
     if not isinstance(stage, SeqkdConfig) and not run.has_discriminator:
         run.schedule.enter("rollout")  # of the student, no more than its weights
-        run.build_discriminator()
-        source = run.config.discriminator.path or run.student.hf_weights()
-        run.discriminator.load_hf_weights(source)
+        with run.watch("start"):  # a large model takes as long as when the run began
+            run.build_discriminator()
+            source = run.config.discriminator.path or run.student.hf_weights()
+            run.discriminator.load_hf_weights(source)
     set_schedules(run, reset_optimizer=not isinstance(stage, SeqkdConfig) and stage.reset_optimizer)
     if needs_reference(run):
         is_base = run.config.gad.reference == "base"

@@ -41,7 +41,7 @@ class WatchdogConfig:
     """Seconds after which a phase counts as hung and the run ends; 0: never.
 
     Attributes:
-        start_s: until the first step: data, models, servers, resuming.
+        start_s: until the first step: data, models, servers, resuming; and making a discriminator.
         swap_s: weights from the trainer to the engine.
         rollout_s: sampling; an engine of servers notices sooner when one of them hangs.
         discriminator_s: scoring and training the discriminator.

@@ -189,6 +189,7 @@ def test_any_argument_of_an_sglang_server_passes_through(tmp_path: Path) -> None
     file.write_text("[sglang.server_args]\nchunked_prefill_size = 512\nmax_total_tokens = 7\n")
     flags = (
         *("--sglang-chunked-prefill-size", "4096", "--sglang-schedule-policy=lpm", "--bf16"),
+        *("--sglang-cuda-graph-bs", "1", "2", "4"),
         *("--sglang-disable-radix-cache", "--sglang-schedule-conservativeness", "0.5"),
         *("--sglang-mem-fraction-static", "0.25", "--sglang-random-seed", "-1", "--seed", "3"),
         "--sglang-enable-metrics=false",
@@ -198,6 +199,7 @@ def test_any_argument_of_an_sglang_server_passes_through(tmp_path: Path) -> None
         "chunked_prefill_size": 4096,
         "max_total_tokens": 7,
         "schedule_policy": "lpm",
+        "cuda_graph_bs": [1, 2, 4],
         "disable_radix_cache": True,
         "schedule_conservativeness": 0.5,
         "random_seed": -1,
@@ -207,8 +209,8 @@ def test_any_argument_of_an_sglang_server_passes_through(tmp_path: Path) -> None
     assert (config.sglang.mem_fraction_static, config.compute.bf16, config.seed) == (0.25, True, 3)
     with pytest.raises(ValueError, match=r"unknown flag --sglan-random-seed; the nearest is --"):
         load_config(["--sglan-random-seed", "1"])
-    with pytest.raises(ValueError, match="'2' comes after a flag"):
-        load_config(["--sglang-some-list", "1", "2"])
+    with pytest.raises(ValueError, match="'b' comes after a flag"):
+        load_config(["--sglang-some-list", "a", "b"])
 
 
 def test_only_rank_zero_prints(

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
@@ -19,8 +19,9 @@ class Dispatch:
     """One list of requests on its way through all servers.
 
     Free places of any server take from one queue, so that a long response holds up its own place
-    only. A request of a server that fails goes back to the queue's front; it has no result until
-    it has one whole answer, so nothing is lost or counted twice.
+    only; the server that works on the fewest is next. A request of a server that fails goes back to
+    the queue's front; it has no result until it has one whole answer, so nothing is lost or counted
+    twice.
     """
 
     def __init__(
@@ -29,19 +30,25 @@ class Dispatch:
         requests: Sequence[Json],
         read: Callable[[Json], Rollout],
         load: Callable[[Replica], None],
+        max_failures: int,
     ) -> None:
         """requests: bodies for /generate, each with its own "rid".
 
         read: makes a rollout of an answer; ServerFailed if no working server gives such a one.
         load: gives a server that was started again the current weights.
+        max_failures: of one request, after which the run ends, even if all others are answered.
         """
         self._replicas = replicas
         self._requests = requests
         self._read = read
         self._load = load
+        self._max_failures = max_failures
         self._pending = deque(range(len(requests)))
+        self._num_failures: Counter[int] = Counter()
         self._running: dict[int, Replica] = {}
-        self._recovering: set[Replica] = set()
+        # Of a server that failed, until it is back: the places that noticed, and their requests.
+        self._failing: Counter[Replica] = Counter()
+        self._given_back: dict[Replica, list[str]] = {replica: [] for replica in replicas}
         self._rollouts: dict[int, Rollout] = {}
         self._error: Exception | None = None
         self._changed = threading.Condition()
@@ -89,7 +96,7 @@ class Dispatch:
         deadline = time.monotonic() + JOIN_TIMEOUT_S
         for replica, of_replica in threads.items():
             for thread in of_replica:
-                while thread.is_alive() and replica not in self._recovering:
+                while thread.is_alive() and not self._failing[replica]:
                     if time.monotonic() > deadline:
                         return
                     thread.join(JOIN_POLL_S)
@@ -102,9 +109,9 @@ class Dispatch:
         while (number := self._take(replica)) is not None:
             generation = replica.generation
             try:
-                rollout = self._read(replica.generate(self._requests[number]))
+                rollout = self._read(replica.generate(self._body(number)))
             except ServerFailed as error:
-                self._give_back(number)
+                self._give_back(number, replica, error)
                 self._bring_back(replica, generation, error)
             except Exception as error:  # noqa: BLE001 - the thread that waits raises it
                 self._fail(error)
@@ -115,13 +122,26 @@ class Dispatch:
     def _take(self, replica: Replica) -> int | None:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._is_over() or (self._pending and replica not in self._recovering)
+                lambda: self._is_over() or (self._pending and self._is_next(replica))
             )
             if self._is_over():
                 return None
             number = self._pending.popleft()
             self._running[number] = replica
+            self._changed.notify_all()  # another server may be next now
             return number
+
+    def _is_next(self, replica: Replica) -> bool:
+        """Say whether no other server that works has more room."""
+        if self._failing[replica]:
+            return False
+        numbers = Counter(self._running.values())
+        return numbers[replica] <= min(numbers[r] for r in self._replicas if not self._failing[r])
+
+    def _body(self, number: int) -> Json:
+        """Return a request; sent again it has another id, as the server may not be rid of it."""
+        request, num_failures = self._requests[number], self._num_failures[number]
+        return {**request, "rid": f"{request['rid']}_{num_failures}"} if num_failures else request
 
     def _finish(self, number: int, rollout: Rollout) -> None:
         with self._changed:
@@ -129,10 +149,19 @@ class Dispatch:
             self._rollouts[number] = rollout
             self._changed.notify_all()
 
-    def _give_back(self, number: int) -> None:
+    def _give_back(self, number: int, replica: Replica, error: ServerFailed) -> None:
+        """Let a request be sent again, to a server that works."""
         with self._changed:
+            self._given_back[replica].append(self._body(number)["rid"])
             self._running.pop(number, None)
+            self._failing[replica] += 1
+            self._num_failures[number] += 1
             self._pending.appendleft(number)
+            if self._num_failures[number] > self._max_failures:
+                self._error = self._error or RuntimeError(
+                    f"one request failed {self._num_failures[number]} times, last with: {error} "
+                    f"(sglang.max_restarts = {self._max_failures})"
+                )
             self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:
@@ -143,17 +172,16 @@ class Dispatch:
     def _bring_back(self, replica: Replica, generation: int, error: ServerFailed) -> None:
         """Recover a server once, whichever of its places notices the failure first."""
         with replica.lock:
-            if replica.generation != generation or self._is_over():
-                return
+            if replica.generation == generation and not self._is_over():
+                try:
+                    replica.recover(error, self._load, self._ids_on(replica))
+                except Exception as fatal:  # noqa: BLE001 - the thread that waits raises it
+                    self._fail(fatal)
+                replica.generation += 1
             with self._changed:
-                self._recovering.add(replica)
-            try:
-                replica.recover(error, self._load, self._ids_on(replica))
-            except Exception as fatal:  # noqa: BLE001 - the thread that waits raises it
-                self._fail(fatal)
-            replica.generation += 1
-            with self._changed:
-                self._recovering.discard(replica)
+                self._failing[replica] -= 1
+                if not self._failing[replica]:
+                    self._given_back[replica].clear()
                 self._changed.notify_all()
 
     def _watch(self, replica: Replica, interval_s: float, timeout_s: float) -> None:
@@ -169,7 +197,7 @@ class Dispatch:
             generation = replica.generation
             if not replica.is_alive(timeout_s) and not self._is_over():
                 with replica.lock:
-                    if replica.generation == generation:
+                    if replica.generation == generation and not self._is_over():
                         replica.kill()
 
     def _abort_running(self) -> None:
@@ -177,8 +205,7 @@ class Dispatch:
             replica.abort(self._ids_on(replica))
 
     def _ids_on(self, replica: Replica) -> list[str]:
-        """Return the ids of the requests that a server works on."""
+        """Return the ids of the requests that a server works on, or did when it failed."""
         with self._changed:
-            return [
-                self._requests[n]["rid"] for n, owner in self._running.items() if owner is replica
-            ]
+            running = [n for n, owner in self._running.items() if owner is replica]
+            return [*self._given_back[replica], *(self._body(n)["rid"] for n in running)]

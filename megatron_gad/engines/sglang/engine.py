@@ -18,8 +18,10 @@ from megatron_gad.engines.sglang.client import CallRefused, ServerFailed
 from megatron_gad.engines.sglang.dispatch import Dispatch
 from megatron_gad.engines.sglang.launch import (
     SGLangConfig,
+    count_servers,
     server_arguments,
     server_environment,
+    share_of_free,
     start_server,
     write_model_folder,
 )
@@ -74,7 +76,8 @@ class SGLangEngine:
         self._replicas: list[Replica] = []
         try:
             self._replicas += map(
-                self._build_replica, range(len(config.urls) or config.num_servers)
+                self._build_replica,
+                range(len(config.urls) or count_servers(config, len(gpus))),
             )
             for replica in self._replicas:
                 replica.wait_until_healthy()
@@ -168,6 +171,7 @@ class SGLangEngine:
             list(make_requests(prompts, sampling)),
             read=partial(read_answer, sampling=sampling, version=version),
             load=self._loader(version),
+            max_failures=self._config.max_restarts,
         )
         config = self._config
         rollouts = dispatch.run(
@@ -218,17 +222,7 @@ class SGLangEngine:
     def _build_replica(self, number: int) -> Replica:
         config = self._config
         start: str | Callable[[], ServerProcess]
-        if config.urls:
-            start = config.urls[number]
-        else:
-            start = partial(
-                start_server,
-                config,
-                self._model_folder,
-                server_arguments(config, self._device, self._dtype, number, self._gpus),
-                server_environment(os.environ, self._device, config.tensor_parallel_size),
-                log_name=f"sglang_{os.getpid()}_{number}.log",
-            )
+        start = config.urls[number] if config.urls else partial(self._start_server, number)
         limits = Limits(
             config.start_timeout_s,
             config.request_timeout_s,
@@ -236,6 +230,18 @@ class SGLangEngine:
             config.max_restarts,
         )
         return Replica(start, self._transport, limits)
+
+    def _start_server(self, number: int) -> ServerProcess:
+        """Start one of our servers, with its share of what is free at this moment."""
+        config = self._config
+        arguments = server_arguments(config, self._device, self._dtype, number, self._gpus)
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            share = share_of_free(config.mem_fraction_static, free, total)
+            arguments["mem_fraction_static"] = share
+        environment = server_environment(config, os.environ, self._device)
+        log_name = f"sglang_{os.getpid()}_{number}.log"
+        return start_server(config, self._model_folder, arguments, environment, log_name)
 
     def _keep(self, bucket: Bucket) -> None:
         """Keep the weights in host memory for servers that have to be started again."""

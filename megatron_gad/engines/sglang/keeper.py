@@ -8,7 +8,9 @@ Only the standard library is imported, so that the process is small.
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +22,8 @@ PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 SHARED_MEMORY = Path("/dev/shm")
 # How torch names what it shares, and SGLang the queues between its ranks; a process's id follows.
 SHARED_NAMES = ("torch_", "sgl_shm_mq_")
+# How a folder of weights is named; the host's name and a process's id follow.
+WEIGHTS_NAME = "megatron_gad_weights_"
 
 
 def keep(parent: int, command: list[str]) -> None:
@@ -58,9 +62,12 @@ def _group() -> set[int]:
 
 def _free_shared_memory(owners: set[int]) -> None:
     """Remove the files of shared memory that carry an owner's number, which nobody else would."""
-    beginnings = tuple(f"{name}{owner}_" for name in SHARED_NAMES for owner in owners)
+    names = (*SHARED_NAMES, f"{WEIGHTS_NAME}{socket.gethostname()}_")
+    beginnings = tuple(f"{name}{owner}_" for name in names for owner in owners)
     for file in SHARED_MEMORY.glob("*") if owners else ():
-        if file.name.startswith(beginnings):
+        if file.name.startswith(beginnings) and file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        elif file.name.startswith(beginnings):
             file.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """How SGLang servers are started: their settings, arguments, environment and model folder."""
 
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from transformers import PretrainedConfig
 from megatron_gad.engines.sglang.server import ServerProcess
 
 WeightTransport = Literal["auto", "tensor", "broadcast", "disk"]
-ArgumentValue = bool | int | float | str
+ArgumentValue = bool | int | float | str | list[bool | int | float | str]
 
 # torchrun's description of our ranks, which a server would take for its own.
 LAUNCHER_VARIABLES = (
@@ -23,7 +24,9 @@ LAUNCHER_VARIABLES = (
 )
 # Among these is one that makes a server wait for ever for a store that our launcher owns.
 LAUNCHER_PREFIX = "TORCHELASTIC_"
-EXPANDABLE_SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF"  # what it sets breaks sharing memory by handle
+# Expandable segments, which they set, break sharing memory by handle.
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+HEALTH_VARIABLE = "SGLANG_HEALTH_CHECK_TIMEOUT"
 CPU_ARGUMENTS: dict[str, ArgumentValue] = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -49,9 +52,10 @@ class SGLangConfig:
         urls: servers that run already, shared out between the data ranks; without any, each
             model-parallel group starts its own.
         python: interpreter of the environment that has SGLang; by default the one of the run.
-        num_servers: servers that a model-parallel group starts, on GPUs from its first rank's on.
+        num_servers: servers that a model-parallel group starts, on GPUs from its first rank's on;
+            None: as many as its GPUs have room for, and on a CPU one.
         tensor_parallel_size: of one server.
-        mem_fraction_static: share of a GPU's memory for a server's weights and its cache.
+        mem_fraction_static: share of a GPU's whole memory for a server's weights and its cache.
         weight_transport: "tensor" shares memory with servers that the run starts, "broadcast" sends
             over a process group, "disk" writes files that servers read. "auto": "tensor" for
             servers of the run; for urls "disk" where weight_folder is set, else "broadcast".
@@ -72,7 +76,7 @@ class SGLangConfig:
 
     urls: tuple[str, ...] = ()
     python: str = ""
-    num_servers: int = 1
+    num_servers: int | None = None
     tensor_parallel_size: int = 1
     mem_fraction_static: float = 0.5
     weight_transport: WeightTransport = "auto"
@@ -88,6 +92,29 @@ class SGLangConfig:
     max_restarts: int = 3
     log_folder: str = ""
     server_args: dict[str, ArgumentValue] = field(default_factory=dict)
+
+
+def count_servers(config: SGLangConfig, num_gpus: int) -> int:
+    """Return how many servers a model-parallel group starts; num_gpus: that it has, 0 on a CPU."""
+    if config.num_servers is not None:
+        return config.num_servers
+    return max(1, num_gpus // config.tensor_parallel_size)
+
+
+def share_of_free(share: float, free: int, total: int) -> float:
+    """Return what SGLang has to be told for a share of a GPU's whole memory.
+
+    It takes its share of what is free when it starts (kv_cache_configurator in 0.5.23).
+
+    free, total: bytes of the GPU. Raises ValueError where less is free than that.
+    """
+    if share * total >= free:
+        raise ValueError(
+            f"sglang.mem_fraction_static = {share:g} of the GPU's {total / 2**30:.1f} GiB is "
+            f"{share * total / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free when the SGLang "
+            "server starts; make it smaller, or let more leave the device (schedule.leaves)"
+        )
+    return share * total / free
 
 
 def server_arguments(
@@ -115,7 +142,6 @@ def server_arguments(
         arguments |= CPU_ARGUMENTS
     else:
         arguments |= GPU_ARGUMENTS
-        arguments["mem_fraction_static"] = config.mem_fraction_static
         arguments |= _placement(config, number, gpus or (device.index or 0,))
     return arguments | {name.replace("-", "_"): v for name, v in config.server_args.items()}
 
@@ -127,9 +153,10 @@ def _placement(config: SGLangConfig, number: int, gpus: Sequence[int]) -> dict[s
     steps = {second - first for first, second in pairwise(own)} or {1}
     if len(own) < size or len(steps) > 1:
         raise ValueError(
-            f"sglang.num_servers = {config.num_servers} servers of sglang.tensor_parallel_size = "
-            f"{size} GPUs at equal distances do not fit the GPUs {list(gpus)} of the ranks that "
-            "hold one copy of the model on this host; use fewer or smaller servers"
+            f"{count_servers(config, len(gpus))} servers (sglang.num_servers) of "
+            f"sglang.tensor_parallel_size = {size} GPUs at equal distances do not fit the GPUs "
+            f"{list(gpus)} of the ranks that hold one copy of the model on this host; use "
+            "fewer or smaller servers"
         )
     return {"base_gpu_id": own[0], "gpu_id_step": steps.pop()}
 
@@ -140,25 +167,29 @@ def as_flags(arguments: Mapping[str, ArgumentValue]) -> Iterator[str]:
         flag = "--" + name.replace("_", "-")
         if value is True:
             yield flag
+        elif isinstance(value, list):
+            yield from (flag, *map(str, value))
         elif value is not False:
             yield from (flag, str(value))
 
 
 def server_environment(
-    inherited: Mapping[str, str], device: torch.device, tensor_parallel_size: int
+    config: SGLangConfig, inherited: Mapping[str, str], device: torch.device
 ) -> dict[str, str]:
     """Return the environment of a server: this process's, without what describes our ranks."""
-    dropped = {*LAUNCHER_VARIABLES, EXPANDABLE_SEGMENTS}
+    dropped = {*LAUNCHER_VARIABLES, *ALLOCATOR_VARIABLES}
     environment = {
         name: value
         for name, value in inherited.items()
         if name not in dropped and not name.startswith(LAUNCHER_PREFIX)
     }
+    # After it, 20 s if not set, the server itself says that it is not healthy.
+    environment[HEALTH_VARIABLE] = str(math.ceil(config.health_timeout_s))
     if device.type == "cpu":
         environment["SGLANG_USE_CPU_ENGINE"] = "1"
         # Without it, a server has at most one rank for each NUMA node.
-        if tensor_parallel_size > 1:
-            cores = "|".join(str(rank) for rank in range(tensor_parallel_size))
+        if config.tensor_parallel_size > 1:
+            cores = "|".join(str(rank) for rank in range(config.tensor_parallel_size))
             environment.setdefault("SGLANG_CPU_OMP_THREADS_BIND", cores)
     return environment
 

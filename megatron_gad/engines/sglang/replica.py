@@ -91,7 +91,8 @@ class Replica:
                 raise ServerStartError(
                     f"the SGLang server at {self.name} has not answered /health for "
                     f"{self._limits.start_timeout_s:g} s (sglang.start_timeout_s); start it, or "
-                    "leave sglang.urls out so that the run starts servers itself"
+                    "leave sglang.urls out so that the run starts servers itself",
+                    timed_out=True,
                 )
             if is_first:
                 logger.warning("waiting for the SGLang server at %s", self.name)
@@ -151,7 +152,8 @@ class Replica:
         load: gives it the current weights. request_ids: what it works on; a server that is not
         ours goes on with them, and takes weights and empties its caches when it is idle only.
 
-        Raises RuntimeError, with the server's last words, when it failed once too often.
+        Raises RuntimeError, with the server's last words, when it failed once too often, or is not
+        healthy in time.
         """
         while True:
             self._count_failure(error)
@@ -159,7 +161,13 @@ class Replica:
                 self.restart()
                 self.abort(request_ids)
                 load(self)
-            except (ServerFailed, ServerStartError) as again:
+            except ServerStartError as again:
+                if again.timed_out:  # as long again would help no more, and nothing else goes on
+                    raise RuntimeError(
+                        f"the SGLang server at {self.name} failed and did not come back: {again}"
+                    ) from error
+                error = again
+            except ServerFailed as again:
                 error = again
             else:
                 return
@@ -191,13 +199,13 @@ class Replica:
         return self.api.generate(body)
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """Stop requests on a server that goes on living."""
+        """Stop requests on a server that goes on living, as long as it answers."""
         if self._process is None:
-            for request_id in request_ids:
-                try:
+            try:
+                for request_id in request_ids:
                     self.api.abort(request_id)
-                except (ServerFailed, CallRefused) as error:
-                    logger.warning("abort of %s: %s", request_id, error)
+            except (ServerFailed, CallRefused) as error:
+                logger.warning("abort of %d requests: %s", len(request_ids), error)
 
     def kill(self) -> None:
         """End the server's process at once, where it is ours; its requests fail in any case."""

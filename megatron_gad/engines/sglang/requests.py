@@ -39,7 +39,8 @@ def read_answer(answer: Json, sampling: SamplingConfig, version: int) -> Rollout
     """Return the rollout in an answer.
 
     Raises ServerFailed for an answer that is broken, was cut short by the server, came from other
-    weights than ``version``, or disagrees with the sampling asked for.
+    weights than ``version``, or disagrees with the sampling asked for; and ValueError where the
+    server has stop ids of its own, whose responses must not be left out.
     """
     try:
         ids = tuple(int(token) for token in answer["output_ids"])
@@ -49,11 +50,17 @@ def read_answer(answer: Json, sampling: SamplingConfig, version: int) -> Rollout
         answered_version = str(meta["weight_version"])
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ServerFailed(f"broken answer ({error!r}): {str(answer)[:300]}") from error
-    problem = _problem(ids, pairs, reason, sampling)
+    problem = _problem(ids, pairs, reason, sampling.max_new_tokens)
     if answered_version != str(version):
         problem = f"it holds weights_version {answered_version}, not {version}"
     if problem:
         raise ServerFailed(f"unusable answer: {problem}")
+    if reason == "stop" and ids[-1] not in sampling.stop_ids:
+        raise ValueError(
+            f"a response stopped at id {ids[-1]}, which is none of the run's stop ids "
+            f"{sampling.stop_ids}: the SGLang server adds the end token of its model folder; serve "
+            "one whose config.json and generation_config.json name none"
+        )
     logprobs = tuple(logprob for logprob, _ in pairs)
     return Rollout(ids, logprobs, FINISH_REASONS[reason], version)
 
@@ -62,7 +69,7 @@ def _problem(
     ids: tuple[int, ...],
     pairs: list[tuple[float, int]],
     reason: str,
-    sampling: SamplingConfig,
+    most: int,
 ) -> str:
     """Return what is wrong with a response, "" if nothing is."""
     if reason not in FINISH_REASONS:
@@ -71,11 +78,6 @@ def _problem(
         return f"{len(pairs)} log-probabilities for {len(ids)} token ids"
     if not all(math.isfinite(logprob) and logprob <= 0 for logprob, _ in pairs):
         return "log-probabilities that are none"
-    if len(ids) > sampling.max_new_tokens:
-        return f"{len(ids)} token ids, asked for {sampling.max_new_tokens} at most"
-    if reason == "stop" and ids[-1] not in sampling.stop_ids:
-        return (
-            f"it stopped at id {ids[-1]}, which is none of the stop ids {sampling.stop_ids}: the "
-            "server adds the end token of its model folder; serve one without"
-        )
+    if len(ids) > most:
+        return f"{len(ids)} token ids, asked for {most} at most"
     return ""

@@ -20,6 +20,11 @@ HEALTH_TIMEOUT_S = 5.0
 class ServerStartError(RuntimeError):
     """A server did not come up; the message ends with the last lines of its log."""
 
+    def __init__(self, message: str, timed_out: bool = False) -> None:
+        """timed_out: it did not end, but was not healthy in time."""
+        super().__init__(message)
+        self.timed_out = timed_out
+
 
 class ServerProcess:
     """A server in a process group of its own, whose output goes to a file.
@@ -36,6 +41,7 @@ class ServerProcess:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
+        self._is_stopped = False
         kept = [sys.executable, "-I", keeper.__file__, str(os.getpid())]
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -68,7 +74,8 @@ class ServerProcess:
         ended = not self.is_alive
         self.stop()
         reason = "ended" if ended else f"was not healthy after {timeout_s:g} s"
-        raise ServerStartError(f"the SGLang server {reason}; {self.last_log_lines()}")
+        message = f"the SGLang server {reason}; {self.last_log_lines()}"
+        raise ServerStartError(message, timed_out=not ended)
 
     def last_log_lines(self, count: int = 25) -> str:
         """Return the end of its log, with the file's name."""
@@ -80,15 +87,16 @@ class ServerProcess:
 
         patience_s: how long it may take to end by itself, which leaves no files behind.
         """
-        if self._process.returncode is not None:
+        if self._is_stopped:
             return
-        if patience_s:
-            # The id still belongs to the group: its leader has not been waited for.
-            os.killpg(self._process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience_s)
-                return
-        os.killpg(self._process.pid, signal.SIGKILL)
+        self._is_stopped = True
+        # The keeper leads the group; what it leaves behind where it was killed keeps the id in use.
+        with contextlib.suppress(ProcessLookupError):
+            if patience_s and self.is_alive:
+                os.killpg(self._process.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(patience_s)
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 
@@ -9,6 +10,9 @@ import torch.multiprocessing
 
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.versions import ServerApi
+
+# Torch's strategy is one for the process, and buckets go to several servers at once.
+_sharing = threading.Lock()
 
 
 class TensorTransport:
@@ -80,11 +84,12 @@ def pickled(bucket: Bucket) -> str:
         )
     ]
     # The default way passes file descriptors through a socket that a foreign process cannot use.
-    strategy = torch.multiprocessing.get_sharing_strategy()
-    torch.multiprocessing.set_sharing_strategy("file_system")
-    try:
-        buffer = io.BytesIO()
-        ForkingPickler(buffer).dump({"flattened_tensor": bucket.flat, "metadata": metadata})
-    finally:
-        torch.multiprocessing.set_sharing_strategy(strategy)
+    with _sharing:
+        strategy = torch.multiprocessing.get_sharing_strategy()
+        torch.multiprocessing.set_sharing_strategy("file_system")
+        try:
+            buffer = io.BytesIO()
+            ForkingPickler(buffer).dump({"flattened_tensor": bucket.flat, "metadata": metadata})
+        finally:
+            torch.multiprocessing.set_sharing_strategy(strategy)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

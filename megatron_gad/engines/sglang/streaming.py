@@ -5,11 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from megatron_gad.engines.sglang.buckets import Bucket
-from megatron_gad.engines.sglang.client import CallRefused, ServerFailed
 from megatron_gad.engines.sglang.replica import Replica
 from megatron_gad.engines.sglang.transport import Transport
 
-Failures = dict[Replica, ServerFailed | CallRefused]
+Failures = dict[Replica, Exception]
 
 
 def stream_buckets(
@@ -23,7 +22,7 @@ def stream_buckets(
     buckets: read to the end whatever happens. keep: is given every bucket; what it holds of one
     is not counted.
 
-    Returns the servers' errors; a server with one is given nothing more.
+    Returns what went wrong on the way to a server, which is then given nothing more.
     """
     failures: Failures = {}
 
@@ -31,7 +30,7 @@ def stream_buckets(
         if replica not in failures:
             try:
                 call()
-            except (ServerFailed, CallRefused) as error:
+            except Exception as error:  # noqa: BLE001 - the caller tells them apart
                 failures[replica] = error
 
     with ThreadPoolExecutor(len(replicas)) as pool:

@@ -129,9 +129,9 @@ class ServerApi:
         while True:
             try:
                 return self._post("/flush_cache", {})
-            except CallRefused:
+            except CallRefused as refusal:
                 if time.monotonic() > deadline:
-                    raise
+                    raise ServerFailed(f"does not get idle: {refusal}") from refusal
                 time.sleep(FLUSH_POLL_S)
 
     def release_memory(self) -> None:

@@ -10,10 +10,10 @@ import psutil
 from safetensors.torch import save_file
 
 from megatron_gad.engines.sglang.buckets import Bucket
+from megatron_gad.engines.sglang.keeper import WEIGHTS_NAME
 from megatron_gad.engines.sglang.versions import ServerApi
 
 MEMORY_FILE_SYSTEM = Path("/dev/shm")
-FOLDER_PREFIX = "megatron_gad_weights_"
 
 
 class DiskTransport:
@@ -28,7 +28,7 @@ class DiskTransport:
         root = Path(folder or on_memory)
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
-        prefix = f"{FOLDER_PREFIX}{socket.gethostname()}_{os.getpid()}_"
+        prefix = f"{WEIGHTS_NAME}{socket.gethostname()}_{os.getpid()}_"
         self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         self._num_files = 0
 
@@ -77,7 +77,7 @@ class DiskLink:
 
 def _remove_abandoned(root: Path) -> None:
     """Remove the folders of processes of this host that were killed before they could."""
-    prefix = f"{FOLDER_PREFIX}{socket.gethostname()}_"
+    prefix = f"{WEIGHTS_NAME}{socket.gethostname()}_"
     for folder in root.glob(f"{prefix}*"):
         # The random end of the name may hold further underscores.
         process = folder.name.removeprefix(prefix).split("_")[0]

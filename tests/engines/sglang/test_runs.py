@@ -12,6 +12,8 @@ from tests.engines.sglang.servers import MARKS
 
 pytestmark = MARKS
 LAYOUTS = {"TP1": 1, "TP2": 2}
+# At TP1 everybody leaves the device while others work, the server, too.
+LEAVES = {"TP1": ("student", "discriminator", "engine"), "TP2": ()}
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recorded")
     for layout, num_ranks in LAYOUTS.items():
         flags = (*FLAGS, "--tensor-model-parallel-size", str(num_ranks))
+        if LEAVES[layout]:
+            flags += ("--schedule.leaves", *LEAVES[layout])
         tiny_run.run(folder / layout, *flags, num_ranks=num_ranks)
     return folder
 
@@ -40,6 +44,7 @@ def test_after_every_swap_engine_and_trainer_agree(recorded: Path, layout: str) 
     assert len(gaps) == 10
     assert max(gaps) < BOUND
     assert all(record["swap/bytes"] > 0 for record in records)
+    assert all((record["moves/bytes"] > 0) == bool(LEAVES[layout]) for record in records)
     assert servers_of(save) == []
 
 

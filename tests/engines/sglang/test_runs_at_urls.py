@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     )
     cpu = torch.device("cpu")
     arguments = server_arguments(config, cpu, torch.float32, number=0)
-    environment = server_environment(os.environ, cpu, tensor_parallel_size=1)
+    environment = server_environment(config, os.environ, cpu)
     process = start_server(config, model, arguments, environment, "server.log")
     try:
         process.wait_until_healthy(600)

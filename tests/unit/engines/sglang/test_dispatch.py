@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections import Counter
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -45,7 +47,7 @@ class Server:
 
 def dispatch(servers: list[Server], read: Any) -> list[Rollout]:
     requests = [{"rid": str(number)} for number in range(24)]
-    made = Dispatch(cast(Any, servers), requests, read, load=lambda replica: None)
+    made = Dispatch(cast(Any, servers), requests, read, load=lambda replica: None, max_failures=3)
     return made.run(places=12, health_interval_s=60, health_timeout_s=60)
 
 
@@ -88,6 +90,43 @@ def test_answers_are_there_while_a_server_is_still_brought_back() -> None:
     back.set()
     with failing.lock:
         assert failing.generation == 1
+
+
+def test_requests_go_to_the_server_with_the_fewest() -> None:
+    servers = [Server(), Server(), Server()]
+    all_taken = threading.Barrier(24)
+    taken: Counter[Server] = Counter()
+    lock = threading.Lock()
+
+    def generate(server: Server, body: dict[str, Any]) -> dict[str, Any]:
+        with lock:
+            taken[server] += 1
+        all_taken.wait(timeout=30)
+        return {}
+
+    for server in servers:
+        server.generate = partial(generate, server)  # type: ignore[method-assign]
+    dispatch(servers, read=lambda answer: ROLLOUT)
+    assert [taken[server] for server in servers] == [8, 8, 8]
+
+
+def test_a_request_that_fails_on_and_on_ends_the_sampling() -> None:
+    asked: list[str] = []
+
+    def generate(body: dict[str, Any]) -> dict[str, Any]:
+        if body["rid"].startswith("7"):
+            asked.append(body["rid"])
+            raise ServerFailed("too long for me")
+        return {}
+
+    back = threading.Event()
+    back.set()
+    server = Server(back=back)
+    server.generate = generate  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="one request failed 4 times, last with: too long"):
+        dispatch([server], read=lambda answer: ROLLOUT)
+    # Each time under another id.
+    assert asked == ["7", "7_1", "7_2", "7_3"]
 
 
 def test_a_number_without_end_is_a_broken_answer() -> None:

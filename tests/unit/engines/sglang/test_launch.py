@@ -1,9 +1,16 @@
-"""Which GPUs a server gets."""
+"""Which GPUs a server gets, how much of them, and how its arguments are written."""
 
 import pytest
 import torch
 
-from megatron_gad.engines.sglang.launch import SGLangConfig, server_arguments
+from megatron_gad.engines.sglang.launch import (
+    SGLangConfig,
+    as_flags,
+    count_servers,
+    server_arguments,
+    server_environment,
+    share_of_free,
+)
 
 
 def placement(num_servers: int, size: int, gpus: tuple[int, ...]) -> list[tuple[object, object]]:
@@ -33,3 +40,37 @@ def test_servers_share_out_the_gpus_of_the_ranks_that_hold_one_copy_of_the_model
 def test_too_few_gpus_or_unequal_distances_are_refused(num_servers, size, gpus) -> None:
     with pytest.raises(ValueError, match=r"use fewer or smaller servers"):
         placement(num_servers, size, gpus)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "size", "expected"), [(4, 1, 4), (4, 2, 2), (2, 4, 1), (0, 1, 1), (0, 2, 1)]
+)
+def test_a_group_starts_as_many_servers_as_its_gpus_have_room_for(num_gpus, size, expected):
+    assert count_servers(SGLangConfig(tensor_parallel_size=size), num_gpus) == expected
+    assert count_servers(SGLangConfig(num_servers=3), num_gpus) == 3
+
+
+def test_a_share_of_the_whole_gpu_is_told_as_one_of_what_is_free() -> None:
+    gib = 2**30
+    assert share_of_free(0.5, free=80 * gib, total=80 * gib) == 0.5
+    # 40 of the 50 GiB that are free.
+    assert share_of_free(0.5, free=50 * gib, total=80 * gib) == pytest.approx(0.8)
+    with pytest.raises(ValueError, match=r"of the GPU's 80.0 GiB is 40.0 GiB, and 30.0 GiB are"):
+        share_of_free(0.5, free=30 * gib, total=80 * gib)
+
+
+def test_arguments_are_written_as_a_command_line_has_them() -> None:
+    given = {"a_b": 3, "c": True, "d": False, "bs": [1, 2, 4]}
+    assert [*as_flags(given)] == ["--a-b", "3", "--c", "--bs", "1", "2", "4"]
+
+
+def test_a_servers_own_patience_is_that_of_the_run() -> None:
+    config = SGLangConfig(health_timeout_s=32.5, tensor_parallel_size=2)
+    inherited = {"PATH": "/bin", "RANK": "3", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    environment = server_environment(config, inherited, torch.device("cpu"))
+    assert environment == {
+        "PATH": "/bin",
+        "SGLANG_HEALTH_CHECK_TIMEOUT": "33",
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "SGLANG_CPU_OMP_THREADS_BIND": "0|1",
+    }

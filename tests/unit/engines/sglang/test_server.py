@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,10 +44,14 @@ def test_no_process_survives_the_run_however_it_ends(tmp_path):
     assert len(processes) == 3
     shared = Path("/dev/shm") / f"torch_{parent.pid}_left_behind"
     shared.write_bytes(b"a bucket on its way")
+    weights = Path("/dev/shm") / f"megatron_gad_weights_{socket.gethostname()}_{parent.pid}_x"
+    weights.mkdir()
+    (weights / "model-00000.safetensors").write_bytes(b"weights")
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert wait_until_gone(processes) == []
     assert not shared.exists()
+    assert not weights.exists()
 
 
 def in_group(group: int) -> list[psutil.Process]:
@@ -69,6 +74,23 @@ def test_a_stopped_process_is_gone(tmp_path):
     server.stop()
     server.stop()
     assert not server.is_alive
+    assert wait_until_gone(processes) == []
+
+
+def test_what_a_killed_keeper_left_running_is_gone_after_a_stop(tmp_path):
+    # A process that its parent's death does not end, in the group that the keeper leads.
+    command = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; "
+    command += "time.sleep(600)']); import time; time.sleep(600)"
+    server = ServerProcess([sys.executable, "-c", command], {}, tmp_path / "l")
+    deadline = time.monotonic() + 20
+    while len(in_group(server.group)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes = in_group(server.group)
+    assert len(processes) == 3
+    os.kill(server.group, signal.SIGKILL)
+    while server.is_alive:
+        time.sleep(0.1)
+    server.stop()
     assert wait_until_gone(processes) == []
 
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_gad.engines.sglang.weight_files import FOLDER_PREFIX, DiskTransport
+from megatron_gad.engines.sglang.keeper import WEIGHTS_NAME
+from megatron_gad.engines.sglang.weight_files import DiskTransport
 from megatron_gad.engines.sglang.weight_plan import WeightPlan
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(5.0), "c": torch.ones(10, 10)}
@@ -36,7 +37,7 @@ def test_folders_of_processes_that_were_killed_are_removed(tmp_path):
     ended = multiprocessing.get_context("spawn").Process()
     ended.start()
     ended.join()
-    start = f"{FOLDER_PREFIX}{socket.gethostname()}_"
+    start = f"{WEIGHTS_NAME}{socket.gethostname()}_"
     abandoned = [tmp_path / f"{start}{ended.pid}_{end}" for end in ("k3hx09qz", "ab_v1t_0")]
     foreign = tmp_path / f"{start}of_somebody_else"
     for folder in (*abandoned, foreign):

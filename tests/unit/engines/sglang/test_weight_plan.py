@@ -132,6 +132,25 @@ def test_two_buckets_at_most_are_alive():
         assert 16_000 <= counted.largest <= 32_000
 
 
+def test_what_goes_wrong_on_the_way_is_returned_and_everything_is_read():
+    class Full(Reader):
+        def take(self, bucket: Bucket) -> None:
+            super().take(bucket)
+            raise OSError("no space left on device")
+
+    full, other = Full(), Reader()
+    read = iter(TENSORS.items())
+    failures = stream_buckets(
+        make_plan(100).buckets(read),
+        NothingStaged(),  # pyright: ignore[reportArgumentType]
+        [full, other],  # pyright: ignore[reportArgumentType]
+        keep=lambda bucket: None,
+    )
+    assert [str(error) for error in failures.values()] == ["no space left on device"]
+    assert (len(full.sums), len(other.sums)) == (1, 3)
+    assert list(read) == []
+
+
 def test_a_bucket_is_a_copy():
     source = torch.zeros(3)
     bucket = make_bucket([("x", source)])
