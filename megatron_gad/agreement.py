@@ -1,5 +1,6 @@
 """Do the engine and the trainer hold the same student? Compared by log-probabilities of samples."""
 
+import logging
 import math
 from collections.abc import Iterator
 
@@ -12,6 +13,10 @@ from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch
 
 FP32_BOUND = 1e-3
+# Where no bound stops the run: more than rounding in bf16 explains, as in the health table.
+ALARM = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 def gap_bound(configured: float | None, bf16: bool) -> float:
@@ -31,6 +36,7 @@ def check_gap(
     sampler: whose engine to compare weights with; None once the student has moved on from them.
 
     Raises RunStoppedError where the gap passes the bound, naming the tensor that differs most.
+    Without a bound it warns of a gap that rounding does not explain.
     """
     assert batch.rollout_logprobs is not None
     difference = (logprobs - batch.rollout_logprobs).abs()
@@ -41,6 +47,12 @@ def check_gap(
         raise RunStoppedError(
             f"engine and trainer disagree by {gap:.3g} nats on a sampled token (bound {bound:g}, "
             f"rollout.logprob_gap_bound): {_reason(student, sampler)}"
+        )
+    if not bound and not gap <= ALARM and student.parallel.is_writer:
+        logger.warning(
+            "engine and trainer disagree by %.3g nats on a sampled token, more than rounding "
+            "explains; rollout.logprob_gap_bound stops a run that does",
+            gap,
         )
     return gap
 

@@ -101,6 +101,18 @@ def test_a_gap_that_is_no_number_stops_the_run(both: Both) -> None:
         both.gap(replace(batch, rollout_logprobs=nothing), FP32_BOUND)
 
 
+def test_without_a_bound_a_large_gap_is_warned_of(
+    both: Both, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = both.sampled()
+    assert batch.rollout_logprobs is not None
+    both.gap(batch, bound=0.0)
+    assert caplog.text == ""
+    gap = both.gap(replace(batch, rollout_logprobs=batch.rollout_logprobs - 0.75), bound=0.0)
+    assert gap == pytest.approx(0.75, abs=1e-4)
+    assert "disagree by 0.75 nats" in caplog.text
+
+
 def test_only_float32_has_a_bound_of_its_own() -> None:
     assert gap_bound(None, bf16=False) == FP32_BOUND
     assert gap_bound(None, bf16=True) == 0.0
