@@ -35,7 +35,7 @@ class FaultyProxy:
         self._path = path
         self._faults = dict(faults)
         self._always: Fault | None = always
-        self._num_calls = 0
+        self.num_calls = 0
         self._lock = threading.Lock()
         self._is_hanging = False
         self._is_closed = threading.Event()
@@ -80,8 +80,8 @@ class FaultyProxy:
                 return "hang"
             if path != self._path:
                 return None
-            self._num_calls += 1
-            fault = self._always or self._faults.get(self._num_calls)
+            self.num_calls += 1
+            fault = self._always or self._faults.get(self.num_calls)
             if fault is not None:
                 self.happened.append(fault)
             self._is_hanging = fault == "hang"

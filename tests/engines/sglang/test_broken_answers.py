@@ -111,6 +111,21 @@ def test_a_server_that_fails_in_a_swap_is_given_the_weights_again(
         proxy.close()
 
 
+def test_checksums_are_compared_on_the_first_and_every_second_swap(engine, folders):
+    proxy = FaultyProxy(engine.replicas[0].name, {}, path="/weights_checker")
+    config = replace(CONFIG_AT_URL, urls=(proxy.url,), verify_interval=2)
+    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
+    try:
+        counts = []
+        for version in range(85, 90):
+            by_url.load_weights(weights_of(folders["new"]), version)
+            counts.append(proxy.num_calls)
+        assert counts == [1, 1, 2, 2, 3]
+    finally:
+        by_url.close()
+        proxy.close()
+
+
 def test_a_server_that_fails_for_ever_ends_the_run_with_its_address(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, {}, always="500")
     config = replace(CONFIG_AT_URL, urls=(proxy.url,), max_restarts=2)

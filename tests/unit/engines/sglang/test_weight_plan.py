@@ -1,6 +1,7 @@
 """Weights on their way: a plan made at the first swap, memory that is bounded, exact values."""
 
 import pickle
+import threading
 import weakref
 from base64 import b64decode
 from collections.abc import Iterator
@@ -130,6 +131,31 @@ def test_two_buckets_at_most_are_alive():
             )
         assert reader.sums == [4000.0] * 10
         assert 16_000 <= counted.largest <= 32_000
+
+
+def test_the_next_bucket_is_gathered_while_the_last_is_on_its_way():
+    gathering = {name: threading.Event() for name in TENSORS}
+
+    class Slow(Reader):
+        def take(self, bucket: Bucket) -> None:
+            if "a" in bucket.layout.names:  # it stays on its way until then
+                assert gathering["transposed"].wait(timeout=30)
+            super().take(bucket)
+
+    def gathered() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in TENSORS.items():
+            gathering[name].set()
+            yield name, tensor
+
+    slow = Slow()
+    failures = stream_buckets(
+        make_plan(100).buckets(gathered()),
+        NothingStaged(),  # pyright: ignore[reportArgumentType]
+        [slow],  # pyright: ignore[reportArgumentType]
+        keep=lambda bucket: None,
+    )
+    assert not failures
+    assert len(slow.sums) == 3
 
 
 def test_what_goes_wrong_on_the_way_is_returned_and_everything_is_read():
