@@ -31,7 +31,7 @@ from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown, take_pas
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
-from megatron_gad.expert_checks import check_experts
+from megatron_gad.expert_checks import check_experts, has_experts
 from megatron_gad.layer_checks import check_layers
 from megatron_gad.layout_checks import check_own_layout, check_parallel
 from megatron_gad.metrics import LogConfig
@@ -90,8 +90,12 @@ class RunConfig:
 
     @property
     def discriminator_layout(self) -> ParallelConfig:
-        """The discriminator's layout: the student's but for what it has of its own."""
-        return self.discriminator.beside(self.parallel)
+        """The discriminator's layout: the student's but for what it has of its own.
+
+        Its model's folder says whether sizes for experts are among that.
+        """
+        model = self.discriminator.path or self.student.path
+        return self.discriminator.beside(self.parallel, has_experts(model))
 
     def check(self, world_size: int) -> list[str]:
         """Return every violation, each with key, value, what is allowed and the remedy.

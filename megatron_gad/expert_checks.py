@@ -25,7 +25,7 @@ def check_experts(
         parallel: the student's layout.
         world_size: ranks of the run.
     """
-    layout = discriminator.beside(parallel)
+    layout = discriminator.beside(parallel, has_experts(discriminator.path or student))
     if layout == parallel:
         folders = (student, discriminator.path)
         yield from _problems("parallel", folders, parallel, parallel, world_size)
@@ -43,7 +43,7 @@ def _problems(
     world_size: int,
 ) -> Iterator[str]:
     """Yield what is wrong in a table; written: what it says itself, apart from what it inherits."""
-    if any(_has_experts(folder) for folder in folders):
+    if any(has_experts(folder) for folder in folders):
         problem = expert_world_problem(layout, world_size, f"{table}.")
         if problem:
             yield problem
@@ -57,7 +57,8 @@ def _problems(
             )
 
 
-def _has_experts(folder: str) -> bool:
+def has_experts(folder: str) -> bool:
+    """Return whether a folder's model is a mixture; no for a folder that cannot be read."""
     try:
         return bool(folder) and mixture_of(load_hf_config(folder)) is not None
     except (ValueError, OSError):

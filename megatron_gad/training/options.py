@@ -47,8 +47,8 @@ class OwnLayout:
         virtual_pipeline_model_parallel_size: VPP of this model; None is none where its PP is not
             the student's.
         context_parallel_size: CP of this model.
-        expert_model_parallel_size: EP of this model.
-        expert_tensor_parallel_size: ranks that share one of its experts.
+        expert_model_parallel_size: EP of this model; None is none where it has no experts.
+        expert_tensor_parallel_size: ranks that share one of its experts; None as above.
         sequence_parallel: whether its activations are sharded; None is no where its TP is 1.
     """
 
@@ -60,8 +60,12 @@ class OwnLayout:
     expert_tensor_parallel_size: int | None = None
     sequence_parallel: bool | None = None
 
-    def beside(self, student: ParallelConfig) -> ParallelConfig:
-        """Return the whole layout of this model."""
+    def beside(self, student: ParallelConfig, has_experts: bool = True) -> ParallelConfig:
+        """Return the whole layout of this model.
+
+        has_experts: whether this model has some. Without them it shares the student's groups where
+        nothing else differs, and in groups of its own takes no sizes over that need not fit there.
+        """
         given = {field.name: getattr(self, field.name) for field in fields(OwnLayout)}
         layout = replace(student, **{key: x for key, x in given.items() if x is not None})
         # These two presuppose sizes that this model need not have.
@@ -70,7 +74,13 @@ class OwnLayout:
         is_as_long = layout.pipeline_model_parallel_size == student.pipeline_model_parallel_size
         if self.virtual_pipeline_model_parallel_size is None and not is_as_long:
             layout = replace(layout, virtual_pipeline_model_parallel_size=None)
-        return layout
+        if layout == student or has_experts:
+            return layout
+        return replace(
+            layout,
+            expert_model_parallel_size=self.expert_model_parallel_size or 1,
+            expert_tensor_parallel_size=self.expert_tensor_parallel_size,
+        )
 
 
 @dataclass(frozen=True)

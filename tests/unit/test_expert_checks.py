@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gad.config import RunConfig
+from megatron_gad.training.options import ParallelConfig
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 from tests.tiny_tokenizer import make_tokenizer
@@ -43,6 +44,27 @@ def test_experts_that_can_be_shared_out_are_not_refused(
     beside = replace(sparse.discriminator, path=dense.student.path)
     mixed = replace(laid_out(sparse, expert_model_parallel_size=2), discriminator=beside)
     assert mixed.check(world_size=2) == []
+
+
+def test_a_dense_discriminator_of_its_own_layout_takes_no_sizes_for_experts_over(
+    dense: RunConfig, sparse: RunConfig
+) -> None:
+    """EP 4 x TP 2 is more than the four ranks, and megatron-core divides them for any model."""
+    student = laid_out(sparse, expert_model_parallel_size=4)
+    own = replace(sparse.discriminator, tensor_model_parallel_size=2)
+    beside = replace(student, discriminator=replace(own, path=dense.student.path))
+    assert beside.check(world_size=4) == []
+    assert beside.discriminator_layout == ParallelConfig(tensor_model_parallel_size=2)
+    # With experts it does, and has to fit.
+    assert any(
+        "discriminator.expert_model_parallel_size 4 x expert_tensor_parallel_size 2 x "
+        "pipeline_model_parallel_size 1 = 8 does not divide the 4 ranks" in problem
+        for problem in replace(student, discriminator=own).check(world_size=4)
+    )
+    # Where nothing else differs the student's groups serve both.
+    shared = replace(student, discriminator=replace(sparse.discriminator, path=dense.student.path))
+    assert shared.discriminator_layout == student.parallel
+    assert shared.check(world_size=4) == []
 
 
 def test_experts_that_are_not_there_are_not_shared_out(dense: RunConfig) -> None:
