@@ -175,6 +175,12 @@ def _check_optimizer_memory(
             "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
             "set compute.use_precision_aware_optimizer = true too"
         )
+    if offloads and not compute.bf16:
+        # It copies the parameters when it is made, and refreshes only copies in another type.
+        yield (
+            "compute.optimizer_cpu_offload = True with compute.bf16 = False would train the weights "
+            "from before they were loaded; set compute.bf16 = true, or leave it out"
+        )
     if is_aware and not parallel.use_distributed_optimizer:
         yield (
             "compute.use_precision_aware_optimizer = True is part of the distributed optimizer; "
@@ -186,10 +192,16 @@ def _check_optimizer_memory(
             "Engine, which is not installed; install megatron-gad[te], or leave it out"
         )
     for name in ("exp_avg_dtype", "exp_avg_sq_dtype", "main_params_dtype"):
-        if getattr(compute, name) != "fp32" and not is_aware:
+        value = getattr(compute, name)
+        if value != "fp32" and not is_aware:
             yield (
-                f"compute.{name} = {getattr(compute, name)!r} needs the precision-aware optimizer; "
+                f"compute.{name} = {value!r} needs the precision-aware optimizer; "
                 "set compute.use_precision_aware_optimizer = true, or leave it at 'fp32'"
+            )
+        elif value != "fp32" and offloads:
+            yield (
+                f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = "
+                "True, whose states are all float32; leave one of them out"
             )
 
 

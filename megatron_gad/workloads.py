@@ -102,13 +102,14 @@ def _precision(compute: ComputeConfig) -> Precision:
     if compute.fp8_param_gather:
         # The weights themselves are in FP8, twice: the second copy is transposed.
         precision = replace(precision, working=0)
+    if compute.optimizer_cpu_offload:
+        # What stays is as large as without: offload has float32 states only.
+        held = round(precision.optimizer * (1 - compute.optimizer_offload_fraction))
+        return replace(precision, optimizer=held)
     if not compute.use_precision_aware_optimizer:
         return precision
     types = (compute.main_params_dtype, compute.exp_avg_dtype, compute.exp_avg_sq_dtype)
-    held = sum(TYPE_BYTES[each] for each in types)
-    if compute.optimizer_cpu_offload:
-        held = round(held * (1 - compute.optimizer_offload_fraction))
-    return replace(precision, optimizer=held)
+    return replace(precision, optimizer=sum(TYPE_BYTES[each] for each in types))
 
 
 def _shape(folder: str) -> ModelShape:

@@ -110,7 +110,7 @@ class ComputeConfig:
         exp_avg_dtype: of the first moment.
         exp_avg_sq_dtype: of the second moment.
         main_params_dtype: of the main weights.
-        optimizer_cpu_offload: optimizer states and step on the host; needs
+        optimizer_cpu_offload: optimizer states and step on the host, all in float32; needs bf16 and
             use_precision_aware_optimizer.
         optimizer_offload_fraction: the part of the states that optimizer_cpu_offload moves.
         pack_sequences: run the rows of a microbatch as one sequence without padding.

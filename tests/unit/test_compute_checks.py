@@ -112,7 +112,7 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
     ),
     (
         H100,
-        {"optimizer_cpu_offload": True},
+        {"optimizer_cpu_offload": True, "bf16": True},
         "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
         "set compute.use_precision_aware_optimizer = true too",
     ),
@@ -133,13 +133,28 @@ def test_what_is_missing_is_said_with_the_remedy(
 
 
 def test_lighter_optimizer_states_need_transformer_engine_or_a_host_to_move_to() -> None:
-    light = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16"}
+    aware = {"use_precision_aware_optimizer": True, "bf16": True}
+    light = {**aware, "exp_avg_dtype": "bf16"}
     without_te = Machine((9, 0))
     assert problems(H100, SHARDED, **light) == []
-    assert problems(without_te, SHARDED, **light, optimizer_cpu_offload=True) == []
+    assert problems(without_te, SHARDED, **aware, optimizer_cpu_offload=True) == []
     assert "fused Adam of Transformer Engine" in problems(without_te, SHARDED, **light)[0]
-    (no_gpu,) = problems(NOTHING, SHARDED, **light, optimizer_cpu_offload=True)
+    (no_gpu,) = problems(NOTHING, SHARDED, **aware, optimizer_cpu_offload=True)
     assert "there is no GPU; leave it out" in no_gpu
+
+
+def test_what_is_offloaded_is_float32_beside_weights_in_bf16() -> None:
+    offload = {"use_precision_aware_optimizer": True, "optimizer_cpu_offload": True}
+    assert problems(H100, SHARDED, **offload) == [
+        "compute.optimizer_cpu_offload = True with compute.bf16 = False would train the weights "
+        "from before they were loaded; set compute.bf16 = true, or leave it out"
+    ]
+    light = {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "fp8", "main_params_dtype": "fp16"}
+    assert problems(H100, SHARDED, **offload, bf16=True, **light) == [
+        f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = True, whose "
+        "states are all float32; leave one of them out"
+        for name, value in light.items()
+    ]
 
 
 def test_the_kernels_of_a_run_are_named() -> None:
