@@ -93,6 +93,13 @@ def _check_transformer_engine(compute: ComputeConfig, machine: Machine) -> Itera
             f"{key} needs a CUDA device, and there is none; run on a machine with one, "
             "or use 'local' (without fp8_format)"
         )
+    if compute.pack_sequences and not compute.bf16:
+        # Its kernels for packed rows are flash attention's and cuDNN's, which know 16 bits only.
+        yield (
+            f"compute.pack_sequences = True with {key.removeprefix('compute.')} and bf16 = False: "
+            "no attention of Transformer Engine takes packed rows in float32; set compute.bf16 = "
+            "true, or pack_sequences = false"
+        )
 
 
 def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machine) -> Iterator[str]:
@@ -178,8 +185,8 @@ def _check_optimizer_memory(
     if offloads and not compute.bf16:
         # It copies the parameters when it is made, and refreshes only copies in another type.
         yield (
-            "compute.optimizer_cpu_offload = True with compute.bf16 = False would train the weights "
-            "from before they were loaded; set compute.bf16 = true, or leave it out"
+            "compute.optimizer_cpu_offload = True with compute.bf16 = False would train on from "
+            "the weights before they were loaded; set compute.bf16 = true, or leave it out"
         )
     if is_aware and not parallel.use_distributed_optimizer:
         yield (

@@ -63,6 +63,13 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
         "run on a machine with one, or use 'local' (without fp8_format)",
     ),
     (
+        H100,
+        {"transformer_impl": "transformer_engine", "pack_sequences": True},
+        "compute.pack_sequences = True with transformer_impl = 'transformer_engine' and bf16 = "
+        "False: no attention of Transformer Engine takes packed rows in float32; set compute.bf16 "
+        "= true, or pack_sequences = false",
+    ),
+    (
         A100,
         fp8("tensorwise"),
         "compute.fp8_recipe = 'tensorwise' needs a GPU of compute capability 8.9 (Ada or Hopper) "
@@ -146,13 +153,13 @@ def test_lighter_optimizer_states_need_transformer_engine_or_a_host_to_move_to()
 def test_what_is_offloaded_is_float32_beside_weights_in_bf16() -> None:
     offload = {"use_precision_aware_optimizer": True, "optimizer_cpu_offload": True}
     assert problems(H100, SHARDED, **offload) == [
-        "compute.optimizer_cpu_offload = True with compute.bf16 = False would train the weights "
-        "from before they were loaded; set compute.bf16 = true, or leave it out"
+        "compute.optimizer_cpu_offload = True with compute.bf16 = False would train on from "
+        "the weights before they were loaded; set compute.bf16 = true, or leave it out"
     ]
     light = {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "fp8", "main_params_dtype": "fp16"}
     assert problems(H100, SHARDED, **offload, bf16=True, **light) == [
-        f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = True, whose "
-        "states are all float32; leave one of them out"
+        f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = True, "
+        "whose states are all float32; leave one of them out"
         for name, value in light.items()
     ]
 
