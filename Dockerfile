@@ -5,6 +5,9 @@
 #   docker build --target cpu -t megatron-gad:cpu .
 #   docker run --rm megatron-gad:cpu examples/tiny/run.sh
 #
+# Both hold the whole project, so that its tests and benchmarks run inside: `make test` in that for
+# CPUs; `python3 -m pytest -m gpu` and `python3 -m benchmarks.gpu_step` in that for GPUs.
+#
 # NEITHER HAS BEEN BUILT SO FAR; docs/installation.md says what was tried instead. The versions go
 # together by what the packages require; tools/check_versions.py asks whether they exist.
 ARG SGLANG_IMAGE=lmsysorg/sglang:v0.5.16
@@ -24,9 +27,9 @@ WORKDIR /megatron_gad
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY megatron_gad megatron_gad
 RUN python3 -m pip install --no-cache-dir "megatron-core==${MEGATRON_CORE_VERSION}" --editable ".[dev]"
-COPY examples examples
-COPY tools tools
-COPY tests tests
+COPY . .
+# make asks for an environment in the project's folder; here it is what was installed above.
+RUN python3 -m venv --without-pip --system-site-packages .venv && touch .venv/.ready
 ENV OMP_NUM_THREADS=1 PYTHON=python3
 CMD ["megatron-gad", "--help"]
 
@@ -50,8 +53,7 @@ WORKDIR /megatron_gad
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY megatron_gad megatron_gad
 RUN python3 -m pip install --no-cache-dir --constraint /constraints.txt \
-        "megatron-core==${MEGATRON_CORE_VERSION}" --editable .
-COPY examples examples
-COPY tools tools
+        "megatron-core==${MEGATRON_CORE_VERSION}" --editable ".[dev]"
+COPY . .
 ENV PYTHON=python3
 CMD ["megatron-gad", "--help"]
