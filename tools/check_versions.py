@@ -1,4 +1,4 @@
-"""Ask pip whether the versions that Dockerfile and setup.py name exist.
+"""Ask pip whether the versions exist that Dockerfile, setup.py and make_sglang_env.sh name.
 
     python tools/check_versions.py [PACKAGE ...]
 
@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
+SGLANG_SCRIPT = "tools/make_sglang_env.sh"
 PINNED = re.compile(r"[A-Za-z0-9][\w.-]*(?:\[[\w,.-]+\])?==[\w.+!-]+")
 
 
@@ -38,6 +39,11 @@ def dockerfile_requirements(text: str) -> list[Requirement]:
     runs = "\n".join(re.findall(r"(?m)^RUN .*$", text))
     runs = re.sub(r"\$\{(\w+)\}", lambda found: defaults.get(found[1], found[0]), runs)
     return [Requirement(found) for found in PINNED.findall(runs)]
+
+
+def script_requirements(text: str) -> list[Requirement]:
+    """Return the exact versions in a shell script, its comments left out."""
+    return [Requirement(found) for found in PINNED.findall(re.sub(r"(?m)(^|\s)#.*$", "", text))]
 
 
 def dockerfile_images(text: str) -> list[str]:
@@ -68,8 +74,10 @@ def main(packages: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> int
     """Say of every requirement whether pip finds it; return the exit status."""
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    script = (ROOT / SGLANG_SCRIPT).read_text(encoding="utf-8")
     named = [Named(found, "Dockerfile") for found in dockerfile_requirements(dockerfile)]
     named += [Named(found, "setup.py") for found in setup_requirements(setup)]
+    named += [Named(found, SGLANG_SCRIPT) for found in script_requirements(script)]
     wanted = {canonicalize_name(name) for name in packages}
     missing = 0
     for one in named:
@@ -79,9 +87,9 @@ def main(packages: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> int
         fitting = [*one.requirement.specifier.filter(_ask_pip(name))]
         missing += not fitting
         answer = f"{max(fitting)}" if fitting else "NOT FOUND"
-        print(f"{one.source:10}  {one.requirement!s:56}  {answer}")
+        print(f"{one.source:24}  {one.requirement!s:56}  {answer}")
     for image in dockerfile_images(dockerfile) if not wanted else ():
-        print(f"{'Dockerfile':10}  {image:56}  an image, not asked for")
+        print(f"{'Dockerfile':24}  {image:56}  an image, not asked for")
     return 1 if missing else 0
 
 

@@ -1,12 +1,14 @@
-"""The versions that are asked for are those that Dockerfile and setup.py name."""
+"""The versions that are asked for are those that Dockerfile, setup.py and a script name."""
 
 from packaging.version import Version
 
 from tools.check_versions import (
     ROOT,
+    SGLANG_SCRIPT,
     available_versions,
     dockerfile_images,
     dockerfile_requirements,
+    script_requirements,
     setup_requirements,
 )
 
@@ -38,6 +40,21 @@ def test_the_projects_images_have_the_versions_that_its_ranges_allow() -> None:
     for found in pinned:
         version = str(found.specifier).removeprefix("==")
         assert ranges[found.name].specifier.contains(version), found
+
+
+def test_exact_versions_of_a_script_are_found_and_its_comments_left_out() -> None:
+    text = '# a==1\none=b-c==2.0.post1 # d==3\nmore=(e==4 \'f>=5\' "g==6")\n[ "$h" == i ]\n'
+    found = [str(requirement) for requirement in script_requirements(text)]
+    assert found == ["b-c==2.0.post1", "e==4", "g==6"]
+
+
+def test_the_servers_environment_has_the_versions_that_the_extra_allows() -> None:
+    pinned = script_requirements((ROOT / SGLANG_SCRIPT).read_text())
+    assert {"sglang", "torch", "torchvision", "transformers"} <= {found.name for found in pinned}
+    ranges = {found.name: found for found in setup_requirements((ROOT / "setup.py").read_text())}
+    versions = [str(found.specifier)[2:] for found in pinned if found.name == "sglang"]
+    assert len(versions) == 2
+    assert all(ranges["sglang"].specifier.contains(version) for version in versions)
 
 
 def test_requirements_of_a_setup_file_include_the_extras() -> None:
