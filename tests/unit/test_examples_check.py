@@ -1,6 +1,7 @@
 """Every recipe under examples/ can be started: its file is read and passes all checks."""
 
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow
@@ -15,6 +16,7 @@ from megatron_gad.plan import describe_plan
 from tests.tiny_tokenizer import make_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+KEYS_OF_TIME = (r"signal=B:USR1@(\d+)", r"time=(\d+):(\d+):(\d+)")
 RECIPES = sorted(EXAMPLES.glob("*/run.toml"))
 
 
@@ -99,3 +101,23 @@ def test_the_papers_recipe_is_planned_at_its_real_size(qwen_7b: Path, parquet: P
     assert "7,615,616,512 parameters" in plan  # as its model card counts them: 7.61 billion
     assert "3 steps (1 epoch(s)) of 256 prompts x 8 samples, lr 1e-06" in plan
     assert "5 steps (2 epoch(s)) of 256 prompts x 8 samples, lr 1e-06" in plan
+
+
+@pytest.mark.parametrize(
+    "script", sorted(EXAMPLES.glob("*/slurm.sbatch")), ids=lambda p: p.parent.name
+)
+def test_a_jobs_warning_leaves_time_for_the_longest_step_and_a_checkpoint(script: Path) -> None:
+    """Every phase may take until its deadline, once a step; the signal waits for the step's end."""
+    config = read_toml(script.with_name("run.toml"), RunConfig)
+    text = script.read_text()
+    warning, limit = (re.search(f"(?m)^#SBATCH --{key}$", text) for key in KEYS_OF_TIME)
+    assert warning is not None and limit is not None
+    hours, minutes, seconds = map(int, limit.groups())
+    deadlines = asdict(config.watchdog)
+    del deadlines["start_s"]
+    assert min(deadlines.values()) > 0
+    assert sum(deadlines.values()) <= int(warning[1]) < (3600 * hours + 60 * minutes + seconds) / 2
+    adversarial = config.adversarial
+    assert (adversarial.extra_discriminator_steps, adversarial.student_updates) == (0, 1)
+    # What is lost with a node is a few steps, each of which may take that long.
+    assert 1 <= config.checkpoint.save_interval <= 10
