@@ -193,7 +193,8 @@ def _check_optimizer_memory(
             "compute.use_precision_aware_optimizer = True is part of the distributed optimizer; "
             "set parallel.use_distributed_optimizer = true, or leave it out"
         )
-    if is_aware and not offloads and machine.transformer_engine is None:
+    if is_aware and machine.transformer_engine is None:
+        # On the host the Adam is torch's, but megatron-core asks for the version all the same.
         yield (
             "compute.use_precision_aware_optimizer = True needs the fused Adam of Transformer "
             "Engine, which is not installed; install megatron-gad[te], or leave it out"

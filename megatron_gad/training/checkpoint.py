@@ -17,6 +17,7 @@ from megatron_gad.training.distributed_optimizer import (
     fill_moments,
     load_optimizer,
     places_without_padding,
+    without_classes,
 )
 from megatron_gad.training.optimizer import forget_moments, has_moments
 from megatron_gad.training.parallel import Parallel
@@ -162,7 +163,7 @@ def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]
         optimizer = trainer.optimizer.sharded_state_dict(
             state["model"], is_loading=is_loading, metadata=RESHARDABLE
         )
-    return {**state, "optimizer": optimizer}
+    return {**state, "optimizer": without_classes(optimizer)}
 
 
 def _read(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from megatron.core.optimizer.cpu_offloading.hybrid_optimizer import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
@@ -24,12 +25,29 @@ def fill_moments(optimizer: Any) -> None:
     another kind stay as they are.
     """
     for part in _distributed_parts(optimizer):
-        if part.init_state_fn is None:  # an optimizer on the host makes its own
+        if isinstance(part.optimizer, HybridDeviceOptimizer):
+            _fill_hybrid_moments(part.optimizer)
             continue
         part.init_state_fn(part.optimizer, part.config)
         if isinstance(part.optimizer, torch.optim.AdamW):
             for parameter, state in part.optimizer.state.items():
                 state.setdefault("step", torch.zeros((), device=parameter.device))
+
+
+def _fill_hybrid_moments(hybrid: HybridDeviceOptimizer) -> None:
+    """Do so for an optimizer that is again several, on the device and on the host.
+
+    Megatron saves what is gathered from those: moments, and main parameters as they are now.
+    """
+    for one in hybrid.sub_optimizers:
+        for parameter in (p for group in one.param_groups for p in group["params"]):
+            state = one.state[parameter]
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter, requires_grad=False)
+            if isinstance(one, torch.optim.AdamW):
+                state.setdefault("step", torch.zeros((), device=parameter.device))
+    hybrid._sync_sub_optimizers_state_to_hdo()
 
 
 @contextmanager
@@ -54,6 +72,18 @@ def _places_without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
         parameter: (start - padding[index], end - padding[index], index)
         for parameter, (start, end, index) in buffer.param_index_map.items()
     }
+
+
+def without_classes(state: Any) -> Any:
+    """Return a nested state without the classes in it.
+
+    An optimizer on the host notes in its groups what it is made of, and a checkpoint that holds a
+    class is not read again.
+    """
+    if isinstance(state, dict):
+        kept = {key: value for key, value in state.items() if not isinstance(value, type)}
+        return {key: without_classes(value) for key, value in kept.items()}
+    return [without_classes(item) for item in state] if isinstance(state, list) else state
 
 
 def load_optimizer(optimizer: Any, state: dict[Any, Any]) -> None:

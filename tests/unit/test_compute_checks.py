@@ -139,14 +139,15 @@ def test_what_is_missing_is_said_with_the_remedy(
     assert problems(machine, **compute) == [message]
 
 
-def test_lighter_optimizer_states_need_transformer_engine_or_a_host_to_move_to() -> None:
+def test_a_precision_aware_optimizer_needs_transformer_engine_and_offload_a_gpu() -> None:
     aware = {"use_precision_aware_optimizer": True, "bf16": True}
     light = {**aware, "exp_avg_dtype": "bf16"}
     without_te = Machine((9, 0))
     assert problems(H100, SHARDED, **light) == []
-    assert problems(without_te, SHARDED, **aware, optimizer_cpu_offload=True) == []
-    assert "fused Adam of Transformer Engine" in problems(without_te, SHARDED, **light)[0]
-    (no_gpu,) = problems(NOTHING, SHARDED, **aware, optimizer_cpu_offload=True)
+    assert problems(H100, SHARDED, **aware, optimizer_cpu_offload=True) == []
+    for chosen in (light, {**aware, "optimizer_cpu_offload": True}):
+        assert "fused Adam of Transformer Engine" in problems(without_te, SHARDED, **chosen)[0]
+    no_gpu, _ = problems(NOTHING, SHARDED, **aware, optimizer_cpu_offload=True)
     assert "there is no GPU; leave it out" in no_gpu
 
 
