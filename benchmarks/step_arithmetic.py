@@ -1,12 +1,19 @@
 """What a measured step is compared with: sizes, floating point operations, peaks, planned bytes."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_gad.planning.devices import DEVICES, Device
 from megatron_gad.planning.layout import Layout
-from megatron_gad.planning.memory import Microbatch, activation_bytes, model_state, precision_of
+from megatron_gad.planning.memory import (
+    Microbatch,
+    Precision,
+    activation_bytes,
+    engine_weight_bytes,
+    kv_bytes_per_token,
+    model_state,
+    precision_of,
+)
 from megatron_gad.planning.shapes import ModelShape
 
 
@@ -32,6 +39,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+TITLES = "model", "precision", "phase", "s", "tokens/s", "MFU", "GB/s", "peak GiB", "plan GiB"
+HEADER = "\n".join(f"| {' | '.join(row)} |" for row in (TITLES, ["---"] * len(TITLES)))
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one step; all are equally long. micro: of one forward."""
@@ -51,20 +62,22 @@ class Rows:
 class Measured:
     """One line of the table. What cannot be known here is None.
 
-    seconds: median of the repeats. tokens: of one repeat. flops: of one repeat, what the
-    mathematics needs, without recomputation. nbytes: moved. peak_bytes: most memory allocated on
-    the device; planned_bytes: what the planner expects of that.
+    seconds: median of the repeats; None where problem says why there is none. tokens: of one
+    repeat. flops: of one repeat, what the mathematics needs, without recomputation. nbytes: moved.
+    peak_bytes: most memory allocated on the device; planned_bytes: what the planner expects of
+    that.
     """
 
     shape: str
     precision: str
     phase: str
-    seconds: float
+    seconds: float | None
     tokens: int = 0
     flops: float = 0.0
     nbytes: int = 0
     peak_bytes: int | None = None
     planned_bytes: int | None = None
+    problem: str = ""
 
 
 def training_flops(shape: ModelShape, rows: Rows, is_scorer: bool) -> float:
@@ -85,13 +98,29 @@ def training_flops(shape: ModelShape, rows: Rows, is_scorer: bool) -> float:
 def planned_training_bytes(
     shape: ModelShape, rows: Rows, precision: str, is_scorer: bool, chunk: int
 ) -> int:
-    """Return the planner's bytes while one model trains and both are on the device."""
-    layout, kind = Layout(), precision_of(bf16=precision != "fp32", fp8="fp8" in precision)
-    states = [model_state(shape, layout, kind, scorer).total for scorer in (False, True)]
+    """Return the planner's bytes while one model trains and is alone on the device."""
+    layout, kind = Layout(), _kind(precision)
     count = -(-rows.count // rows.micro)
     length = rows.prompt + rows.response
     batch = Microbatch(rows.micro * length, count, chunk=0 if is_scorer else chunk)
-    return sum(states) + activation_bytes(shape, layout, kind, batch)
+    state = model_state(shape, layout, kind, is_scorer).total
+    return state + activation_bytes(shape, layout, kind, batch)
+
+
+def planned_engine_bytes(shape: ModelShape, precision: str, tokens: int) -> int:
+    """Return the planner's bytes while the engine samples beside a student at rest.
+
+    tokens: whose keys and values the engine holds.
+    """
+    layout, kind = Layout(), _kind(precision)
+    engine = engine_weight_bytes(shape, layout, kind) + tokens * kv_bytes_per_token(
+        shape, layout, kind
+    )
+    return model_state(shape, layout, kind, is_scorer=False).total + engine
+
+
+def _kind(precision: str) -> Precision:
+    return precision_of(bf16=precision != "fp32", fp8="fp8" in precision)
 
 
 def device_named(name: str) -> Device | None:
@@ -104,34 +133,30 @@ def device_named(name: str) -> Device | None:
 
 def utilisation(measured: Measured, device: Device | None) -> float | None:
     """Return the MFU: the share of the device's dense peak that the mathematics took."""
-    if device is None or not measured.flops:
+    if device is None or not measured.flops or measured.seconds is None:
         return None
     peak = device.fp8_flops if "fp8" in measured.precision else device.bf16_flops
     return measured.flops / measured.seconds / peak if peak else None
 
 
-def table(lines: Sequence[Measured], device: Device | None) -> str:
-    """Return the lines as a Markdown table; a dash where nothing is known."""
-    titles = "model", "precision", "phase", "s", "tokens/s", "MFU", "GB/s", "peak GiB", "plan GiB"
-    rows = [" | ".join(titles), " | ".join("---" for _ in titles)]
-    for line in lines:
-        mfu = utilisation(line, device)
-        cells = (
-            line.shape,
-            line.precision,
-            line.phase,
-            f"{line.seconds:.4g}",
-            f"{line.tokens / line.seconds:,.0f}" if line.tokens else "-",
-            "-" if mfu is None else f"{100 * mfu:.1f} %",
-            f"{line.nbytes / line.seconds / 1e9:.2f}" if line.nbytes else "-",
-            "-" if line.peak_bytes is None else f"{line.peak_bytes / 2**30:.2f}",
-            "-" if line.planned_bytes is None else f"{line.planned_bytes / 2**30:.2f}",
-        )
-        rows.append(" | ".join(cells))
-    return "\n".join(f"| {row} |" for row in rows)
+def as_row(line: Measured, device: Device | None) -> str:
+    """Return a line as a row of the Markdown table; a dash where nothing is known."""
+    mfu, seconds = utilisation(line, device), line.seconds
+    cells = (
+        line.shape,
+        line.precision,
+        line.phase,
+        line.problem if seconds is None else f"{seconds:.4g}",
+        f"{line.tokens / seconds:,.0f}" if line.tokens and seconds else "-",
+        "-" if mfu is None else f"{100 * mfu:.1f} %",
+        f"{line.nbytes / seconds / 1e9:.2f}" if line.nbytes and seconds else "-",
+        "-" if line.peak_bytes is None else f"{line.peak_bytes / 2**30:.2f}",
+        "-" if line.planned_bytes is None else f"{line.planned_bytes / 2**30:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def as_record(line: Measured, device: Device | None) -> dict[str, Any]:
     """Return a line for the JSON file, with what follows from it."""
-    derived = {"mfu": utilisation(line, device), "tokens_per_second": line.tokens / line.seconds}
-    return asdict(line) | derived
+    rate = line.tokens / line.seconds if line.seconds else None
+    return asdict(line) | {"mfu": utilisation(line, device), "tokens_per_second": rate}
