@@ -127,6 +127,17 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
             "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
             "parallel.use_distributed_optimizer = true, or leave it out"
         )
+    if compute.fp8_param_gather and compute.fp8_recipe == "delayed":
+        yield (
+            "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
+            "come from the steps before, which loaded weights have none of; use 'tensorwise', "
+            "'blockwise' or 'mxfp8', or leave it out"
+        )
+    if compute.fp8_param_gather and compute.use_precision_aware_optimizer:
+        yield (
+            "compute.fp8_param_gather = True does not go with use_precision_aware_optimizer = "
+            "True, whose main weights would begin at those rounded to FP8; leave one of them out"
+        )
     if compute.first_last_layers_bf16 and compute.fp8_recipe == "delayed":
         yield (
             "compute.first_last_layers_bf16 = True does not go with fp8_recipe = 'delayed', whose "

@@ -9,7 +9,7 @@ in them at places that count it. Where an embedding is tied, the last of several
 in a bucket of its own, whose padding Megatron avoids by wider vocabularies than a checkpoint needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,21 @@ def _fill_hybrid_moments(hybrid: HybridDeviceOptimizer) -> None:
             if isinstance(one, torch.optim.AdamW):
                 state.setdefault("step", torch.zeros((), device=parameter.device))
     hybrid._sync_sub_optimizers_state_to_hdo()
+
+
+@torch.no_grad()
+def set_main_parameters(optimizer: Any, values: Mapping[Any, torch.Tensor]) -> None:
+    """Let float32 main parameters be what their parameters are rounded from.
+
+    values: parameter -> its whole values, of parameters in 16 bits or fewer.
+    """
+    for part in _distributed_parts(optimizer):
+        groups = zip(part.model_float16_groups, part.shard_fp32_from_float16_groups, strict=True)
+        for parameters, shards in groups:
+            for parameter, shard in zip(parameters, shards, strict=True):
+                if parameter in values:
+                    place = part._get_model_param_range_map(parameter)["param"]
+                    shard.copy_(values[parameter].view(-1)[place.start : place.end])
 
 
 @contextmanager

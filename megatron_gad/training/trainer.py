@@ -23,6 +23,8 @@ from transformers import PretrainedConfig
 
 from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
+from megatron_gad.models.plain_weights import plain_weights
+from megatron_gad.training.distributed_optimizer import set_main_parameters
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.offload import TrainerMemory, to_host
@@ -162,10 +164,13 @@ class Trainer:
     def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
         """Take weights under their Hugging Face names from a folder or an iterator.
 
-        In bf16 the float32 main weights begin at the rounded ones. The optimizer's moments stay.
+        In bf16 the float32 main weights begin at the rounded ones; those of weights held in FP8 at
+        the ones from before rounding. The optimizer's moments stay.
         """
-        load_hf_weights(self.modules, self.hf_config, source)
+        with plain_weights(self.modules) as unrounded:
+            load_hf_weights(self.modules, self.hf_config, source)
         self.optimizer.reload_model_params()
+        set_main_parameters(self.optimizer, unrounded)
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield full tensors under their Hugging Face names; all ranks of the model iterate."""
@@ -183,7 +188,8 @@ class Trainer:
         """Return a folder's weights as a snapshot; the trainer's own stay as they are."""
         own = self.snapshot()
         try:
-            load_hf_weights(self.modules, self.hf_config, folder)
+            with plain_weights(self.modules):
+                load_hf_weights(self.modules, self.hf_config, folder)
         finally:
             self.swap(own)
         return own

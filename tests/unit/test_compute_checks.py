@@ -165,6 +165,21 @@ def test_what_is_offloaded_is_float32_beside_weights_in_bf16() -> None:
     ]
 
 
+def test_weights_in_fp8_need_scales_of_their_own_and_main_weights_beside_them() -> None:
+    gather = {"fp8_param_gather": True}
+    assert problems(H100, SHARDED, **fp8("blockwise", **gather)) == []
+    assert problems(H100, SHARDED, **fp8("delayed", **gather)) == [
+        "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
+        "come from the steps before, which loaded weights have none of; use 'tensorwise', "
+        "'blockwise' or 'mxfp8', or leave it out"
+    ]
+    aware = {"use_precision_aware_optimizer": True}
+    assert problems(H100, SHARDED, **fp8("blockwise", **gather, **aware)) == [
+        "compute.fp8_param_gather = True does not go with use_precision_aware_optimizer = True, "
+        "whose main weights would begin at those rounded to FP8; leave one of them out"
+    ]
+
+
 def test_the_kernels_of_a_run_are_named() -> None:
     local = "attention by torch's scaled_dot_product_attention, norms by torch, Adam: "
     assert describe_kernels(ComputeConfig(), NOTHING) == local + "torch's"
