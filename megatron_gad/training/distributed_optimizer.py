@@ -25,12 +25,13 @@ def fill_moments(optimizer: Any) -> None:
     another kind stay as they are.
     """
     for part in _distributed_parts(optimizer):
-        if isinstance(part.optimizer, HybridDeviceOptimizer):
-            _fill_hybrid_moments(part.optimizer)
+        inner: Any = part.optimizer
+        if isinstance(inner, HybridDeviceOptimizer):
+            _fill_hybrid_moments(inner)
             continue
-        part.init_state_fn(part.optimizer, part.config)
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            for parameter, state in part.optimizer.state.items():
+        part.init_state_fn(inner, part.config)
+        if isinstance(inner, torch.optim.AdamW):
+            for parameter, state in inner.state.items():
                 state.setdefault("step", torch.zeros((), device=parameter.device))
 
 
