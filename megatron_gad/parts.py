@@ -20,6 +20,7 @@ from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.metrics import MetricsWriter, Timers
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.choice import describe_residency
+from megatron_gad.residency import plan_residency
 from megatron_gad.rollout import Ahead, Sampler
 from megatron_gad.schedule import Schedule
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
@@ -27,7 +28,6 @@ from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
-from megatron_gad.workloads import plan_residency
 
 StageConfig = SeqkdConfig | WarmupConfig | AdversarialConfig
 
@@ -209,10 +209,10 @@ def _build_student(config: RunConfig, parallel: Parallel, settings: TrainerSetti
 
 
 def _build_schedule(run: Run) -> Schedule:
-    memory, reason = plan_residency(run.config, run.parallel.world_size)
+    residency = plan_residency(run.config, run.parallel.world_size)
     if run.parallel.is_writer:
-        logger.info("schedule: %s", "; ".join((*describe_residency(memory), reason)))
-    return Schedule(memory.leaves, run.sampler, run.parallel, run.timers)
+        logger.info("schedule: %s", "; ".join(describe_residency(residency)))
+    return Schedule(residency.memory.leaves, run.sampler, run.parallel, run.timers)
 
 
 def _build_engine(config: RunConfig, parallel: Parallel):

@@ -11,15 +11,17 @@ from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.shapes import shape_from_config
+from megatron_gad.residency import plan_residency
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.options import ParallelConfig
-from megatron_gad.workloads import plan_residency
 
 
-def describe_plan(config: RunConfig, world_size: int) -> str:
+def describe_plan(config: RunConfig, world_size: int, gpu_type: str | None = None) -> str:
     """Return the resolved plan of a configuration that passed its checks.
 
     Reads and tokenises the data, unless it would have to be downloaded first.
+
+    gpu_type: of the run's GPUs where they are not here; by default that of this machine's.
 
     Raises:
         ValueError: the data cannot be used; names file and row.
@@ -35,9 +37,9 @@ def describe_plan(config: RunConfig, world_size: int) -> str:
             text, count = _describe_data(config, path)
             lines.append(_line(title, text))
             num_prompts = count if title == "data" else num_prompts
-    memory, reason = plan_residency(config, world_size)
+    reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
     lines.append(_line("residency", reason))
-    lines += [_line("", text) for text in describe_residency(memory)]
+    lines += [_line("", text) for text in held]
     for name in config.stages:
         lines.append(_line(name, _describe_stage(config, name, num_prompts)))
     lines += [_line("writes", _describe_files(config)), "", "Resolved configuration:", ""]

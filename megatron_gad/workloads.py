@@ -3,65 +3,20 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from megatron_gad.config import RunConfig
 from megatron_gad.data.dataset import HUB, DataConfig
 from megatron_gad.data.rows import read_file_rows
-from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import data_parallel_size
-from megatron_gad.planning.choice import choose_residency
-from megatron_gad.planning.devices import DEVICES, GIB, Assumptions, Device
+from megatron_gad.planning.devices import Assumptions, Device
 from megatron_gad.planning.layout import Layout
-from megatron_gad.planning.memory import (
-    Precision,
-    engine_weight_bytes,
-    kv_bytes_per_token,
-    precision_of,
-)
-from megatron_gad.planning.request import EngineUse, Request
-from megatron_gad.planning.residency import MemoryPlan
-from megatron_gad.planning.shapes import ModelShape, shape_from_config
-from megatron_gad.planning.time import move_seconds
+from megatron_gad.planning.memory import Precision, precision_of
+from megatron_gad.planning.request import Request
+from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import Lengths, StageWork
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.options import ComputeConfig, ParallelConfig
 
-# Of a run that has no means given: they weigh moves against each other, and bound no memory.
-MEAN_PROMPT, MEAN_RESPONSE = 150, 400
-UNBOUNDED = 2**60
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
-
-
-def plan_residency(config: RunConfig, world_size: int) -> tuple[MemoryPlan, str]:
-    """Return who leaves the devices of a run and what each phase then needs; why, and how long.
-
-    Looks at the device if there is one, and starts nothing.
-    """
-    schedule = config.schedule
-    device, assume, source = _device_of_run(schedule.device_memory_gib)
-    layout = replace(
-        configured_layout(config, world_size), engine_tensor=config.sglang.tensor_parallel_size
-    )
-    student = _shape(config.student.path)
-    request = plan_request(
-        config,
-        (student, _shape(config.discriminator.path or config.student.path)),
-        device,
-        world_size,
-        lengths_of(config.data, MEAN_PROMPT, MEAN_RESPONSE),
-        replace(assume, bucket_bytes=_bucket_bytes(config, student)),
-    )
-    # An engine that samples for the next step is at work all the time.
-    rests = not ("adversarial" in config.stages and config.adversarial.overlap)
-    engine = replace(_engine_use(config, request, layout), may_leave=rests)
-    request = replace(request, engine=engine)
-    memory = choose_residency(request, layout, schedule.leaves)
-    reason = "as schedule.leaves says" if schedule.leaves is not None else source
-    if memory.leaves:
-        seconds = max(move_seconds(request, memory, stage) for stage in request.stages)
-        reason += f"; moving takes about {seconds:.2g} s a step"
-    return memory, reason
 
 
 def plan_request(
@@ -112,54 +67,6 @@ def _precision(compute: ComputeConfig) -> Precision:
     return replace(precision, optimizer=sum(TYPE_BYTES[each] for each in types))
 
 
-def _shape(folder: str) -> ModelShape:
-    return shape_from_config(load_hf_config(folder).to_dict())
-
-
-def _device_of_run(memory_gib: float | None) -> tuple[Device, Assumptions, str]:
-    """Return the device that a run has, what of it may not be used, and how that is known.
-
-    The speeds of a type that is not in the table are those of another: they only order moves.
-    """
-    assume, known = Assumptions(), DEVICES["h100-80g"]
-    if memory_gib is not None:
-        limited = replace(known, memory_bytes=int(memory_gib * GIB))
-        assume = replace(assume, reserved_bytes=0, reserved_share=0.0)
-        return limited, assume, f"for schedule.device_memory_gib = {memory_gib:g}"
-    if not torch.cuda.is_available():
-        unbounded = replace(known, memory_bytes=UNBOUNDED)
-        return unbounded, assume, "there is no GPU whose memory bounds it"
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    for device in DEVICES.values():
-        if device.name.split("-")[0] in found.name.lower():
-            known = device
-    source = f"for the {found.total_memory / GIB:.1f} GiB of {found.name}"
-    return replace(known, memory_bytes=found.total_memory), assume, source
-
-
-def _bucket_bytes(config: RunConfig, student: ModelShape) -> int:
-    """Return the bytes of a weight swap's bucket; the embedded engine takes tensor by tensor."""
-    if config.rollout.engine == "sglang":
-        return config.sglang.update_weight_buffer_size
-    return student.vocab_size * student.hidden_size * (2 if config.compute.bf16 else 4)
-
-
-def _engine_use(config: RunConfig, request: Request, layout: Layout) -> EngineUse:
-    """Return what the engine of a run takes of the devices, which is settled before it starts."""
-    if config.rollout.engine == "embedded":
-        samples = max(-(-int(stage.num_samples) // layout.data) for stage in request.stages)
-        rows = min(config.rollout.max_batch_size, samples)
-        return EngineUse("embedded", rows * request.lengths.max_row)
-    if config.sglang.urls:
-        return EngineUse("elsewhere", 0)
-    if request.device.memory_bytes == UNBOUNDED:
-        return EngineUse("servers")
-    share = int(config.sglang.mem_fraction_static * request.device.memory_bytes)
-    weights = engine_weight_bytes(request.student, layout, request.precision)
-    each = kv_bytes_per_token(request.student, layout, request.precision)
-    return EngineUse("servers", max(0, share - weights) // each)
-
-
 def stage_works(config: RunConfig) -> tuple[StageWork, ...]:
     """Return a typical step of each stage of a run, in their order.
 
@@ -170,9 +77,18 @@ def stage_works(config: RunConfig) -> tuple[StageWork, ...]:
 
 
 def configured_layout(config: RunConfig, num_gpus: int) -> Layout:
-    """Return the layout that a configuration has on this many GPUs, with the discriminator's."""
-    student, own = config.parallel, config.discriminator_layout
+    """Return the layout that a configuration has on this many GPUs.
+
+    With the discriminator's, and the copies of the engine: one on the first rank of each copy of
+    the model, the servers that it starts, or those at URLs.
+    """
+    student, own, sglang = config.parallel, config.discriminator_layout, config.sglang
     layout = _layout(student, config.compute, num_gpus)
+    if config.rollout.engine == "embedded":
+        layout = replace(layout, engines=layout.data)
+    if config.rollout.engine == "sglang":
+        engines = len(sglang.urls) or sglang.num_servers * layout.data
+        layout = replace(layout, engine_tensor=sglang.tensor_parallel_size, engines=engines)
     if own == student:
         return layout
     return replace(layout, discriminator=_layout(own, config.compute, num_gpus))
@@ -274,4 +190,5 @@ def _adversarial_work(stage: AdversarialConfig, config: RunConfig) -> StageWork:
         student_trained=rows * stage.student_updates,
         discriminator_forwards=pairs * (1 - learns) + again * learns,
         discriminator_trained=pairs * learns + 2 * extra,
+        overlaps=stage.overlap,
     )

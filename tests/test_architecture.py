@@ -29,6 +29,7 @@ LAYERS = (
             "resume",
             "parts",
             "plan",
+            "residency",
             "workloads",
         ),
         *("config", "config_file", "config_flags", "stage_config"),

@@ -8,6 +8,7 @@ input.
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,11 +16,14 @@ import tyro
 
 from megatron_gad.config import RunConfig
 from megatron_gad.config_file import read_toml
+from megatron_gad.planning.choice import caveats
 from megatron_gad.planning.devices import Assumptions, device_of
+from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.report import format_report, to_json
-from megatron_gad.planning.request import EngineUse, Request
+from megatron_gad.planning.request import Request
 from megatron_gad.planning.search import find_plans, plan_layout
 from megatron_gad.planning.shapes import read_shape
+from megatron_gad.residency import bounded, engine_use, free_servers
 from megatron_gad.workloads import configured_layout, count_rows, lengths_of, plan_request
 
 
@@ -60,8 +64,13 @@ def main() -> int:
         print(f"plan_run: {error}", file=sys.stderr)
         return 2
     layout = configured_layout(config, request.num_gpus)
+    as_configured = replace(request, engine=engine_use(config, request, layout))
+    if as_configured.engine.is_here:
+        request = replace(request, engine=free_servers(config))
+    else:
+        request = as_configured
     try:
-        configured = plan_layout(request, layout)
+        configured = plan_layout(as_configured, layout, config.schedule.leaves)
     except ValueError as error:
         configured = str(error)
     problem, plans = "", []
@@ -70,18 +79,28 @@ def main() -> int:
     except ValueError as error:
         problem = str(error)
     print(format_report(request, configured, plans))
-    if layout.discriminator is not None:
-        print("Layouts other than the configured one are of both models: with their flags take the")
-        print("sizes out of [discriminator].")
-    if config.rollout.engine != "sglang":
-        print("Sampling is planned on SGLang servers on all GPUs; this run samples otherwise:")
-        print(f"rollout.engine = {config.rollout.engine!r}, on one rank of each copy of the model.")
+    for line in _flags_to_change(config, layout):
+        print(line)
+    for caveat in caveats(as_configured):
+        print(f"Configured layout: {caveat}")
     if problem:
         print(f"plan_run: {problem}", file=sys.stderr)
     if arguments.json:
         found = to_json(request, configured, plans) | {"problem": problem or None}
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0 if plans else 1
+
+
+def _flags_to_change(config: RunConfig, layout: Layout) -> Iterator[str]:
+    """Yield what the layouts that were found need beside their flags."""
+    if layout.discriminator is not None:
+        yield "Layouts other than the configured one are of both models: with their flags take the"
+        yield "sizes out of [discriminator]."
+    if config.rollout.engine == "embedded":
+        yield "Layouts other than the configured one sample on SGLang servers: with their flags set"
+        yield "rollout.engine = 'sglang'. The configured one has one engine a copy of the model."
+    if config.schedule.leaves is not None:
+        yield "With the flags of other layouts take schedule.leaves out: they choose who leaves."
 
 
 def _request(arguments: Arguments, config: RunConfig) -> Request:
@@ -108,14 +127,10 @@ def _request(arguments: Arguments, config: RunConfig) -> Request:
         device,
         arguments.gpus,
         lengths_of(config.data, arguments.prompt_tokens, arguments.response_tokens),
-        arguments.assume,
+        bounded(arguments.assume, device, config.schedule.device_memory_gib),
     )
-    is_elsewhere = config.rollout.engine == "sglang" and config.sglang.urls
-    return replace(
-        request,
-        num_data_prompts=arguments.num_prompts or count_rows(config.data),
-        engine=EngineUse("elsewhere" if is_elsewhere else "servers"),
-    )
+    num_prompts = arguments.num_prompts or count_rows(config.data)
+    return replace(request, num_data_prompts=num_prompts)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the planner knows about GPU types: published figures, and what share of them is reached."""
 
+import re
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -111,6 +112,18 @@ def device_of(name: str) -> Device:
     if name not in DEVICES:
         raise ValueError(f"--gpu-type {name!r} is not known; use one of {', '.join(DEVICES)}")
     return DEVICES[name]
+
+
+def device_named(name: str) -> Device | None:
+    """Return the row of a GPU by the name that its driver gives; None where its speed is not known.
+
+    The table is of whole SXM parts: those for PCIe, NVL pairs and slices of a GPU are slower.
+    """
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    if words & {"pcie", "nvl", "mig"}:
+        return None
+    found = (device for device in DEVICES.values() if device.name.split("-")[0] in words)
+    return next(found, None)
 
 
 def usable_bytes(device: Device, assume: Assumptions) -> int:

@@ -16,7 +16,8 @@ class Layout:
     context: ranks that share every row's tokens. virtual: chunks of layers of a pipeline rank.
     expert: ranks that share the experts out among them. expert_tensor: ranks that share one expert;
     None is as many as ``tensor``.
-    engine_tensor: GPUs of one copy of the rollout engine; divides tensor * pipeline.
+    engine_tensor: GPUs of one copy of the rollout engine. engines: its copies in all; None is as
+    many as the GPUs hold.
     discriminator: its layout over the same ranks, where that is not the student's.
     """
 
@@ -28,6 +29,7 @@ class Layout:
     expert: int = 1
     expert_tensor: int | None = None
     engine_tensor: int = 1
+    engines: int | None = None
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
     recompute: Recompute = None
@@ -63,9 +65,15 @@ class Layout:
         """Return the ranks that hold the same shard of the experts."""
         return max(1, self.tensor * self.copies // self.expert_shards)
 
+    @property
+    def num_engines(self) -> int:
+        """Return the copies of the rollout engine."""
+        return self.world // self.engine_tensor if self.engines is None else self.engines
+
     def describe(self) -> str:
         """Return the layout in a few words."""
         words = f"{self._sizes()}, engine TP {self.engine_tensor}"
+        words += f" x {self.engines}" if self.engines is not None else ""
         words += f", {self.recompute} recompute" if self.recompute else ""
         own = self.discriminator
         return words + (f"; the discriminator {own._sizes()}" if own else "")
@@ -130,7 +138,6 @@ def layout_problems(shape: ModelShape, layout: Layout) -> list[str]:
         ("pipeline parallel size", layout.pipeline, "layers", shape.num_layers),
         ("engine's tensor parallel size", layout.engine_tensor, "heads", shape.num_heads),
         ("engine's tensor parallel size", layout.engine_tensor, "KV heads", shape.num_kv_heads),
-        ("engine's size", layout.engine_tensor, "ranks of a model", layout.model_group),
     ]
     if layout.virtual > 1:
         chunks = layout.pipeline * layout.virtual

@@ -6,10 +6,11 @@ from typing import Any
 
 from megatron_gad.planning.devices import GIB, usable_bytes
 from megatron_gad.planning.layout import Layout
-from megatron_gad.planning.request import Request
+from megatron_gad.planning.request import Request, swap_bytes
+from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.search import Plan
 from megatron_gad.planning.shapes import ModelShape
-from megatron_gad.planning.time import StageTime, swap_bytes, swap_seconds
+from megatron_gad.planning.time import StageTime, swap_seconds
 
 ROLES = ("student", "discriminator", "engine", "activations", "swap_buffers", "kv_cache")
 SHOWN_PLANS = 6
@@ -97,7 +98,7 @@ def server_flags(request: Request, plan: Plan) -> str:
     layout, share = plan.layout, held / request.device.memory_bytes
     return (
         f"--sglang.tensor-parallel-size {layout.engine_tensor} "
-        f"--sglang.num-servers {layout.model_group // layout.engine_tensor} "
+        f"--sglang.num-servers {layout.num_engines // layout.data} "
         f"--sglang.mem-fraction-static {share:.2f}"
     )
 
@@ -137,14 +138,19 @@ def _answer(request: Request, plan: Plan) -> Iterator[str]:
         yield _row(phase.phase, [f"{size / GIB:.1f}" for size in (*sizes, phase.total)])
     leaves = ", ".join(sorted(plan.memory.leaves)) or "nobody; everything stays"
     yield _line("must leave", leaves)
-    yield _line("host memory", f"{plan.memory.host_bytes / GIB:.1f} GiB pinned for each GPU")
+    yield _line("host memory", _host_memory(plan.memory))
     if request.has_engine:
         yield from _engine_lines(request, plan)
     yield "  Seconds a step:"
-    yield _row("", ["swap", "rollout", "discriminator", "student", "moves", "step", "epoch (h)"])
+    yield _row("", [*plan.stages[0].by_phase, "step"])
     for stage in plan.stages:
-        yield _row(stage.stage, _stage_cells(stage))
+        cells = (*stage.by_phase.values(), stage.step)
+        yield _row(stage.stage, [f"{seconds:.1f}" for seconds in cells])
+    yield from _epochs(plan.stages)
     for stage in plan.stages:
+        if stage.overlaps:
+            text = "the next step's rollout beside discriminator, student and moves"
+            yield _line(stage.stage, text)
         if stage.reference != stage.step:
             ratio = stage.reference / stage.step
             text = f"{stage.reference:.1f} s a step the reference implementation's way"
@@ -153,19 +159,35 @@ def _answer(request: Request, plan: Plan) -> Iterator[str]:
 
 def _engine_lines(request: Request, plan: Plan) -> Iterator[str]:
     tokens, lengths = plan.memory.cache_tokens, request.lengths
+    if request.engine.kind == "replay":
+        return
     yield _line(
         "KV cache",
         f"{tokens:,} tokens a copy of the engine: {tokens // lengths.row:,} rows at their mean "
-        f"length, {tokens // lengths.max_row:,} at their longest",
+        f"length, {tokens // lengths.max_row:,} at their longest; it decodes "
+        f"{plan.stages[-1].rollout.batch:,} at a time",
     )
     seconds = swap_seconds(request, plan.layout)
     yield _line("weight swap", f"{swap_bytes(request) / GIB:.1f} GiB in {seconds:.1f} s")
 
 
-def _stage_cells(stage: StageTime) -> list[str]:
-    phases = (stage.swap, stage.rollout.total, stage.discriminator, stage.student, stage.moves)
-    epoch = "?" if stage.epoch is None else f"{stage.epoch / HOUR:.1f}"
-    return [f"{seconds:.1f}" for seconds in (*phases, stage.step)] + [epoch]
+def _host_memory(memory: MemoryPlan) -> str:
+    words = f"{memory.host_bytes / GIB:.1f} GiB pinned for each GPU"
+    if not memory.engine_host_bytes:
+        return words
+    kept = f"{memory.engine_host_bytes / GIB:.1f} GiB of weights to start engines again"
+    return f"{words}; {kept}, on one rank of each copy of the model"
+
+
+def _epochs(stages: Sequence[StageTime]) -> Iterator[str]:
+    """Yield the hours of an epoch by phase, where the size of the data set is known."""
+    if any(stage.epoch is None for stage in stages):
+        return
+    yield "  Hours an epoch:"
+    yield _row("", [*stages[0].by_phase, "epoch"])
+    for stage in stages:
+        cells = (*(stage.epoch_by_phase or {}).values(), stage.epoch or 0.0)
+        yield _row(stage.stage, [f"{seconds / HOUR:.2f}" for seconds in cells])
 
 
 def _others(plans: Sequence[Plan]) -> Iterator[str]:
@@ -181,20 +203,17 @@ def _plan_json(request: Request, plan: Plan) -> dict[str, Any]:
         "flags": flags(plan),
         "leaves": sorted(memory.leaves),
         "host_bytes": memory.host_bytes,
+        "engine_host_bytes": memory.engine_host_bytes,
         "cache_tokens": memory.cache_tokens,
         "bytes_by_phase": {phase.phase: dict(phase.by_role) for phase in memory.phases},
         "swap_seconds": swap_seconds(request, plan.layout) if request.has_engine else 0.0,
         "stages": [
             {
                 "stage": stage.stage,
-                "seconds": {
-                    "swap": stage.swap,
-                    "rollout": stage.rollout.total,
-                    "discriminator": stage.discriminator,
-                    "student": stage.student,
-                    "moves": stage.moves,
-                },
+                "seconds": stage.by_phase,
+                "overlaps": stage.overlaps,
                 "step_seconds": stage.step,
+                "epoch_seconds_by_phase": stage.epoch_by_phase,
                 "epoch_seconds": stage.epoch,
                 "stage_seconds": stage.total,
                 "reference_step_seconds": stage.reference,

@@ -14,14 +14,21 @@ class EngineUse:
     """How the rollout engine shares the devices of training.
 
     kind: servers hold their cache from start to end; the embedded engine only while it samples;
-        an engine that is elsewhere holds nothing here.
+        an engine that is elsewhere holds nothing here; a replay holds nothing and samples nothing.
     cache_tokens: of one copy's cache, whatever is free; None plans with what the phases leave.
-    may_leave: it rests while training is at work.
+    max_rows: that one copy decodes at once, whatever its cache holds.
+    keeps_weights: whoever owns a copy keeps the weights in host memory, to start it again.
     """
 
-    kind: Literal["servers", "embedded", "elsewhere"] = "servers"
+    kind: Literal["servers", "embedded", "elsewhere", "replay"] = "servers"
     cache_tokens: int | None = None
-    may_leave: bool = True
+    max_rows: int | None = None
+    keeps_weights: bool = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it has memory on the devices of training."""
+        return self.kind in ("servers", "embedded")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,16 @@ class Request:
     def has_engine(self) -> bool:
         """Whether any stage samples, and so has an engine and a discriminator."""
         return any(stage.num_samples for stage in self.stages)
+
+    @property
+    def engine_rests(self) -> bool:
+        """Whether the engine is at work only while training is not."""
+        return not any(stage.overlaps for stage in self.stages)
+
+
+def swap_bytes(request: Request) -> int:
+    """Return the bytes of the student's weights, which one copy of the engine takes."""
+    return request.student.num_parameters() * request.precision.engine
 
 
 def rows_per_unit(request: Request, group_size: int) -> int:

@@ -20,6 +20,7 @@ from megatron_gad.planning.request import (
     microbatch_tokens,
     num_microbatches,
     rows_per_unit,
+    swap_bytes,
 )
 
 # Who may leave the device when it is not at work. An engine that leaves takes its cache along.
@@ -34,6 +35,7 @@ class MemoryPlan:
     leaves: roles that leave the device while they are not at work.
     cache_tokens: tokens whose keys and values fit into one copy of the engine.
     student, discriminator: states while they train; host_bytes: pinned, for one GPU.
+    engine_host_bytes: of the copy of the weights that one rank of each copy of the models keeps.
     """
 
     leaves: frozenset[str]
@@ -42,6 +44,7 @@ class MemoryPlan:
     student: ModelState
     discriminator: ModelState | None
     host_bytes: int
+    engine_host_bytes: int = 0
 
     @property
     def missing(self) -> int:
@@ -53,8 +56,7 @@ def choices(request: Request) -> tuple[frozenset[str], ...]:
     """Return every choice of who leaves that a run has, from nobody to everybody."""
     if not request.has_engine:
         return (frozenset(),)
-    use = request.engine
-    stays = use.kind == "elsewhere" or not use.may_leave
+    stays = not (request.engine.is_here and request.engine_rests)
     engine = ENGINE_CHOICES[:1] if stays else ENGINE_CHOICES
     return tuple(frozenset((*models, *e)) for e in engine for models in MODEL_CHOICES)
 
@@ -114,10 +116,13 @@ def _memory_plan(
         cache, cache_tokens = 0, 0
     else:
         engine = engine_weight_bytes(request.student, layout, request.precision)
-        engine = 0 if request.engine.kind == "elsewhere" else engine
+        engine = engine if request.engine.is_here else 0
         phases = _phases(request, leaves, (student, discriminator, engine), activations)
         cache, cache_tokens = _cache(request, layout, leaves, phases)
-    usable = usable_bytes(request.device, request.assume)
+    usable, keeps_weights = (
+        usable_bytes(request.device, request.assume),
+        request.engine.keeps_weights,
+    )
     # The reference, and the student's own weights while it is lent them.
     host = 2 * student.weights if request.has_reference and discriminator else 0
     host += student.optimizer if "student" in leaves else 0
@@ -137,6 +142,7 @@ def _memory_plan(
         student=student,
         discriminator=discriminator,
         host_bytes=host,
+        engine_host_bytes=swap_bytes(request) if discriminator and keeps_weights else 0,
     )
 
 
@@ -168,10 +174,11 @@ def _phases(
 
 
 def _has_cache(request: Request, phase: str, leaves: frozenset[str]) -> bool:
-    if request.engine.kind == "elsewhere":
+    if not request.engine.is_here:
         return False
-    always = request.engine.kind == "servers" and "engine" not in leaves
-    return phase == "rollout" or always
+    # What samples for the next step keeps its cache while this one trains.
+    stays = request.engine.kind == "servers" or not request.engine_rests
+    return phase == "rollout" or (stays and "engine" not in leaves)
 
 
 def _cache(
@@ -191,9 +198,10 @@ def _cache(
         return request.engine.cache_tokens * each, request.engine.cache_tokens
     usable = usable_bytes(request.device, request.assume)
     lived = [roles for name, roles in phases.items() if _has_cache(request, name, leaves)]
-    free = min((usable - sum(roles.values()) for roles in lived), default=usable)
-    replicas = layout.world // layout.engine_tensor
-    most_rows = max(-(-int(stage.num_samples) // replicas) for stage in request.stages)
+    # Elsewhere an engine has such a device for itself.
+    alone = usable - engine_weight_bytes(request.student, layout, request.precision)
+    free = min((usable - sum(roles.values()) for roles in lived), default=alone)
+    most_rows = max(-(-int(stage.num_samples) // layout.num_engines) for stage in request.stages)
     longest = request.lengths.max_row
     tokens = min(max(free // each, longest), max(1, most_rows) * longest)
     return tokens * each, tokens

@@ -29,16 +29,18 @@ def rollout_time(
     """Return the seconds that sampling a step's responses takes.
 
     Replicas share the samples evenly. All rows decode together as far as the cache holds them, for
-    the mean length; then the few longest go on alone to the cap, at a small batch.
+    the mean length; then the few longest go on alone to the cap, at a small batch. A replay takes
+    no time.
 
     cache_tokens: tokens that fit the KV cache of one copy of the engine.
     """
-    if not work.num_samples:
+    if not work.num_samples or request.engine.kind == "replay":
         return RolloutTime(0.0, 0.0, 0.0, 0)
     lengths, assume = request.lengths, request.assume
-    replicas = layout.world // layout.engine_tensor
-    samples = -(-work.num_samples // replicas)
-    batch = int(max(1, min(samples, cache_tokens // lengths.row)))
+    samples = -(-work.num_samples // layout.num_engines)
+    batch = int(
+        max(1, min(samples, cache_tokens // lengths.row, request.engine.max_rows or samples))
+    )
     # The samples of one prompt share its prefill.
     num_prompts = max(1.0, samples / max(1, work.group_size))
     flops = 2 * request.student.multiplied_parameters() * num_prompts * lengths.prompt

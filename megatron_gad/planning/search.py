@@ -1,13 +1,14 @@
 """Every layout and residency that fits, fastest first; or what is missing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
+from megatron_gad.planning.choice import choose_residency
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.layout import Layout, layout_problems
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.residency import MemoryPlan, memory_plans
-from megatron_gad.planning.time import StageTime, stage_time
+from megatron_gad.planning.time import StageTime, stage_times
 
 TENSOR_SIZES = (1, 2, 4, 8)
 PIPELINE_SIZES = (1, 2, 4, 8, 16)
@@ -28,37 +29,33 @@ class Plan:
         return self.stages[-1].step
 
 
-def plan_layout(request: Request, layout: Layout) -> Plan:
-    """Return the fastest residency and engine size of one training layout.
+def plan_layout(request: Request, layout: Layout, leaves: Collection[str] | None = None) -> Plan:
+    """Return the plan of one layout, its engine included, with the residency that a run takes.
 
-    layout: its ``engine_tensor`` is chosen here.
+    leaves: the roles that leave, where that is not to be chosen.
 
     Raises:
         ValueError: the layout does not divide the models or the batch, or nothing fits; says which
             numbers, or which phase lacks how many bytes.
     """
-    problems = divisibility_problems(request, replace(layout, engine_tensor=1))
+    problems = divisibility_problems(request, layout)
     if problems:
         raise ValueError(f"{layout.describe()} is impossible: {'; '.join(problems)}")
-    possible = [*_with_engines(request, layout)]
-    plans = [plan for each in possible for plan in _fitting(request, each)]
-    if not plans:
-        nearest = min(
-            ((each, memory) for each in possible for memory in memory_plans(request, each)),
-            key=lambda pair: pair[1].missing,
-        )
+    memory = choose_residency(request, layout, leaves)
+    if memory.missing:
         raise ValueError(
-            f"{nearest[0].describe()} does not fit: {_describe_missing(request, *nearest)}"
+            f"{layout.describe()} does not fit: {_describe_missing(request, layout, memory)}"
         )
-    return min(plans, key=_order)
+    return _plan(request, layout, memory)
 
 
 def find_plans(request: Request, base: Layout) -> list[Plan]:
     """Return the best residency of every layout that fits, fastest first.
 
     base: gives what is not searched: whether the optimizer is distributed, and the recompute that
-        is tried beside full recompute. A layout may leave GPUs idle, so more GPUs are never slower.
-        Both models are laid out alike, or as base has them.
+        is tried beside full recompute; and the engine that is not on these GPUs. A layout may leave
+        GPUs idle, so more GPUs are never slower. Both models are laid out alike, or as base has
+        them.
 
     Raises:
         ValueError: nothing fits; names the layout that comes nearest and what it lacks.
@@ -95,7 +92,7 @@ def layouts(request: Request, base: Layout) -> Iterator[Layout]:
         for pipeline in PIPELINE_SIZES:
             for data in range(1, request.num_gpus // (tensor * pipeline) + 1):
                 for expert in EXPERT_SIZES if request.student.num_experts else (1,):
-                    for engine in TENSOR_SIZES:
+                    for engine in _engine_sizes(request, base):
                         layout = replace(
                             base,
                             tensor=tensor,
@@ -106,24 +103,28 @@ def layouts(request: Request, base: Layout) -> Iterator[Layout]:
                             # Spread out, experts stay whole.
                             expert_tensor=1 if expert > 1 else base.expert_tensor,
                             engine_tensor=engine,
+                            engines=None if request.engine.is_here else base.engines,
                             sequence_parallel=tensor > 1,
                             discriminator=None,
                         )
                         if not divisibility_problems(request, layout):
                             yield from (replace(layout, recompute=r) for r in recomputes)
     if base.discriminator is not None:
-        yield from _with_engines(request, base)
+        engines = None if request.engine.is_here else base.engines
+        sizes = _engine_sizes(request, base)
+        own = [replace(base, engine_tensor=size, engines=engines) for size in sizes]
+        yield from (each for each in own if not divisibility_problems(request, each))
 
 
-def _with_engines(request: Request, layout: Layout) -> Iterator[Layout]:
-    """Yield a layout with every size of the engine that is possible."""
-    sized = (replace(layout, engine_tensor=size) for size in TENSOR_SIZES)
-    return (each for each in sized if not divisibility_problems(request, each))
+def _engine_sizes(request: Request, base: Layout) -> tuple[int, ...]:
+    """Return the GPUs that a copy of the engine may have; elsewhere that is settled."""
+    return TENSOR_SIZES if request.engine.is_here else (base.engine_tensor,)
 
 
 def divisibility_problems(request: Request, layout: Layout) -> list[str]:
     """Return what a layout does not divide: both models, the batch of each stage, the node."""
     problems = layout_problems(request.student, layout)
+    problems += _engine_problems(request, layout)
     own = layout.of_discriminator
     if request.has_engine:
         found = layout_problems(request.discriminator, replace(own, engine_tensor=1))
@@ -150,6 +151,19 @@ def divisibility_problems(request: Request, layout: Layout) -> list[str]:
     return problems
 
 
+def _engine_problems(request: Request, layout: Layout) -> Iterator[str]:
+    """Yield why the engine's copies do not fit the training ranks that own them."""
+    size, ranks = layout.engine_tensor, layout.model_group
+    if not request.engine.is_here:
+        if (layout.engines or 0) % layout.data:
+            yield f"{layout.data} data ranks do not divide the {layout.engines} engines elsewhere"
+        return
+    if layout.engines is None and ranks % size:
+        yield f"engine's size {size} does not divide the {ranks} ranks of a model"
+    if size * layout.num_engines > layout.world:
+        yield f"{layout.num_engines} engines of {size} GPUs are on {layout.world} GPUs"
+
+
 def _order(plan: Plan) -> tuple[float, int, int, int]:
     """Order plans by time; among equals fewer GPUs, smaller shards and fewer moves come first."""
     layout = plan.layout
@@ -159,14 +173,14 @@ def _order(plan: Plan) -> tuple[float, int, int, int]:
 def _fitting(request: Request, layout: Layout) -> list[Plan]:
     """Return a plan for every residency of a layout that fits."""
     return [
-        Plan(
-            layout,
-            memory,
-            tuple(stage_time(request, layout, memory, work) for work in request.stages),
-        )
+        _plan(request, layout, memory)
         for memory in memory_plans(request, layout)
         if not memory.missing
     ]
+
+
+def _plan(request: Request, layout: Layout, memory: MemoryPlan) -> Plan:
+    return Plan(layout, memory, stage_times(request, layout, memory))
 
 
 def _describe_missing(request: Request, layout: Layout, memory: MemoryPlan) -> str:

@@ -9,6 +9,7 @@ from megatron_gad.planning.request import (
     microbatch_rows,
     num_microbatches,
     rows_per_unit,
+    swap_bytes,
 )
 from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.rollout_time import RolloutTime, rollout_time
@@ -23,7 +24,8 @@ class StageTime:
     """Seconds of one step of a stage by phase, and of the reference's way of the same step.
 
     moves: between device and host, and an engine's sleep and wake. reference: the same phases the
-    way of the reference implementation, on the same devices, with the same residency.
+    way of the reference implementation, on the same devices, with the same residency, in turns.
+    overlaps: the rollout is of the next step, at work beside the rest of this one.
     """
 
     stage: str
@@ -35,11 +37,37 @@ class StageTime:
     reference: float
     steps: float | None
     steps_per_epoch: float | None
+    overlaps: bool = False
+
+    @property
+    def by_phase(self) -> dict[str, float]:
+        """Return the seconds of each phase of a step."""
+        return {
+            "swap": self.swap,
+            "rollout": self.rollout.total,
+            "discriminator": self.discriminator,
+            "student": self.student,
+            "moves": self.moves,
+        }
 
     @property
     def step(self) -> float:
-        """Return the seconds of a step."""
-        return self.swap + self.rollout.total + self.discriminator + self.student + self.moves
+        """Return the seconds of a step.
+
+        The sum of its phases; with overlap swap + max(rollout, discriminator + student + moves),
+        because the engine takes the weights before it starts on the next step's rollouts.
+        """
+        if self.overlaps:
+            training = self.discriminator + self.student + self.moves
+            return self.swap + max(self.rollout.total, training)
+        return sum(self.by_phase.values())
+
+    @property
+    def epoch_by_phase(self) -> dict[str, float] | None:
+        """Return the seconds of each phase in an epoch; None where ``epoch`` is."""
+        if self.steps_per_epoch is None:
+            return None
+        return {phase: self.steps_per_epoch * each for phase, each in self.by_phase.items()}
 
     @property
     def epoch(self) -> float | None:
@@ -50,6 +78,11 @@ class StageTime:
     def total(self) -> float | None:
         """Return the seconds of the stage; None where its steps are not known."""
         return None if self.steps is None else self.steps * self.step
+
+
+def stage_times(request: Request, layout: Layout, memory: MemoryPlan) -> tuple[StageTime, ...]:
+    """Return the seconds of one step of every stage, in their order."""
+    return tuple(stage_time(request, layout, memory, work) for work in request.stages)
 
 
 def stage_time(request: Request, layout: Layout, memory: MemoryPlan, work: StageWork) -> StageTime:
@@ -73,6 +106,7 @@ def stage_time(request: Request, layout: Layout, memory: MemoryPlan, work: Stage
         reference=reference,
         steps=work.num_steps(prompts),
         steps_per_epoch=None if prompts is None else max(1.0, prompts / work.num_prompts),
+        overlaps=work.overlaps,
     )
 
 
@@ -171,20 +205,20 @@ def _gradient_seconds(
 
 
 def swap_seconds(request: Request, layout: Layout) -> float:
-    """Return the seconds of a weight swap: fixed, gathering, buckets, loading."""
+    """Return the seconds of a weight swap: fixed, gathering, buckets, loading.
+
+    A replay only takes part in the gathering.
+    """
     device, assume = request.device, request.assume
     num_bytes = swap_bytes(request)
     gathered = num_bytes * (layout.model_group - 1) / layout.model_group
     gather = gathered / _bandwidth(request, layout.model_group)
+    if request.engine.kind == "replay":
+        return gather
     buckets = math.ceil(num_bytes / assume.bucket_bytes) * assume.bucket_seconds
     loaded = num_bytes / layout.engine_tensor
     load = 2 * loaded / (device.hbm_bandwidth * assume.hbm_efficiency)
     return assume.swap_seconds + gather + buckets + load
-
-
-def swap_bytes(request: Request) -> int:
-    """Return the bytes of the student's weights, which one copy of the engine takes."""
-    return request.student.num_parameters() * request.precision.engine
 
 
 def move_seconds(request: Request, memory: MemoryPlan, work: StageWork) -> float:

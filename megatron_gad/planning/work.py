@@ -48,6 +48,7 @@ class StageWork:
     student_forwards, student_trained, discriminator_forwards, discriminator_trained: rows that
         pass forward only, or forward and backward, through each model.
     steps: of the whole stage; None where only ``epochs`` are known.
+    overlaps: the engine samples for the next step while this one trains.
     """
 
     kind: StageKind
@@ -60,6 +61,7 @@ class StageWork:
     discriminator_trained: float
     steps: int | None = None
     epochs: float = 1.0
+    overlaps: bool = False
 
     def num_steps(self, num_data_prompts: int | None) -> float | None:
         """Return the steps of the stage, None where the size of the data set is needed."""

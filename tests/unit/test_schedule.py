@@ -11,11 +11,11 @@ from megatron_gad.config import RunConfig, load_config
 from megatron_gad.parts import Run
 from megatron_gad.planning.choice import ScheduleConfig
 from megatron_gad.planning.devices import GIB
+from megatron_gad.residency import plan_residency
 from megatron_gad.stage_ends import begin_stage
 from megatron_gad.stages import adversarial_step
 from megatron_gad.training import parallel
 from megatron_gad.training.offload import DeviceBytes
-from megatron_gad.workloads import plan_residency
 
 AWAY = DeviceBytes(0, 0, 0)
 EVERYBODY = ("student", "discriminator", "engine")
@@ -131,11 +131,12 @@ def test_who_stays_keeps_all_but_the_gradients(start: Callable[[ScheduleConfig],
 def test_bytes_decide_who_leaves(configured: RunConfig) -> None:
     def leaves(gib: float | None) -> frozenset[str]:
         schedule = ScheduleConfig(device_memory_gib=gib)
-        return plan_residency(dataclasses.replace(configured, schedule=schedule), 1)[0].leaves
+        config = dataclasses.replace(configured, schedule=schedule)
+        return plan_residency(config, 1).memory.leaves
 
-    everybody, _ = plan_residency(
+    everybody = plan_residency(
         dataclasses.replace(configured, schedule=ScheduleConfig(leaves=())), 1
-    )
+    ).memory
     needed = max(phase.total for phase in everybody.phases) / GIB
     assert leaves(None) == leaves(needed * 1.001) == frozenset()
     # The fullest phase is the discriminator's. The engine costs seconds to wake, the student none.
@@ -147,5 +148,5 @@ def test_bytes_decide_who_leaves(configured: RunConfig) -> None:
 
 def test_what_fits_in_no_way_is_said(configured: RunConfig) -> None:
     schedule = ScheduleConfig(device_memory_gib=0.0005)
-    memory, _ = plan_residency(dataclasses.replace(configured, schedule=schedule), 1)
-    assert memory.missing > 0
+    residency = plan_residency(dataclasses.replace(configured, schedule=schedule), 1)
+    assert residency.memory.missing > 0

@@ -1,6 +1,7 @@
 """Bytes by role: against what the trainer allocates, published figures and hand counts."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_gad.planning.memory import (
     model_state,
     precision_of,
 )
+from megatron_gad.planning.request import EngineUse
 from megatron_gad.planning.residency import memory_plans
 from megatron_gad.planning.shapes import read_shape
 from megatron_gad.training.options import (
@@ -30,7 +32,7 @@ from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch, Loss
 from tests.tiny import make_hf_folder
-from tests.unit.planning.requests import QWEN, TP4, make_request
+from tests.unit.planning.requests import ADVERSARIAL, QWEN, TP4, make_request
 
 BF16 = precision_of(bf16=True, fp8=False)
 
@@ -242,3 +244,29 @@ def test_the_cache_gets_what_the_phases_leave_it() -> None:
 
 
 ROWS_OF_A_REPLICA = 256
+
+
+def test_an_engine_that_samples_while_training_works_keeps_its_memory() -> None:
+    ahead = replace(ADVERSARIAL, overlaps=True)
+    use = EngineUse("embedded", cache_tokens=1000)
+    plans = [*memory_plans(make_request("7B", engine=use, stages=(ahead,)), TP4)]
+    assert all("engine" not in plan.leaves for plan in plans)
+    phases = plans[0].phases
+    assert [phase.by_role["kv_cache"] for phase in phases] == [1000 * 57_344] * len(phases)
+    turns = [*memory_plans(make_request("7B", engine=use), TP4)]
+    assert any("engine" in plan.leaves for plan in turns)
+
+
+def test_weights_are_kept_on_the_host_to_start_servers_again() -> None:
+    servers = make_request("7B", engine=EngineUse(keeps_weights=True))
+    assert {plan.engine_host_bytes for plan in memory_plans(servers, TP4)} == {2 * 7_615_616_512}
+    others = make_request("7B", engine=EngineUse("embedded"))
+    assert {plan.engine_host_bytes for plan in memory_plans(others, TP4)} == {0}
+
+
+def test_an_engine_elsewhere_has_a_device_for_its_weights_and_its_cache() -> None:
+    request = make_request("7B", engine=EngineUse("elsewhere"))
+    nobody, *_ = memory_plans(request, replace(TP4, engines=1))
+    usable = usable_bytes(request.device, Assumptions())
+    assert nobody.cache_tokens == (usable - 2 * 7_615_616_512) // 57_344
+    assert all(not phase.by_role.get("engine") for phase in nobody.phases)

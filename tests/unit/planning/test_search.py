@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.planning.devices import Assumptions, device_of
+from megatron_gad.planning.devices import Assumptions, device_named, device_of
 from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.request import EngineUse
 from megatron_gad.planning.search import find_plans, plan_layout
 from megatron_gad.planning.work import Lengths
 from tests.unit.planning.requests import ADVERSARIAL, TP4, make_request
@@ -84,6 +85,42 @@ def test_a_layout_that_divides_nothing_says_so() -> None:
         plan_layout(make_request("7B"), Layout(data=3))
     with pytest.raises(ValueError, match="it takes 16 GPUs, there are 8"):
         plan_layout(make_request("7B"), Layout(tensor=4, data=4))
+
+
+def test_engines_have_to_fit_the_gpus_of_training_unless_they_are_elsewhere() -> None:
+    five = replace(TP4, engine_tensor=2, engines=5)
+    with pytest.raises(ValueError, match="5 engines of 2 GPUs are on 8 GPUs"):
+        plan_layout(make_request("7B", "h200-141g"), five)
+    request = make_request("7B", "h200-141g", engine=EngineUse("elsewhere"))
+    with pytest.raises(ValueError, match="2 data ranks do not divide the 5 engines elsewhere"):
+        plan_layout(request, five)
+    six = replace(five, engines=6)
+    assert plan_layout(request, six).layout == six
+    found = [plan.layout for plan in find_plans(request, six)]
+    assert {(layout.engine_tensor, layout.engines) for layout in found} == {(2, 6)}
+    assert {layout.data for layout in found} <= {1, 2, 3, 6}
+
+
+def test_a_plan_is_for_who_leaves_as_configured() -> None:
+    request = make_request("7B", "h200-141g")
+    assert plan_layout(request, TP4, ("student", "engine")).memory.leaves == {"student", "engine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100-80g"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA H200", "h200-141g"),
+        ("NVIDIA B200", "b200-192g"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_a_type_is_known_by_the_name_that_its_driver_gives(name: str, found: str | None) -> None:
+    device = device_named(name)
+    assert (device.name if device else None) == found
 
 
 def test_a_layout_of_the_discriminators_own_is_judged_by_its_own_numbers() -> None:

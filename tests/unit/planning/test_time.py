@@ -6,6 +6,7 @@ import pytest
 
 from megatron_gad.planning.devices import Assumptions
 from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.request import EngineUse, swap_bytes
 from megatron_gad.planning.residency import memory_plans
 from megatron_gad.planning.rollout_time import decode_seconds, rollout_time
 from megatron_gad.planning.time import (
@@ -14,7 +15,6 @@ from megatron_gad.planning.time import (
     move_seconds,
     stage_time,
     student_seconds,
-    swap_bytes,
     swap_seconds,
 )
 from megatron_gad.planning.work import StageWork, reference_work
@@ -137,6 +137,36 @@ def test_a_reference_costs_three_copies_of_the_weights_and_one_where_the_student
     assert move_seconds(request, away, ADVERSARIAL) == pytest.approx(moved / speed)
 
 
+def test_with_overlap_a_step_takes_the_longer_of_rollout_and_training() -> None:
+    work = replace(ADVERSARIAL, overlaps=True)
+    request = make_request("7B", "h200-141g", stages=(work,))
+    memory, *_ = memory_plans(request, TP4)
+    short = replace(memory, cache_tokens=550)
+    for each, longer in ((memory, "training"), (short, "rollout")):
+        time = stage_time(request, TP4, each, work)
+        training = time.discriminator + time.student + time.moves
+        assert time.step == time.swap + max(time.rollout.total, training)
+        assert (training > time.rollout.total) == (longer == "training")
+        # The reference implementation has no overlap.
+        assert time.reference == stage_time(request, TP4, each, ADVERSARIAL).reference
+
+
+def test_the_engines_that_there_are_share_the_samples() -> None:
+    request = make_request("7B", engine=EngineUse(max_rows=128))
+    two = rollout_time(request, Layout(data=8, engines=2), ADVERSARIAL, 10**9)
+    assert two.batch == 128
+    # 1024 rows each, 128 at a time for 400 tokens.
+    one = decode_seconds(request, Layout(), 128, 150 + 200)
+    assert two.body == pytest.approx(8 * 400 * one)
+
+
+def test_a_replay_takes_no_time_to_sample_and_gathers_the_weights() -> None:
+    request = make_request("7B", engine=EngineUse("replay", 0))
+    assert rollout_time(request, TP4, ADVERSARIAL, 0).total == 0.0
+    gathered = 2 * 7_615_616_512 * 0.75 / (450e9 * 0.8)
+    assert swap_seconds(request, TP4) == pytest.approx(gathered)
+
+
 def test_an_epoch_is_its_steps() -> None:
     request = make_request("7B", num_data_prompts=2560)
     memory, *_ = memory_plans(request, TP4)
@@ -144,5 +174,8 @@ def test_an_epoch_is_its_steps() -> None:
     parts = time.swap + time.rollout.total + time.discriminator + time.student + time.moves
     assert time.step == parts
     assert time.epoch == pytest.approx(10 * parts)
+    assert time.epoch_by_phase is not None
+    assert time.epoch_by_phase["student"] == pytest.approx(10 * time.student)
+    assert sum(time.epoch_by_phase.values()) == pytest.approx(time.epoch)
     assert time.total == pytest.approx(20 * parts)
     assert stage_time(make_request("7B"), TP4, memory, ADVERSARIAL).epoch is None
