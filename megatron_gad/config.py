@@ -31,14 +31,14 @@ from megatron_gad.config_flags import FLAT, flag_names, refuse_unknown, take_pas
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.engines.sglang.launch import SGLangConfig
-from megatron_gad.expert_checks import check_experts, has_experts
+from megatron_gad.expert_checks import check_experts, experts_in
 from megatron_gad.layer_checks import check_layers
 from megatron_gad.layout_checks import check_own_layout, check_parallel
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import ScheduleConfig
-from megatron_gad.sglang_checks import check_deadlines, check_sglang
+from megatron_gad.sglang_checks import check_deadlines, check_served_student, check_sglang
 from megatron_gad.stage_checks import (
     DataSizes,
     check_adversarial,
@@ -95,7 +95,7 @@ class RunConfig:
         Its model's folder says whether sizes for experts are among that.
         """
         model = self.discriminator.path or self.student.path
-        return self.discriminator.beside(self.parallel, has_experts(model))
+        return self.discriminator.beside(self.parallel, experts_in(model) is not None)
 
     def check(self, world_size: int) -> list[str]:
         """Return every violation, each with key, value, what is allowed and the remedy.
@@ -132,6 +132,7 @@ class RunConfig:
             group_size = world_size // max(1, sizes.student)
             problems += check_sglang(self.sglang, sizes.student, group_size)
             problems += check_deadlines(self.sglang, self.watchdog)
+            problems += check_served_student(self.student.path)
         if "seqkd" in self.stages:
             problems += check_seqkd(self.seqkd, has_eval, sizes.student)
         if "warmup" in self.stages:

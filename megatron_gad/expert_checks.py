@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.layout_rules import expert_world_problem
+from megatron_gad.models.mixtures import Mixture
 from megatron_gad.training.options import DiscriminatorConfig, OwnLayout, ParallelConfig
 
 KEYS = ("expert_model_parallel_size", "expert_tensor_parallel_size")
@@ -43,7 +44,7 @@ def _problems(
     world_size: int,
 ) -> Iterator[str]:
     """Yield what is wrong in a table; written: what it says itself, apart from what it inherits."""
-    if any(has_experts(folder) for folder in folders):
+    if any(experts_in(folder) is not None for folder in folders):
         problem = expert_world_problem(layout, world_size, f"{table}.")
         if problem:
             yield problem
@@ -57,9 +58,9 @@ def _problems(
             )
 
 
-def has_experts(folder: str) -> bool:
-    """Return whether a folder's model is a mixture; no for a folder that cannot be read."""
+def experts_in(folder: str) -> Mixture | None:
+    """Return the experts of a folder's model; None without, or where it cannot be read."""
     try:
-        return bool(folder) and mixture_of(load_hf_config(folder)) is not None
+        return mixture_of(load_hf_config(folder)) if folder else None
     except (ValueError, OSError):
-        return False
+        return None

@@ -8,6 +8,7 @@ import torch
 
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.engines.sglang.launch import SGLangConfig, count_servers
+from megatron_gad.expert_checks import experts_in
 from megatron_gad.watchdog import WatchdogConfig
 
 # Arguments of a server that the run has to choose itself, and what decides them.
@@ -45,6 +46,17 @@ def check_deadlines(sglang: SGLangConfig, watchdog: WatchdogConfig) -> Iterator[
                 "over, after which a server would be brought back; make the first longer (0: never "
                 "ends), or the second shorter"
             )
+
+
+def check_served_student(path: str) -> Iterator[str]:
+    """Yield why a server would sample from another model than the student; path: its folder."""
+    experts = experts_in(path)
+    dense = [n for n, sparse in enumerate(experts.sparse_layers) if not sparse] if experts else []
+    if dense:
+        yield (
+            f"student.path = {path!r} has no experts in its layers {dense}, but SGLang builds all "
+            "layers of this architecture with experts; sample with rollout.engine = 'embedded'"
+        )
 
 
 def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Iterator[str]:

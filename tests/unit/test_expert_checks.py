@@ -1,6 +1,7 @@
 """Experts that cannot be shared out, or are none, are refused with the numbers."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,4 +128,28 @@ def test_a_config_that_contradicts_itself_is_refused(sparse: RunConfig, tmp_path
     assert bad.check(world_size=1) == [
         f"student.path = '{tmp_path}' cannot be used: num_experts_per_tok = 5 is not between 1 and "
         "the 4 experts of the model; correct its config.json"
+    ]
+
+
+def test_layers_that_sglang_would_build_otherwise_are_refused(
+    dense: RunConfig, tmp_path: Path
+) -> None:
+    make_hf_folder(
+        tmp_path,
+        *("qwen3_moe", 384),
+        max_position_embeddings=256,
+        num_hidden_layers=4,
+        decoder_sparse_step=2,
+        mlp_only_layers=[1],
+    )
+    make_tokenizer(tmp_path)
+    student = replace(dense.student, path=str(tmp_path))
+    sglang = replace(dense.sglang, python=sys.executable)
+    served = replace(dense, student=student, sglang=sglang)
+    assert served.check(world_size=1) == []
+    served = replace(served, rollout=replace(served.rollout, engine="sglang"))
+    assert served.check(world_size=1) == [
+        f"student.path = {str(tmp_path)!r} has no experts in its layers [0, 1, 2], but SGLang "
+        "builds all layers of this architecture with experts; sample with rollout.engine = "
+        "'embedded'"
     ]
