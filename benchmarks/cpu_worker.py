@@ -32,7 +32,7 @@ Step = Callable[[], float]
 def trainer_step(folder: Path, place: Parallel, layout: ParallelConfig, batch: Batch) -> Step:
     """Return a step of the Trainer, which returns its loss."""
     config = StudentConfig(lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_grad=CLIP)
-    compute = ComputeConfig(micro_batch_size=len(batch.lengths))
+    compute = ComputeConfig(micro_batch_size=len(batch.lengths), pack_sequences=False)
     settings = TrainerSettings(layout, compute, seed=0)
     trainer = Trainer.language_model(load_hf_config(folder), config, place, settings)
     trainer.load_hf_weights(folder)

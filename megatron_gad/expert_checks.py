@@ -26,7 +26,7 @@ def check_experts(
         parallel: the student's layout.
         world_size: ranks of the run.
     """
-    layout = discriminator.beside(parallel, has_experts(discriminator.path or student))
+    layout = discriminator.beside(parallel, experts_in(discriminator.path or student) is not None)
     if layout == parallel:
         folders = (student, discriminator.path)
         yield from _problems("parallel", folders, parallel, parallel, world_size)

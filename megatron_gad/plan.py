@@ -14,6 +14,7 @@ from megatron_gad.planning.shapes import shape_from_config
 from megatron_gad.residency import plan_residency
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.settings import TrainerSettings
 
 
 def describe_plan(config: RunConfig, world_size: int, gpu_type: str | None = None) -> str:
@@ -63,7 +64,8 @@ def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
     size = f"{compute.micro_batch_size} row(s)"
     if compute.max_tokens_per_microbatch is not None:
         size = f"at most {compute.max_tokens_per_microbatch} tokens"
-    packed = ", packed" if compute.pack_sequences else ""
+    settings = TrainerSettings(config.parallel, compute, config.seed)
+    packed = ", packed" if settings.is_packed else ""
     yield _line(
         "compute",
         f"{precision}, {compute.transformer_impl} layers, microbatches of {size}{packed}, "

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class MicrobatchBound:
     """How large a microbatch may get.
 
-    rows: the most rows, taken in the order of the batch; not read where max_tokens is set. A unit
-        of more rows is a microbatch of its own.
+    rows: the most rows; padded ones are sorted by length, packed ones stay in the order of the
+        batch. Not read where max_tokens is set. A unit of more rows is a microbatch of its own.
     max_tokens: the most tokens that the model runs over; the rows are sorted by length. A unit of
         more tokens is a microbatch of its own. None: bounded by rows.
     multiple_of: the width of padded rows, or the tokens of a packed microbatch, are rounded up to
@@ -41,19 +41,22 @@ def partition_rows(lengths: Sequence[int], unit: int, bound: MicrobatchBound) ->
     assert len(lengths) % unit == 0, f"{len(lengths)} rows are not whole groups of {unit}"
     starts = range(0, len(lengths), unit)
     units = [list(range(start, start + unit)) for start in starts]
+    inside = [[lengths[row] for row in rows] for rows in units]
+    # Padded rows are as wide as the longest; of packed ones only the sum counts.
+    sizes = [sum(group) if bound.is_packed else max(group) for group in inside]
+    order = _longest_first(sizes)
     if bound.max_tokens is None:
+        if bound.is_packed:  # where sorting would only put the longest together
+            order = list(range(len(units)))
         size = max(1, bound.rows // unit)
-        parts = [list(range(i, min(i + size, len(units)))) for i in range(0, len(units), size)]
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
     else:
         max_tokens = bound.max_tokens
-        inside = [[lengths[row] for row in rows] for rows in units]
 
         def fits(part: Sequence[int]) -> bool:
             return bound.num_tokens([length for u in part for length in inside[u]]) <= max_tokens
 
-        # Padded rows are as wide as the longest; of packed ones only the sum counts.
-        sizes = [sum(unit) if bound.is_packed else max(unit) for unit in inside]
-        parts = (_first_fit if bound.is_packed else _next_fit)(_longest_first(sizes), fits)
+        parts = (_first_fit if bound.is_packed else _next_fit)(order, fits)
     return [[row for u in part for row in units[u]] for part in parts]
 
 

@@ -5,6 +5,8 @@ This one takes all three on any device, and rotates queries and keys itself, bec
 their positions and a table shared by the layers are at hand.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -20,6 +22,30 @@ from torch.nn.functional import scaled_dot_product_attention
 from megatron_gad.models.autograd import Rotate
 
 
+@dataclass
+class PackedLengths(PackedSeqParams):
+    """Megatron's description of packed sequences, and their lengths on the host.
+
+    Transformer Engine takes Megatron's fields, which are on the device. To read the lengths from
+    there, the host would wait for the device in every layer.
+    """
+
+    lengths: tuple[int, ...] = ()
+
+
+def packed_lengths(lengths: Sequence[int], device: torch.device) -> PackedLengths:
+    """Describe sequences of these lengths, one behind the other, on a device."""
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    return PackedLengths(
+        qkv_format="thd",
+        cu_seqlens_q=ends,
+        cu_seqlens_kv=ends,
+        max_seqlen_q=max(lengths),
+        max_seqlen_kv=max(lengths),
+        lengths=tuple(lengths),
+    )
+
+
 class RotaryTable:
     """Cosines and sines by position, computed once for all layers of a model."""
 
@@ -27,24 +53,43 @@ class RotaryTable:
         """Take the angle per position of every rotated pair, [head_dim / 2] float32."""
         self.inverse_frequencies = inverse_frequencies
         self._up_to = lru_cache(maxsize=8)(self._compute)
+        self._packed = lru_cache(maxsize=8)(self._join)
 
-    def at(self, positions: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what Rotate takes for some positions.
+    def at(
+        self, num_positions: int, like: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what Rotate takes for positions 0, 1, ..., or for some of them.
 
         Args:
-            positions: int64 [T], or the number T of positions 0, 1, ...
+            num_positions: how many there are.
             like: a tensor of the device and dtype to return.
+            positions: int64 [T], each below num_positions; None for all in their order.
 
         Returns:
             cos and sin, [T, 1, head_dim] each.
         """
-        num_positions = positions if isinstance(positions, int) else int(positions.max()) + 1
         # Rounded up to a power of two, so that batches of many lengths share few tables.
         size = 1 << (num_positions - 1).bit_length()
         cos, sin = self._up_to(size, like.device, like.dtype)
-        if isinstance(positions, int):
-            return cos[:positions], sin[:positions]
+        if positions is None:
+            return cos[:num_positions], sin[:num_positions]
         return cos[positions], sin[positions]
+
+    def packed(self, lengths: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same for packed sequences, whose positions start anew in each.
+
+        The layers of a model share what this returns, as they keep it for their backward.
+        """
+        return self._packed(lengths, like.device, like.dtype)
+
+    def _join(
+        self, lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        like = torch.empty(0, device=device, dtype=dtype)
+        cos, sin = self.at(max(lengths), like)
+        parts = [(cos[:length], sin[:length]) for length in lengths]
+        cos, sin = (torch.cat(tables) for tables in zip(*parts, strict=True))
+        return cos, sin
 
     def _compute(
         self, num_positions: int, device: torch.device, dtype: torch.dtype
@@ -96,7 +141,7 @@ class CoreAttention(MegatronModule):
                 forbidden (Megatron's convention); None for causal attention.
             attn_mask_type: not used.
             attention_bias: must be None.
-            packed_seq_params: the lengths of packed sequences.
+            packed_seq_params: the PackedLengths of packed sequences.
 
         Returns:
             [T, B, heads * head_dim], or packed [tokens, heads * head_dim].
@@ -106,14 +151,9 @@ class CoreAttention(MegatronModule):
             return self._attend_packed(query, key, value, packed_seq_params)
         if self.cp_group is not None:
             return self._attend_context_parallel(query, key, value)
-        query, key = self._rotate(query, key, query.size(0))
+        query, key = _rotate(query, key, self.rotary.at(query.size(0), query))
         allowed = None if attention_mask is None else ~attention_mask
         return self._attend(query, key, value, allowed)
-
-    def _rotate(self, query: Tensor, key: Tensor, positions: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Rotate [T, B, heads, head_dim] tensors by their positions."""
-        cos, sin = (table.unsqueeze(1) for table in self.rotary.at(positions, like=query))
-        return Rotate.apply(query, cos, sin), Rotate.apply(key, cos, sin)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
         """Attend causally, or where allowed: bool, broadcastable to [B, heads, T, keys]."""
@@ -133,9 +173,10 @@ class CoreAttention(MegatronModule):
     ) -> Tensor:
         """Attend within each packed sequence; positions start anew in every one."""
         assert self.cp_group is None, "packed sequences under context parallelism are not supported"
-        lengths = packed.cu_seqlens_q.diff().tolist()
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        query, key = self._rotate(query.unsqueeze(1), key.unsqueeze(1), positions)
+        assert isinstance(packed, PackedLengths), type(packed)
+        lengths = list(packed.lengths)
+        tables = self.rotary.packed(packed.lengths, query)
+        query, key = _rotate(query.unsqueeze(1), key.unsqueeze(1), tables)
         value = value.unsqueeze(1)
         parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
         return torch.cat([self._attend(*part, allowed=None) for part in parts]).squeeze(1)
@@ -145,11 +186,17 @@ class CoreAttention(MegatronModule):
         assert self.cp_group is not None
         positions = context_parallel_positions(query.size(0), self.cp_group.size())
         own = positions[self.cp_group.rank()]
-        query, key = self._rotate(query, key, own)
+        query, key = _rotate(query, key, self.rotary.at(positions.numel(), query, own))
         key = gather_from_sequence_parallel_region(key, group=self.cp_group)
         value = gather_from_sequence_parallel_region(value, group=self.cp_group)
         allowed = positions.flatten() <= own.unsqueeze(1)
         return self._attend(query, key, value, allowed.to(query.device))
+
+
+def _rotate(query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Rotate [T, B, heads, head_dim] tensors by cos and sin, [T, 1, head_dim] each."""
+    cos, sin = (table.unsqueeze(1) for table in tables)
+    return Rotate.apply(query, cos, sin), Rotate.apply(key, cos, sin)
 
 
 def context_parallel_positions(num_tokens: int, context_parallel_size: int) -> Tensor:

@@ -73,7 +73,8 @@ def flags(plan: Plan) -> str:
         words.append(f"--recompute-granularity {layout.recompute}")
     if own is not None:
         words += _size_flags(own, "--discriminator.", layout)
-        words.append(f"--discriminator.sequence-parallel {own.sequence_parallel}")
+        switch = "sequence-parallel" if own.sequence_parallel else "no-sequence-parallel"
+        words.append(f"--discriminator.{switch}")
     return " ".join(words)
 
 

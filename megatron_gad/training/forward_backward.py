@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_gad.training.context_parallel import context_group, own_tokens
 from megatron_gad.training.heads import Head
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
-from megatron_gad.training.packing import as_rows, forward_packed
+from megatron_gad.training.packing import PackedRows, pack_rows
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.types import Loss
@@ -89,21 +89,29 @@ class ForwardBackward:
         model: torch.nn.Module,
     ) -> tuple[Tensor, Callable]:
         """Megatron's forward step: the model's output, and what the last stage does with it."""
-        piece = to_device(next(pieces), self._parallel.device)
+        on_host = next(pieces)
+        device = self._parallel.device
+        piece = to_device(on_host, device)
         finish = partial(self._finish, piece, loss, temperature)
-        if self._settings.compute.pack_sequences:
-            return forward_packed(model, piece, self._settings.length_multiple()), finish
+        if self._settings.is_packed:
+            packed = pack_rows(on_host, self._settings.length_multiple(), device)
+            return packed.forward(model), partial(finish, packed=packed)
         width = piece.tokens.shape[1]
         positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
         own = [own_tokens(rows, context_group()) for rows in (piece.tokens, positions)]
         return model(*own, None), finish
 
     def _finish(
-        self, piece: Any, loss: LossFunction | None, temperature: float, output: Tensor
+        self,
+        piece: Any,
+        loss: LossFunction | None,
+        temperature: float,
+        output: Tensor,
+        packed: PackedRows | None = None,
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
-        if self._settings.compute.pack_sequences:
-            output = as_rows(output, piece)
+        if packed is not None:
+            output = packed.as_rows(output)
         read = self._head.read(output, piece, temperature)
         rows = self._head.rows(read)
         if loss is None:

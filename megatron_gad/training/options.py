@@ -3,6 +3,10 @@
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from tyro.conf import DisallowNone
+
+# On the command line --name or --no-name; None, its default, where neither is given.
+Switch = DisallowNone[bool | None]
 ModelName = Literal["student", "discriminator"]
 ScoreKind = Literal["last_token", "sum"]
 MomentType = Literal["fp32", "bf16", "fp16", "fp8"]
@@ -58,7 +62,7 @@ class OwnLayout:
     context_parallel_size: int | None = None
     expert_model_parallel_size: int | None = None
     expert_tensor_parallel_size: int | None = None
-    sequence_parallel: bool | None = None
+    sequence_parallel: Switch = None
 
     def beside(self, student: ParallelConfig, has_experts: bool = True) -> ParallelConfig:
         """Return the whole layout of this model.
@@ -114,7 +118,9 @@ class ComputeConfig:
         optimizer_cpu_offload: optimizer states and step on the host, all in float32; needs bf16 and
             use_precision_aware_optimizer.
         optimizer_offload_fraction: the part of the states that optimizer_cpu_offload moves.
-        pack_sequences: run the rows of a microbatch as one sequence without padding.
+        pack_sequences: run the rows of a microbatch as one sequence without padding; None packs
+            where attention takes it: without context parallelism, and not in fp32 of Transformer
+            Engine.
         logprob_chunk_size: response tokens whose logits are held at once; no others are computed.
     """
 
@@ -137,7 +143,7 @@ class ComputeConfig:
     main_params_dtype: Literal["fp32", "fp16"] = "fp32"
     optimizer_cpu_offload: bool = False
     optimizer_offload_fraction: float = 1.0
-    pack_sequences: bool = False
+    pack_sequences: Switch = None
     logprob_chunk_size: int = 1024
 
 

@@ -29,6 +29,15 @@ class TrainerSettings:
         # FP8 matrix products take token counts that are multiples of this, on every rank.
         return multiple * FP8_TOKENS if self.compute.fp8_format else multiple
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows run one behind the other without padding."""
+        compute = self.compute
+        if compute.pack_sequences is not None:
+            return compute.pack_sequences
+        is_own_attention = compute.transformer_impl == "local"
+        return self.layout.context_parallel_size == 1 and (is_own_attention or compute.bf16)
+
     def microbatch_bound(self) -> MicrobatchBound:
         """Return how large a microbatch may get."""
         compute = self.compute
@@ -36,7 +45,7 @@ class TrainerSettings:
             rows=compute.micro_batch_size,
             max_tokens=compute.max_tokens_per_microbatch,
             multiple_of=self.length_multiple(),
-            is_packed=compute.pack_sequences,
+            is_packed=self.is_packed,
         )
 
     def count_multiple(self) -> int:

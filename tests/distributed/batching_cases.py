@@ -53,14 +53,14 @@ PAIRS = partial(pair_rows, V, 2, PAIR_ROWS * 2)
 CASES = {
     "rows": Case(
         make_student,
-        ComputeConfig(micro_batch_size=2),
+        ComputeConfig(micro_batch_size=2, pack_sequences=False),
         STUDENT,
         1,
         lambda trainer, batch: trainer.train(batch, POLICY),
     ),
     "tokens": Case(
         make_student,
-        ComputeConfig(max_tokens_per_microbatch=16),
+        ComputeConfig(max_tokens_per_microbatch=16, pack_sequences=False),
         STUDENT,
         1,
         lambda trainer, batch: trainer.train(batch, POLICY),
@@ -74,7 +74,7 @@ CASES = {
     ),
     "split groups": Case(
         make_discriminator,
-        ComputeConfig(max_tokens_per_microbatch=16),
+        ComputeConfig(max_tokens_per_microbatch=16, pack_sequences=False),
         PAIRS,
         1 + GROUP_SIZE,
         partial(judge, kind="bradley_terry", split_groups=True),
@@ -125,7 +125,7 @@ def make_groups() -> list[Group]:
 def train_on_groups(folder: Path, place: Parallel, own: Sequence[Group]) -> dict[str, Any]:
     """Score, learn from rewards, on an even share of all ranks' groups."""
     groups = rebalance(own, group_cost, place)
-    compute = ComputeConfig(max_tokens_per_microbatch=40)
+    compute = ComputeConfig(max_tokens_per_microbatch=40, pack_sequences=False)
     discriminator = make_discriminator(folder / "qwen2", place, compute=compute)
     judged = judge(discriminator, pair_batch(groups), "bradley_terry", split_groups=False)
     advantages_PG = group_advantages(split_scores(judged.rows, GROUP_SIZE)[1], "grpo")

@@ -12,8 +12,9 @@ PP2 = ["--pipeline-model-parallel-size", "2"]
 LAYOUTS = {
     "TP2": (2, TP2),
     "TP2+SP": (2, [*TP2, "--sequence-parallel"]),
-    "TP2+SP, packed": (2, [*TP2, "--sequence-parallel", "--pack-sequences"]),
-    "PP2, packed": (2, [*PP2, "--pack-sequences"]),
+    # One rank packs its rows; padded ones, as context parallelism has them, are as good.
+    "TP2+SP, padded": (2, [*TP2, "--sequence-parallel", "--no-pack-sequences"]),
+    "PP2, padded": (2, [*PP2, "--no-pack-sequences"]),
     "PP2 x VPP2": (2, [*PP2, "--virtual-pipeline-model-parallel-size", "2"]),
     "CP2": (2, ["--context-parallel-size", "2"]),
     # Also by tokens in place of rows, which has to be as good.

@@ -67,6 +67,31 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     assert config.compute.bf16 is False
 
 
+@pytest.mark.parametrize(
+    ("flag", "table", "key"),
+    [
+        ("pack-sequences", "compute", "pack_sequences"),
+        ("discriminator.sequence-parallel", "discriminator", "sequence_parallel"),
+    ],
+)
+def test_what_is_on_off_or_not_set_is_a_switch(
+    flag: str, table: str, key: str, tmp_path: Path
+) -> None:
+    def read(*flags: str) -> tuple[bool | None, int]:
+        config, _ = load_config([str(file), *flags, "--seed", "7"])
+        assert parse_toml(to_toml(config), RunConfig, source="x") == config
+        return getattr(getattr(config, table), key), config.seed
+
+    section, _, name = flag.rpartition(".")
+    off = f"--{section}.no-{name}" if section else f"--no-{name}"
+    file = tmp_path / "run.toml"
+    for text, expected in (("", None), (f"[{table}]\n{key} = true", True)):
+        file.write_text(text)
+        assert read() == (expected, 7)
+        assert read(f"--{flag}") == (True, 7)
+        assert read(off) == (False, 7)
+
+
 def test_every_flag_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_config(["--help"])

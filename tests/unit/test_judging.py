@@ -126,7 +126,8 @@ def test_scores_are_taken_before_the_update(
 def test_one_forward_of_every_group_gives_rewards_and_gradients(
     place: Parallel, folder: Path
 ) -> None:
-    discriminator = make_discriminator(folder, place, compute=ComputeConfig(micro_batch_size=5))
+    compute = ComputeConfig(micro_batch_size=5, pack_sequences=False)
+    discriminator = make_discriminator(folder, place, compute=compute)
     rows: list[int] = []
     hook = discriminator.modules[0].register_forward_hook(
         lambda module, inputs, output: rows.append(len(inputs[0]))

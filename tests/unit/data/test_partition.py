@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from megatron_gad.data.partition import MicrobatchBound, partition_rows
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.training.settings import TrainerSettings
 
 LENGTHS = [3, 9, 2, 8, 4]
 
@@ -15,11 +17,19 @@ def by_tokens(max_tokens: int, is_packed: bool = False, multiple_of: int = 1) ->
     return MicrobatchBound(1, max_tokens, multiple_of, is_packed)
 
 
-def test_a_bound_by_rows_keeps_the_order() -> None:
-    assert partition_rows(LENGTHS, 1, MicrobatchBound(rows=2)) == [[0, 1], [2, 3], [4]]
+def by_rows(rows: int, is_packed: bool = False) -> MicrobatchBound:
+    return MicrobatchBound(rows, is_packed=is_packed)
+
+
+def test_a_bound_by_rows_sorts_padded_rows_and_keeps_the_order_of_packed_ones() -> None:
+    assert partition_rows(LENGTHS, 1, by_rows(2)) == [[1, 3], [4, 0], [2]]
+    assert partition_rows(LENGTHS, 1, by_rows(2, is_packed=True)) == [[0, 1], [2, 3], [4]]
     six = [1, 2, 3, 4, 5, 6]
-    assert partition_rows(six, 3, MicrobatchBound(rows=2)) == [[0, 1, 2], [3, 4, 5]]
-    assert partition_rows(six, 3, MicrobatchBound(rows=7)) == [[0, 1, 2, 3, 4, 5]]
+    for rows in (2, 5):
+        assert partition_rows(six, 3, by_rows(rows)) == [[3, 4, 5], [0, 1, 2]]
+        assert partition_rows(six, 3, by_rows(rows, is_packed=True)) == [[0, 1, 2], [3, 4, 5]]
+    assert partition_rows(six, 3, by_rows(7)) == [[3, 4, 5, 0, 1, 2]]
+    assert partition_rows([4, 4, 4], 1, by_rows(2)) == [[0, 1], [2]]
     with pytest.raises(AssertionError, match="5 rows are not whole groups of 3"):
         partition_rows(LENGTHS, 3, MicrobatchBound(rows=3))
 
@@ -95,16 +105,28 @@ def padding_share(lengths: Sequence[int], unit: int, bound: MicrobatchBound) -> 
 
 
 def test_padding_is_below_a_tenth_on_a_realistic_length_mix() -> None:
-    """One data rank's 32 prompts; before, rows were padded in their order."""
+    """One data rank's 32 prompts, at the default settings first."""
     groups = realistic_groups(32)
     student = [length for group in groups for length in group[1:]]
-    assert padding_share(student, 1, MicrobatchBound(rows=4)) == pytest.approx(0.41, abs=0.01)
-    assert padding_share(student, 1, by_tokens(8192)) == pytest.approx(0.055, abs=0.01)
-
     pairs = [length for group in groups for length in group]
     rows = 1 + GROUP_SIZE
-    assert padding_share(pairs, rows, MicrobatchBound(rows)) == pytest.approx(0.52, abs=0.01)
+    packed, padded = (
+        TrainerSettings(ParallelConfig(context_parallel_size=size), ComputeConfig(), seed=0)
+        for size in (1, 2)
+    )
+    for lengths, unit in ((student, 1), (pairs, rows)):
+        assert padding_share(lengths, unit, packed.microbatch_bound()) == 0
+    default = padded.microbatch_bound()
+    assert padding_share(student, 1, default) == pytest.approx(0.023, abs=0.005)
     # A group has long rows and short ones: no choice of groups helps, packing or cutting does.
+    assert padding_share(pairs, rows, default) == pytest.approx(0.52, abs=0.01)
+    assert padding_share(pairs, 1, default) == pytest.approx(0.022, abs=0.005)
+
+    fours = [student[i : i + 4] for i in range(0, len(student), 4)]
+    in_order = sum(4 * max(lengths) for lengths in fours)
+    assert 1 - sum(student) / in_order == pytest.approx(0.41, abs=0.01)
+
+    assert padding_share(student, 1, by_tokens(8192)) == pytest.approx(0.055, abs=0.01)
     assert padding_share(pairs, rows, by_tokens(8192)) == pytest.approx(0.52, abs=0.01)
     assert padding_share(pairs, rows, by_tokens(8192, is_packed=True)) == 0
     assert padding_share(pairs, 1, by_tokens(8192)) == pytest.approx(0.052, abs=0.01)

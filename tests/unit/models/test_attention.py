@@ -2,10 +2,14 @@
 
 import pytest
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from megatron_gad.models.attention import CoreAttention, RotaryTable, context_parallel_positions
+from megatron_gad.models.attention import (
+    CoreAttention,
+    RotaryTable,
+    context_parallel_positions,
+    packed_lengths,
+)
 from megatron_gad.models.build import ModelOptions, transformer_config
 from megatron_gad.models.families import load_hf_config
 from tests.tiny import make_hf_folder
@@ -59,8 +63,8 @@ def test_packed_sequences_do_not_see_each_other(tmp_path) -> None:
     config = transformer_config(load_hf_config(make_hf_folder(tmp_path)), ModelOptions())
     attention = CoreAttention(RotaryTable(torch.tensor([1.0, 0.3, 0.1, 0.03])), config)
     query, key, value = random_qkv(9, 1)
-    ends = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
-    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    packed = packed_lengths([4, 1, 4], torch.device("cpu"))
+    assert packed.cu_seqlens_q.tolist() == [0, 4, 5, 9]
     together = attention(
         query.squeeze(1), key.squeeze(1), value.squeeze(1), None, packed_seq_params=packed
     )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.judging import judge
-from megatron_gad.training.options import ComputeConfig
+from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.training.trainer import Trainer
 from tests.tiny_training import (
     gradients,
@@ -24,7 +26,7 @@ from tests.tiny_training import (
 V = 97
 POLICY = partial(policy_loss, options=PolicyOptions(kl_coef=0.1))
 BRADLEY_TERRY = partial(discriminator_loss, kind="bradley_terry")
-WHOLE = ComputeConfig(micro_batch_size=8)
+WHOLE = ComputeConfig(micro_batch_size=8, pack_sequences=False)
 
 
 def assert_same_gradients(ours: Trainer, theirs: Trainer) -> None:
@@ -69,7 +71,7 @@ def test_a_bound_by_tokens_changes_nothing_of_the_discriminators_step(
 
 
 def test_the_model_never_runs_over_more_tokens_than_the_bound(place: Parallel, qwen2: Path) -> None:
-    compute = ComputeConfig(max_tokens_per_microbatch=24)
+    compute = ComputeConfig(max_tokens_per_microbatch=24, pack_sequences=False)
     student = make_student(qwen2, place, compute=compute)
     seen: list[tuple[int, ...]] = []
     hook = student.modules[0].register_forward_pre_hook(
@@ -80,6 +82,23 @@ def test_the_model_never_runs_over_more_tokens_than_the_bound(place: Parallel, q
     # Lengths 7, 6, 2, 4, 11, 3, 11 and 10, sorted.
     assert seen == [(2, 11), (2, 10), (4, 6)]
     assert output.padding_share == pytest.approx(1 - 54 / 66)
+
+
+@pytest.mark.parametrize(
+    ("layout", "compute", "is_packed"),
+    [
+        ({}, {}, True),
+        ({}, {"pack_sequences": False}, False),
+        ({"context_parallel_size": 2}, {}, False),
+        ({}, {"transformer_impl": "transformer_engine"}, False),
+        ({}, {"transformer_impl": "transformer_engine", "bf16": True}, True),
+    ],
+)
+def test_sequences_are_packed_where_attention_takes_it(
+    layout: dict[str, Any], compute: dict[str, Any], is_packed: bool
+) -> None:
+    settings = TrainerSettings(ParallelConfig(**layout), ComputeConfig(**compute), seed=0)
+    assert settings.is_packed == is_packed
 
 
 @pytest.mark.parametrize(("is_packed", "expected"), [(False, 1 - 54 / 88), (True, 0.0)])

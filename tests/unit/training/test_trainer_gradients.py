@@ -48,6 +48,11 @@ def assert_same(
         assert difference <= relative * scale, f"{name}: {difference / scale:.2g} of {scale:.3g}"
 
 
+def padded(rows: int) -> ComputeConfig:
+    """Microbatches of so many rows, as wide as the longest."""
+    return ComputeConfig(micro_batch_size=rows, pack_sequences=False)
+
+
 @pytest.fixture(params=["qwen2", "qwen2_tied", "llama", "qwen3_moe"])
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
@@ -58,7 +63,7 @@ def test_the_students_loss_and_gradients_equal_those_of_transformers(
     place: Parallel, folder: Path, loss: Callable[..., Loss]
 ) -> None:
     batch = student_batch(V)
-    student = make_student(folder, place, compute=ComputeConfig(micro_batch_size=3))
+    student = make_student(folder, place, compute=padded(3))
     output = student.train(batch, loss, temperature=0.8)
     expected_loss, expected = reference_gradients(HfStudent(folder), batch, loss, 0.8)
     assert output.metrics["loss"] == pytest.approx(expected_loss, rel=1e-5)
@@ -74,7 +79,7 @@ def test_the_discriminators_loss_and_gradients_equal_those_of_transformers(
 ) -> None:
     pairs = pair_rows(V, num_trained=2)
     loss = partial(discriminator_loss, kind=loss_kind)
-    compute = ComputeConfig(micro_batch_size=4)
+    compute = padded(4)
     discriminator = make_discriminator(folder, place, compute=compute, score=kind)
     output = discriminator.train(pairs, loss)
     reference = HfScorer(folder, kind)
@@ -97,7 +102,7 @@ def test_the_supervised_loss_is_the_cross_entropy_of_all_response_tokens(
 
 def test_rows_are_the_logprobs_from_before_the_update(place: Parallel, qwen2: Path) -> None:
     batch = student_batch(V)
-    student = make_student(qwen2, place, compute=ComputeConfig(micro_batch_size=3))
+    student = make_student(qwen2, place, compute=padded(3))
     before = student.logprobs(batch, temperature=0.8)
     rows = student.train(batch, POLICY, temperature=0.8).rows
     assert torch.equal(rows, before)
@@ -116,8 +121,8 @@ def test_splitting_and_padding_keep_the_students_gradient(
     place: Parallel, qwen2: Path, loss: Callable[..., Loss], rows: int, width: int
 ) -> None:
     batch = student_batch(V)
-    whole = make_student(qwen2, place, compute=ComputeConfig(micro_batch_size=8))
-    split = make_student(qwen2, place, compute=ComputeConfig(micro_batch_size=rows))
+    whole = make_student(qwen2, place, compute=padded(8))
+    split = make_student(qwen2, place, compute=padded(rows))
     expected = whole.train(batch, loss)
     output = split.train(pad_to(batch, width) if width else batch, loss)
     assert output.metrics == pytest.approx(expected.metrics, rel=2e-6)
@@ -133,8 +138,8 @@ def test_splitting_and_padding_keep_the_discriminators_gradient(
     place: Parallel, qwen2: Path, kind: str, rows: int, width: int
 ) -> None:
     pairs = pair_rows(V)
-    whole = make_discriminator(qwen2, place, compute=ComputeConfig(micro_batch_size=8), score=kind)
-    compute = ComputeConfig(micro_batch_size=rows)
+    whole = make_discriminator(qwen2, place, compute=padded(8), score=kind)
+    compute = padded(rows)
     split = make_discriminator(qwen2, place, compute=compute, score=kind)
     expected = whole.train(pairs, BRADLEY_TERRY)
     output = split.train(pad_to(pairs, width) if width else pairs, BRADLEY_TERRY)
