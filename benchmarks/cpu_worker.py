@@ -22,17 +22,19 @@ from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch
 
-OURS, THEIRS = "trainer", "transformers"
+OURS, PACKED, THEIRS = "trainer", "packed", "transformers"
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
 LAYOUTS = {"one": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # ranks, tensor parallel size
 
 Step = Callable[[], float]
 
 
-def trainer_step(folder: Path, place: Parallel, layout: ParallelConfig, batch: Batch) -> Step:
-    """Return a step of the Trainer, which returns its loss."""
+def trainer_step(
+    folder: Path, place: Parallel, layout: ParallelConfig, batch: Batch, is_packed: bool = False
+) -> Step:
+    """Return a step of the Trainer, which returns its loss; the rows are all as long."""
     config = StudentConfig(lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_grad=CLIP)
-    compute = ComputeConfig(micro_batch_size=len(batch.lengths), pack_sequences=False)
+    compute = ComputeConfig(micro_batch_size=len(batch.lengths), pack_sequences=is_packed)
     settings = TrainerSettings(layout, compute, seed=0)
     trainer = Trainer.language_model(load_hf_config(folder), config, place, settings)
     trainer.load_hf_weights(folder)
@@ -88,6 +90,7 @@ def main() -> None:
         OURS: partial(trainer_step, Path(folder), place, layout, batch)
     }
     if layout_name == "one":
+        makers[PACKED] = partial(trainer_step, Path(folder), place, layout, batch, is_packed=True)
         makers[THEIRS] = partial(transformers_step, Path(folder), batch)
     results = time_steps({name: make() for name, make in makers.items()}, int(count))
     if place.is_writer:

@@ -46,6 +46,7 @@ def plan_request(
         micro_batch_size=compute.micro_batch_size,
         max_tokens_per_microbatch=compute.max_tokens_per_microbatch,
         split_groups=config.discriminator.split_groups,
+        joins_attention=compute.transformer_impl == "local" and compute.pack_sequences is not False,
         logprob_chunk_size=compute.logprob_chunk_size,
         assume=assume,
     )

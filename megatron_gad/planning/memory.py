@@ -85,11 +85,13 @@ class Microbatch:
 
     tokens: of all its rows, padding included. count: of a step on one data rank.
     chunk: tokens whose logits are held at once; 0 for a scorer, which has none.
+    is_joined: where a rank has whole rows, attention goes row by row, and its results are joined.
     """
 
     tokens: int
     count: int
     chunk: int
+    is_joined: bool = False
 
 
 def activation_bytes(
@@ -107,7 +109,7 @@ def activation_bytes(
     in_flight = min(pipeline * interleaved, microbatch.count)
     num_layers = shape.num_layers // layout.pipeline
     inputs = tokens * shape.hidden_size * precision.activation
-    layer = _layer_activations(shape, layout, precision, tokens)
+    layer = _layer_activations(shape, layout, precision, tokens, microbatch.is_joined)
     if layout.recompute == "full":
         kept = inputs // layout.tensor if layout.sequence_parallel else inputs
         body, one_pass = int(num_layers * kept * in_flight) + layer, num_layers * kept + layer
@@ -122,19 +124,23 @@ def activation_bytes(
     return max(body, one_pass + logits) if layout.pipeline > 1 else body + logits
 
 
-def _layer_activations(shape: ModelShape, layout: Layout, precision: Precision, tokens: int) -> int:
+def _layer_activations(
+    shape: ModelShape, layout: Layout, precision: Precision, tokens: int, is_joined: bool
+) -> int:
     """Return the bytes that one layer keeps for its backward pass.
 
     In 16 bits s b (8 h + 6 a + 6 k + 8 f), with a and k the widths of all query and of all key
     heads: inputs and outputs of both norms; query, key and value before and after rotation, and
-    attention's result; gate, up, the activated gate and their product. Tensor parallelism divides
-    all of it under sequence parallelism, without it all but the norms'.
+    attention's result; gate, up, the activated gate and their product. Attention's result is there
+    once more, 2 a, where it is joined. Tensor parallelism divides all of it under sequence
+    parallelism, without it all but the norms'.
     """
     is_mixture = shape.num_moe_layers > 0
     width = shape.experts_per_token * shape.expert_ffn_size if is_mixture else shape.ffn_size
     heads = shape.head_dim * (shape.num_heads + shape.num_kv_heads)
     norms = 8 * shape.hidden_size / (layout.tensor if layout.sequence_parallel else 1)
-    per_token = norms + (6 * heads + 8 * width) / layout.tensor
+    joined = 2 * shape.head_dim * shape.num_heads if is_joined and layout.context == 1 else 0
+    per_token = norms + (6 * heads + joined + 8 * width) / layout.tensor
     return int(tokens * per_token * precision.activation / 2)
 
 

@@ -38,6 +38,7 @@ class Request:
     stages: a step of each stage, in the run's order; plans are compared by the last one.
     micro_batch_size: rows of a microbatch, where max_tokens_per_microbatch does not bound it by
         tokens. split_groups: the discriminator's too; otherwise it takes whole groups.
+    joins_attention: packed rows are attended one by one; see Microbatch.is_joined.
     logprob_chunk_size: tokens whose logits are held at once.
     is_fp8: matrices are multiplied in FP8. has_reference: the KL's reference lives on the host.
     num_data_prompts: usable rows of the data set; None where nobody counted them.
@@ -56,6 +57,7 @@ class Request:
     micro_batch_size: int = 4
     max_tokens_per_microbatch: int | None = None
     split_groups: bool = False
+    joins_attention: bool = False
     logprob_chunk_size: int = 1024
     num_data_prompts: int | None = None
     assume: Assumptions = field(default_factory=Assumptions)

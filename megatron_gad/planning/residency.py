@@ -79,13 +79,13 @@ def _activations(request: Request, layout: Layout) -> dict[str, int]:
     own, found = layout.of_discriminator, {"student": 0, "discriminator": 0}
     for stage in request.stages:
         tokens, count = _largest_microbatch(request, 1, stage.student_trained, layout.data)
-        batch = Microbatch(tokens, count, request.logprob_chunk_size)
+        batch = Microbatch(tokens, count, request.logprob_chunk_size, request.joins_attention)
         needed = activation_bytes(request.student, layout, request.precision, batch)
         found["student"] = max(found["student"], needed)
         if stage.num_samples:
             unit, trained = rows_per_unit(request, stage.group_size), stage.discriminator_trained
             tokens, count = _largest_microbatch(request, unit, trained, own.data)
-            batch = Microbatch(tokens, count, chunk=0)
+            batch = Microbatch(tokens, count, 0, request.joins_attention)
             needed = activation_bytes(request.discriminator, own, request.precision, batch)
             found["discriminator"] = max(found["discriminator"], needed)
     return found

@@ -92,8 +92,9 @@ class ComputeConfig:
     """How forward and backward are computed; nothing here changes the result beyond rounding.
 
     Attributes:
-        micro_batch_size: rows of one forward; the discriminator takes as many whole groups as fit
-            in it, at least one (see discriminator.split_groups).
+        micro_batch_size: rows of one forward, sorted by length where they are padded; the
+            discriminator takes as many whole groups as fit in it, at least one (see
+            discriminator.split_groups).
         max_tokens_per_microbatch: tokens of one forward, padding included, in place of a number of
             rows; rows are sorted by length. A group that has more is taken whole all the same.
         bf16: weights and activations in bfloat16, main weights and gradients in float32.

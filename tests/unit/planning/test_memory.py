@@ -127,9 +127,12 @@ def test_a_trainer_holds_the_bytes_that_are_planned(
 
 
 @pytest.mark.parametrize(("ffn", "num_kv_heads"), [(512, 4), (1024, 1)])
-@pytest.mark.parametrize(("family", "bf16"), [("qwen2", False), ("qwen2", True), ("llama", True)])
+@pytest.mark.parametrize(
+    ("family", "bf16", "is_packed"),
+    [("qwen2", False, True), ("qwen2", True, False), ("llama", True, False), ("llama", True, True)],
+)
 def test_a_forward_pass_keeps_the_bytes_that_are_planned(
-    tmp_path: Path, ffn: int, num_kv_heads: int, family: str, bf16: bool
+    tmp_path: Path, ffn: int, num_kv_heads: int, family: str, bf16: bool, is_packed: bool
 ) -> None:
     folder = make_hf_folder(
         *(tmp_path, family),
@@ -139,12 +142,13 @@ def test_a_forward_pass_keeps_the_bytes_that_are_planned(
         num_key_value_heads=num_kv_heads,
         max_position_embeddings=128,
     )
-    batch = Microbatch(tokens=2 * 96, count=1, chunk=0)
+    batch = Microbatch(tokens=2 * 96, count=1, chunk=0, is_joined=is_packed)
     precision = precision_of(bf16, fp8=False)
     planned = activation_bytes(read_shape(folder), Layout(), precision, batch)
     place = initialize(ParallelConfig(), seed=0)
     try:
-        settings = TrainerSettings(ParallelConfig(), ComputeConfig(bf16=bf16), seed=0)
+        compute = ComputeConfig(bf16=bf16, pack_sequences=is_packed)
+        settings = TrainerSettings(ParallelConfig(), compute, seed=0)
         trainer = make_trainer(folder, place, settings, is_scorer=True)
         weights = storages([p for chunk in trainer.modules for p in chunk.parameters()])
         kept: list[Tensor] = []
