@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_gad.config import RunConfig
 from megatron_gad.data.dataset import HUB, DataConfig
 from megatron_gad.data.rows import read_file_rows
+from megatron_gad.engines.sglang.launch import count_servers
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.devices import Assumptions, Device
 from megatron_gad.planning.layout import Layout
@@ -88,7 +89,8 @@ def configured_layout(config: RunConfig, num_gpus: int) -> Layout:
     if config.rollout.engine == "embedded":
         layout = replace(layout, engines=layout.data)
     if config.rollout.engine == "sglang":
-        engines = len(sglang.urls) or sglang.num_servers * layout.data
+        started = count_servers(sglang, num_gpus // layout.data) * layout.data
+        engines = len(sglang.urls) or started
         layout = replace(layout, engine_tensor=sglang.tensor_parallel_size, engines=engines)
     if own == student:
         return layout

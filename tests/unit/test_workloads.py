@@ -135,7 +135,7 @@ def test_a_bound_on_tokens_bounds_the_memory_of_a_run(run: RunConfig) -> None:
     token -= 2 * 2 * 8 * 4 * 4 // 2
     for changed in ({"pack_sequences": False}, {"transformer_impl": "transformer_engine"}):
         padded = replace(config, compute=replace(config.compute, **changed))
-        phases = {phase.phase: phase.by_role for phase in plan_residency(padded, 1)[0].phases}
+        phases = {phase.phase: phase.by_role for phase in plan_residency(padded, 1).memory.phases}
         assert phases["student"]["activations"] == 1000 * token + logits
 
 
