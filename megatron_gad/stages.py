@@ -119,8 +119,11 @@ def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
 
 
 def _to_discriminator(run: Run, groups: Sequence[Group]) -> Moved[Group]:
-    """Share the groups out to the discriminator's data ranks, where its layout has others."""
-    return move(groups, run.parallel, run.discriminator.parallel)
+    """Share the groups out to the discriminator's data ranks, where its layout has others.
+
+    By cost there, too: the student's may be fewer, or one, over which nothing is balanced.
+    """
+    return move(groups, group_cost, run.parallel, run.discriminator.parallel)
 
 
 def _extra_pairs(run: Run, groups: Sequence[Group]) -> PairBatch:

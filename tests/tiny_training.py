@@ -53,7 +53,7 @@ def pair_rows(
     return PairBatch(tokens, lengths, response_mask, trained, GROUP_SIZE)
 
 
-def rows_of(batch: Any, rows: slice) -> Any:
+def rows_of(batch: Any, rows: slice | list[int]) -> Any:
     """Some rows of a batch, at its full width."""
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return replace(batch, **{name: value[rows] for name, value in tensors.items()})

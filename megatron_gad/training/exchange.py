@@ -1,12 +1,13 @@
 """Between the data shares of two layouts: whole items there, what was computed of them back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from megatron_gad.data.balance import balanced_shares
 from megatron_gad.training.parallel import Parallel
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ class Moved(Generic[T]):
     """
 
     items: list[T]
-    numbers: range
+    numbers: Sequence[int]
     origin: range
     source: Parallel
     target: Parallel
@@ -34,17 +35,20 @@ class Moved(Generic[T]):
         """
         if self.source is self.target:
             return rows
-        every_share = self.target.gather_over_data((self.numbers.start, rows.cpu()))
-        in_order = torch.cat([share for _, share in sorted(every_share, key=lambda each: each[0])])
-        rows_each = len(rows) // len(self.items)
-        return in_order[self.origin.start * rows_each : self.origin.stop * rows_each]
+        every_share = self.target.gather_over_data((self.numbers, rows.cpu()))
+        order = torch.tensor([number for numbers, _ in every_share for number in numbers])
+        by_item = torch.cat([share for _, share in every_share]).unflatten(0, (len(order), -1))
+        own = by_item[order.argsort()][self.origin.start : self.origin.stop]
+        return own.flatten(0, 1)
 
 
-def move(items: Sequence[T], source: Parallel, target: Parallel) -> Moved[T]:
-    """Share the items of all data ranks of one layout out to those of another, in their order.
+def move(
+    items: Sequence[T], cost: Callable[[T], float], source: Parallel, target: Parallel
+) -> Moved[T]:
+    """Share the items of all data ranks of one layout out to those of another, at equal cost.
 
-    All ranks call it. Shares may differ in size by one item. In one and the same layout, items
-    stay where they are.
+    All ranks call it. How many items a share has differs from rank to rank; their order stays. In
+    one and the same layout, items stay where they are.
 
     items: this rank's share in ``source``; picklable.
     """
@@ -56,9 +60,7 @@ def move(items: Sequence[T], source: Parallel, target: Parallel) -> Moved[T]:
     first, total = sum(sizes[: source.data_rank]), sum(sizes)
     origin = range(first, first + len(items))
     assert total >= target.data_size, f"{total} items for {target.data_size} data ranks"
-    numbers = range(
-        target.data_rank * total // target.data_size,
-        (target.data_rank + 1) * total // target.data_size,
-    )
     everything = [item for share in shares for item in share]
-    return Moved(everything[numbers.start : numbers.stop], numbers, origin, source, target)
+    costs = [cost(item) for item in everything]
+    numbers = balanced_shares(costs, target.data_size)[target.data_rank]
+    return Moved([everything[number] for number in numbers], numbers, origin, source, target)

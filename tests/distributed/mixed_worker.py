@@ -17,7 +17,7 @@ from megatron_gad.training.checkpoint import (
 )
 from megatron_gad.training.exchange import move
 from megatron_gad.training.parallel import Parallel, add_layout, initialize
-from tests.distributed.mixed_layouts import LAYOUTS, Learned, Pair
+from tests.distributed.mixed_layouts import COSTS, LAYOUTS, Learned, Pair
 from tests.distributed.workers import drop_groups, save
 
 # Six items over as many data ranks, of which one may have none.
@@ -34,13 +34,15 @@ def start(name: str) -> tuple[Parallel, Parallel]:
 def exchanges(places: tuple[Parallel, Parallel], counts: list[int]) -> list[dict]:
     """Move items of which each data rank has another number, and their rows back."""
     source, target = places
-    own = [(source.data_rank, i) for i in range(counts[source.data_rank])]
-    moved = move(own, source, target)
-    # Of item (rank, i) two rows with its numbers are computed.
-    rows = torch.tensor([[rank, i, twice] for rank, i in moved.items for twice in (0, 1)])
+    first = sum(counts[: source.data_rank])
+    own = list(range(first, first + counts[source.data_rank]))
+    moved = move(own, COSTS.__getitem__, source, target)
+    # Of every item two rows with its number are computed.
+    rows = torch.tensor([[item, twice] for item in moved.items for twice in (0, 1)])
     mine = {
         "source": source.data_rank,
         "target": target.data_rank,
+        "had": own,
         "moved": moved.items,
         "back": moved.back(rows).tolist(),
     }
