@@ -17,6 +17,8 @@ from megatron_gad.models.layers import current_device
 class ScoreHead(MegatronModule):
     """Scalar head h -> w . h, the same weights on every tensor parallel rank, without bias.
 
+    Float32 in every precision, in bf16 and FP8 as well: its weights, its product, its scores.
+
     The weights are drawn from N(0, head_std) with the generator given, so that equal seeds give
     equal heads at every layout.
     """
@@ -31,7 +33,7 @@ class ScoreHead(MegatronModule):
         super().__init__(config=config)
         self.tp_group = tp_group
         drawn = torch.randn(1, config.hidden_size, generator=generator) * head_std
-        weight: Any = torch.nn.Parameter(drawn.to(current_device(), config.params_dtype))
+        weight: Any = torch.nn.Parameter(drawn.to(current_device(), torch.float32))
         # Each rank sees its part of the sequence only: Megatron has to sum the weight's gradients.
         weight.sequence_parallel = config.sequence_parallel
         weight.is_embedding_or_output_parameter = True
@@ -46,7 +48,7 @@ class ScoreHead(MegatronModule):
         Returns:
             [B, T] float32, the same on every tensor parallel rank.
         """
-        scores = (hidden.float() @ self.weight.float().t()).squeeze(-1)
+        scores = (hidden.float() @ self.weight.t()).squeeze(-1)
         if self.config.sequence_parallel:
             # Every rank goes on with the same whole result, so its gradient is split, not summed.
             scores = gather_from_sequence_parallel_region(

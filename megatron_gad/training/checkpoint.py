@@ -19,6 +19,7 @@ from megatron_gad.training.distributed_optimizer import (
     places_without_padding,
     without_classes,
 )
+from megatron_gad.training.mixed_precision import float32_weights_known
 from megatron_gad.training.optimizer import forget_moments, has_moments
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
@@ -128,7 +129,8 @@ def load_model(folder: Path, trainer: Trainer) -> None:
     with trainer.parallel.megatron_state.active():
         loaded = _read(_sharded_state(trainer, is_loading=held), folder)
         take_weights(trainer.modules, loaded)
-        load_optimizer(trainer.optimizer, loaded["optimizer"])
+        with float32_weights_known(trainer.optimizer):
+            load_optimizer(trainer.optimizer, loaded["optimizer"])
 
 
 def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
@@ -159,7 +161,7 @@ RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
     state = sharded_weights(trainer.modules)
-    with places_without_padding(trainer.optimizer):
+    with places_without_padding(trainer.optimizer), float32_weights_known(trainer.optimizer):
         optimizer = trainer.optimizer.sharded_state_dict(
             state["model"], is_loading=is_loading, metadata=RESHARDABLE
         )

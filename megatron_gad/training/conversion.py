@@ -216,15 +216,16 @@ def _free_target(out: Path, model: ModelName) -> Path:
 
 
 def _hf_dtype(hf_folder: Path, model: ModelName) -> torch.dtype:
-    """Return the one dtype of a folder's weights.
+    """Return the one dtype of a folder's weights; a discriminator's head is float32 anyway.
 
     Raises:
         ValueError: there are several or another, or the head of a discriminator is missing.
     """
     dtypes = {name: tensor.dtype for name, tensor in read_tensors(hf_folder, wanted=())}
-    found = set(dtypes.values())
+    body = {name: dtype for name, dtype in dtypes.items() if name != SCORE_HEAD}
+    found = set(body.values())
     if len(found) != 1 or not found <= set(DTYPES):
-        examples = {str(dtype): name for name, dtype in dtypes.items()}
+        examples = {str(dtype): name for name, dtype in body.items()}
         listed = ", ".join(f"{dtype} (as in {name})" for dtype, name in examples.items())
         raise ValueError(
             f"the weights in {hf_folder} are {listed}; only all float32 or all bfloat16 can be "

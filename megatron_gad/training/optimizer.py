@@ -7,6 +7,7 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_gad.training.mixed_precision import find_float32_weights_first
 from megatron_gad.training.options import ComputeConfig, OptimizerConfig
 
 # Transformer Engine's Adam knows FP8 by the bytes it keeps.
@@ -42,6 +43,7 @@ def build_optimizer(
         optimizer_offload_fraction=compute.optimizer_offload_fraction,
     )
     optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
+    find_float32_weights_first(optimizer)
     for part in torch_optimizers(optimizer):
         if isinstance(part, torch.optim.AdamW):
             # One pass over memory in place of ten; Megatron's own choice where it has one is fused.

@@ -185,6 +185,9 @@ def _slope(logp: Tensor, targets: Tensor, upstream: Tensor, shard: VocabShard) -
 def _scaled_logits(hidden: Tensor, weight: Tensor, shard: VocabShard, temperature: float) -> Tensor:
     """Return the real columns' logits of some tokens, float32, divided by the temperature.
 
+    The product has the type of its factors: of bf16 ones it is rounded to bf16, by up to 2^-9 of a
+    logit, before all that follows is float32. Float32 factors would be a copy of the vocabulary.
+
     A shard of padding alone takes part in the sums with one column that weighs nothing.
     """
     if shard.size == 0:

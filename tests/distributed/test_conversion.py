@@ -116,6 +116,23 @@ def test_bfloat16_weights_stay_bfloat16(tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "back", tmp_path / "hf")
 
 
+@pytest.mark.parametrize("head", [torch.float32, torch.bfloat16])
+def test_a_bfloat16_discriminator_keeps_a_float32_head(tmp_path: Path, head: torch.dtype) -> None:
+    """As a run exports it; a bfloat16 one has the same values in float32."""
+    make_hf_folder(tmp_path / "hf")
+    make_scorer(tmp_path / "hf")
+    file = tmp_path / "hf/model.safetensors"
+    wanted = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+    wanted["score.weight"] = load_file(file)["score.weight"].to(head)
+    save_file(wanted, file, metadata={"format": "pt"})
+    between, back = str(tmp_path / "megatron"), str(tmp_path / "back")
+    there = ["--from-hf", str(tmp_path / "hf"), "--to-megatron", between]
+    for command in (there, ["--from-megatron", between, "--to-hf", back]):
+        assert main([*command, "--model", "discriminator", "--verify"]) == 0
+    save_file(wanted | {"score.weight": wanted["score.weight"].float()}, file)
+    assert_same_weights(tmp_path / "back", tmp_path / "hf")
+
+
 def refusal(capsys: pytest.CaptureFixture, *command: str) -> str:
     """Run a command that has to be refused and return its message."""
     assert main(command) == 2

@@ -145,6 +145,30 @@ def test_moments_that_were_forgotten_stay_forgotten(
     assert all(torch.equal(value, expected[name]) for name, value in loaded.hf_weights())
 
 
+@pytest.mark.parametrize("distributed", [False, True])
+def test_in_bf16_a_scorers_head_is_trained_and_kept_in_float32(
+    place: Parallel, qwen2: Path, tmp_path: Path, distributed: bool
+) -> None:
+    """AdamW's first step moves every weight by the learning rate, here less than bf16 can show."""
+    lr = 1e-5
+    layout = ParallelConfig(use_distributed_optimizer=distributed)
+    make = partial(make_discriminator, qwen2, place, layout, ComputeConfig(bf16=True), lr=lr)
+    trained = make(weight_decay=0.0)
+    drawn = weights(trained)["score.weight"]
+    trained.train(pair_rows(V), BRADLEY_TERRY)
+    head = weights(trained)["score.weight"]
+    assert head.dtype == torch.float32
+    torch.testing.assert_close((head - drawn).abs(), torch.full_like(head, lr), rtol=0.02, atol=0)
+    save_checkpoint(tmp_path, 1, Residents({"discriminator": trained}), {}, place, keep_last=0)
+    loaded = make(weight_decay=0.0)
+    load_model(iteration_folder(tmp_path, 1) / "discriminator", loaded)
+    assert torch.equal(weights(loaded)["score.weight"], head)
+    for _ in range(2):
+        found, expected = (each.train(pair_rows(V), BRADLEY_TERRY) for each in (loaded, trained))
+        assert found.metrics == expected.metrics
+    assert torch.equal(weights(loaded)["score.weight"], weights(trained)["score.weight"])
+
+
 @pytest.fixture(scope="module")
 def resident(place: Parallel, qwen2: Path) -> Residents:
     """A model to write, where it does not matter which."""
