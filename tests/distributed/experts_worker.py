@@ -15,7 +15,7 @@ from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.options import ModelName, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
-from tests.distributed.experts_cases import CASES, LAYOUTS, RESUMED
+from tests.distributed.experts_cases import CASES, LAYOUTS, RESUMED, cases_of
 from tests.distributed.training_cases import OPTIMIZER, TWO_ROWS, share_of, train_case
 from tests.distributed.workers import drop_groups, save
 from tests.tiny_training import parameters, under_hf_names, weights
@@ -29,11 +29,11 @@ def start(layout: ParallelConfig) -> Parallel:
 
 
 def run_layouts(folder: Path) -> None:
-    """Train every case at every layout."""
+    """Train every case at its layouts."""
     for layout_name, layout in LAYOUTS.items():
         place = start(layout)
-        for name, case in CASES.items():
-            trained = train_case(case, folder, layout, place)
+        for name in cases_of(layout_name):
+            trained = train_case(CASES[name], folder, layout, place)
             save(folder / f"{name}-{layout_name}.pt", trained)
 
 

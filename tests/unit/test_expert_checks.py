@@ -3,12 +3,16 @@
 import json
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_gad.config import RunConfig
+from megatron_gad.models.layout_rules import model_group_size
 from megatron_gad.training.options import ParallelConfig
+from tests.distributed.experts_cases import LAYOUTS
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 from tests.tiny_tokenizer import make_tokenizer
@@ -66,6 +70,39 @@ def test_a_dense_discriminator_of_its_own_layout_takes_no_sizes_for_experts_over
     shared = replace(student, discriminator=replace(sparse.discriminator, path=dense.student.path))
     assert shared.discriminator_layout == student.parallel
     assert shared.check(world_size=4) == []
+
+
+def test_every_layout_of_four_ranks_is_trained_in_a_test_or_refused(
+    sparse: RunConfig, tmp_path: Path
+) -> None:
+    shape: dict[str, Any] = {
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    }
+    make_hf_folder(tmp_path, "qwen3_moe", vocab_size=384, max_position_embeddings=256, **shape)
+    make_tokenizer(tmp_path)
+    config = replace(sparse, student=replace(sparse.student, path=str(tmp_path)))
+    sizes = {
+        "tensor_model_parallel_size": (1, 2, 4),
+        "sequence_parallel": (False, True),
+        "pipeline_model_parallel_size": (1, 2, 4),
+        "virtual_pipeline_model_parallel_size": (None, 2),
+        "context_parallel_size": (1, 2, 4),
+        "expert_model_parallel_size": (1, 2, 4),
+        # None is as many as cut other layers.
+        "expert_tensor_parallel_size": (None, 1, 2, 4),
+    }
+    combinations = (dict(zip(sizes, values, strict=True)) for values in product(*sizes.values()))
+    every = [ParallelConfig(**chosen) for chosen in combinations]
+    allowed = {
+        layout
+        for layout in every
+        if model_group_size(layout) <= 4
+        and layout.expert_tensor_parallel_size != layout.tensor_model_parallel_size
+        and not replace(config, parallel=layout).check(world_size=4)
+    }
+    assert allowed == {x for x in LAYOUTS.values() if not x.use_distributed_optimizer}
 
 
 def test_experts_that_are_not_there_are_not_shared_out(dense: RunConfig) -> None:
