@@ -34,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2-tied": {"tie": True},
     "qwen2-tied-deep": {"tie": True, "num_hidden_layers": 8},
     "llama": {"family": "llama"},
+    "qwen3": {"family": "qwen3"},
 }
 EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in cases_of(layout)]
 

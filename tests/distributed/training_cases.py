@@ -138,14 +138,22 @@ DEEP = {
     for name in ("policy-tied", "bradley-terry")
 }
 CASES |= DEEP
+# The norms of query and key heads are on every tensor parallel rank, each of which has other heads:
+# their gradients have to be summed, with and without sequence parallelism.
+CASES["policy-qwen3"] = Case("qwen3", make_student, STUDENT, policy_step)
+NORMED = ("tp2-dp2", "tp4", "tp4-sp", "tp2-sp-pp2", "tp2-cp2", "tp2-dp2-distributed")
 
 
 def cases_of(layout: str) -> tuple[str, ...]:
-    """Which cases run where: all at every layout, two again with another optimizer or packed."""
+    """Which cases run where: all at every layout, two again with another optimizer or packed.
+
+    Those of another depth or with norms of heads run where that makes a difference.
+    """
     if layout.startswith("pp4-vpp2"):
         return tuple(DEEP)
     is_variant = layout.endswith(("-distributed", "-packed"))
-    return ("policy-tied", "cross-entropy-split") if is_variant else SHALLOW
+    cases = ("policy-tied", "cross-entropy-split") if is_variant else SHALLOW
+    return (*cases, "policy-qwen3") if layout in NORMED else cases
 
 
 @dataclass(frozen=True)
