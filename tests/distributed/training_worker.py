@@ -24,6 +24,7 @@ from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from tests.distributed.training_cases import (
+    BF16,
     CASES,
     LAYOUTS,
     OPTIMIZER,
@@ -104,7 +105,8 @@ class Pair:
     """A student with a reference, and a discriminator."""
 
     def __init__(self, folder: Path, layout_name: str) -> None:
-        layout, compute = LAYOUTS[layout_name], compute_of(layout_name)
+        layout = LAYOUTS[layout_name.removesuffix(BF16)]
+        compute = compute_of(layout_name)
         self.place = place = start(layout)
         self.trainers: dict[str, Trainer] = {}
         for name in (STUDENT, DISCRIMINATOR):
@@ -143,7 +145,8 @@ class Pair:
                 continue
             state = torch_optimizers(trainer.optimizer)[0].state
             for moment in ("exp_avg", "exp_avg_sq"):
-                values = [state[p][moment] for p in parameters(trainer)]
+                mains = [getattr(p, "main_param", p) for p in parameters(trainer)]
+                values = [state[main][moment] for main in mains]
                 found[f"{name}-{moment}"] = under_hf_names(trainer, values)
         found["reference"] = under_hf_names(self.trainers[STUDENT], self.reference)
         return found
