@@ -36,7 +36,8 @@ class Dispatch:
 
         read: makes a rollout of an answer; ServerFailed if no working server gives such a one.
         load: gives a server that was started again the current weights.
-        max_failures: of one request, after which the run ends, even if all others are answered.
+        max_failures: of one request, after one more of which the run ends, even if all others are
+            answered.
         """
         self._replicas = replicas
         self._requests = requests
@@ -157,10 +158,11 @@ class Dispatch:
             self._failing[replica] += 1
             self._num_failures[number] += 1
             self._pending.appendleft(number)
-            if self._num_failures[number] > self._max_failures:
+            # Where a server fails at everything, it is named, which comes one failure earlier.
+            if self._num_failures[number] > self._max_failures + 1:
                 self._error = self._error or RuntimeError(
                     f"one request failed {self._num_failures[number]} times, last with: {error} "
-                    f"(sglang.max_restarts = {self._max_failures})"
+                    f"(one more than sglang.max_restarts = {self._max_failures} allows a server)"
                 )
             self._changed.notify_all()
 

@@ -44,8 +44,16 @@ def test_after_every_swap_engine_and_trainer_agree(recorded: Path, layout: str) 
     assert len(gaps) == 10
     assert max(gaps) < BOUND
     assert all(record["swap/bytes"] > 0 for record in records)
-    assert all((record["moves/bytes"] > 0) == bool(LEAVES[layout]) for record in records)
     assert servers_of(save) == []
+
+
+def test_those_that_leave_are_moved_in_every_step(recorded: Path) -> None:
+    moved = {
+        layout: [record["moves/bytes"] for record in tiny_run.metrics(recorded / layout)]
+        for layout in LAYOUTS
+    }
+    # At TP2 it is the reference's weights alone.
+    assert min(moved["TP1"]) > 2 * max(moved["TP2"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -123,10 +123,10 @@ def test_a_request_that_fails_on_and_on_ends_the_sampling() -> None:
     back.set()
     server = Server(back=back)
     server.generate = generate  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="one request failed 4 times, last with: too long"):
+    with pytest.raises(RuntimeError, match="one request failed 5 times, last with: too long"):
         dispatch([server], read=lambda answer: ROLLOUT)
     # Each time under another id.
-    assert asked == ["7", "7_1", "7_2", "7_3"]
+    assert asked == ["7", "7_1", "7_2", "7_3", "7_4"]
 
 
 def test_a_number_without_end_is_a_broken_answer() -> None:
