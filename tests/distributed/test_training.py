@@ -84,14 +84,15 @@ def test_rows_equal_those_of_one_rank(results, expected, case, layout) -> None:
 def test_gradients_equal_those_of_one_rank(results, expected, case, layout) -> None:
     """Clipped ones, so that the norm has to be right, too.
 
-    Within 2e-6, and within a part of each tensor's largest entry. Tensor and context parallel ranks
+    Within 2e-6, and within a part of each tensor's largest entry: 2e-6 as well, where data ranks
+    only put other rows together, as rows are sorted by length. Tensor and context parallel ranks
     add up in another order, which shows more: see the next test.
     """
     found: Trained = load(results / f"{case}-{layout}.pt")
     sizes = LAYOUTS[layout]
     is_cut = sizes.tensor_model_parallel_size * sizes.context_parallel_size > 1
     wanted = expected[case].gradients
-    assert_close(found.gradients, wanted, relative=1e-5 if is_cut else 1e-6)
+    assert_close(found.gradients, wanted, relative=1e-5 if is_cut else 2e-6)
     assert max((found.gradients[n] - g).abs().max() for n, g in wanted.items()) < 2e-6
 
 
