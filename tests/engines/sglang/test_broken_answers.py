@@ -3,7 +3,11 @@
 A real server cannot be made to do so. A proxy in front of it can.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,12 +44,23 @@ CONFIG_AT_URL = replace(
 )
 
 
+@contextmanager
+def behind(proxy: FaultyProxy, folder: Path, **settings: Any) -> Iterator[SGLangEngine]:
+    """Reach the server through a proxy, and let go of both in the end."""
+    config = replace(CONFIG_AT_URL, urls=(proxy.url,), **settings)
+    try:
+        by_url = SGLangEngine(config, folder, "cpu", torch.float32)
+        try:
+            yield by_url
+        finally:
+            by_url.close()
+    finally:
+        proxy.close()
+
+
 def test_every_request_has_one_answer_whatever_happens_on_the_way(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, FAULTS)
-    by_url = SGLangEngine(
-        replace(CONFIG_AT_URL, urls=(proxy.url,)), folders["new"], "cpu", torch.float32
-    )
-    try:
+    with behind(proxy, folders["new"]) as by_url:
         by_url.load_weights(weights_of(folders["new"]), version=80)
         sampling = SamplingConfig(num_samples=15, max_new_tokens=8)
         groups = by_url.generate(make_prompts(10), sampling)
@@ -56,25 +71,17 @@ def test_every_request_has_one_answer_whatever_happens_on_the_way(engine, folder
         assert largest_gap(folders["new"], groups, 1.0) < BOUND
         assert len(proxy.answered) == 150
         assert set(proxy.answered.values()) == {1}
-    finally:
-        by_url.close()
-        proxy.close()
 
 
 def test_a_request_that_is_never_answered_is_sent_again_after_its_time(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, {3: "silent"})
-    config = replace(CONFIG_AT_URL, urls=(proxy.url,), request_timeout_s=10)
-    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
-    try:
+    with behind(proxy, folders["new"], request_timeout_s=10) as by_url:
         by_url.load_weights(weights_of(folders["new"]), version=82)
         groups = by_url.generate(make_prompts(4), SamplingConfig(num_samples=4, max_new_tokens=8))
         assert proxy.happened == ["silent"]
         assert [len(group.rollouts) for group in groups] == [4] * 4
         assert len(proxy.answered) == 16
         assert set(proxy.answered.values()) == {1}
-    finally:
-        by_url.close()
-        proxy.close()
 
 
 @pytest.mark.parametrize(
@@ -95,48 +102,31 @@ def test_a_server_that_fails_in_a_swap_is_given_the_weights_again(
 ):
     engine.load_weights(weights_of(folders["old"]), version=83)
     proxy = FaultyProxy(engine.replicas[0].name, {1: fault}, path)
-    config = replace(
-        CONFIG_AT_URL, urls=(proxy.url,), weight_transport=transport, weight_timeout_s=5
-    )
-    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
-    try:
+    with behind(proxy, folders["new"], weight_transport=transport, weight_timeout_s=5) as by_url:
         by_url.load_weights(weights_of(folders["new"]), version=84)
         assert proxy.happened == [fault]
         by_url.verify()
         groups = by_url.generate(make_prompts(2), SamplingConfig(num_samples=2, max_new_tokens=8))
         assert {rollout.weights_version for rollout in rollouts_of(groups)} == {84}
         assert largest_gap(folders["new"], groups, 1.0) < BOUND
-    finally:
-        by_url.close()
-        proxy.close()
 
 
 def test_checksums_are_compared_on_the_first_and_every_second_swap(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, {}, path="/weights_checker")
-    config = replace(CONFIG_AT_URL, urls=(proxy.url,), verify_interval=2)
-    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
-    try:
+    with behind(proxy, folders["new"], verify_interval=2) as by_url:
         counts = []
         for version in range(85, 90):
             by_url.load_weights(weights_of(folders["new"]), version)
             counts.append(proxy.num_calls)
         assert counts == [1, 1, 2, 2, 3]
-    finally:
-        by_url.close()
-        proxy.close()
 
 
 def test_a_server_that_fails_for_ever_ends_the_run_with_its_address(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, {}, always="500")
-    config = replace(CONFIG_AT_URL, urls=(proxy.url,), max_restarts=2)
-    by_url = SGLangEngine(config, folders["new"], "cpu", torch.float32)
-    try:
+    with behind(proxy, folders["new"], max_restarts=2) as by_url:
         by_url.load_weights(weights_of(folders["new"]), version=81)
         with pytest.raises(
             RuntimeError, match=rf"{proxy.url} failed 3 times in a row, last with: .*answers 500"
         ):
             by_url.generate(make_prompts(4), SamplingConfig(num_samples=2, max_new_tokens=8))
         assert set(proxy.happened) == {"500"}
-    finally:
-        by_url.close()
-        proxy.close()
