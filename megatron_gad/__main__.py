@@ -1,11 +1,11 @@
 """The command: ``megatron_gad CONFIG.toml [--flag value ...]``. Load, check, train."""
 
+import gc
 import logging
 import sys
 
 from megatron_gad.config import CliOptions, RunConfig, load_config
 from megatron_gad.errors import RunStoppedError
-from megatron_gad.plan import describe_plan
 from megatron_gad.training.environment import (
     environment_rank,
     environment_world_size,
@@ -51,6 +51,8 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
         return BAD_INPUT
     if options.dry_run:
         if rank == 0:
+            from megatron_gad.plan import describe_plan  # noqa: PLC0415 - see _train
+
             print(describe_plan(config, world_size))
         return 0
     _train(config, rank)
@@ -60,9 +62,13 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
 def _train(config: RunConfig, rank: int) -> None:
     logging.basicConfig(format=" [%(asctime)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("megatron_gad").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    # Megatron takes seconds to import; --help, --dry-run and every mistake should not wait for it.
+    # Megatron takes seconds to import; --help and every mistake should not wait for it.
+    # Looking for garbage among what imports leave behind, then and later, is time for nothing.
+    gc.disable()
     from megatron_gad.train import train  # noqa: PLC0415
 
+    gc.freeze()
+    gc.enable()
     train(config)
 
 

@@ -10,7 +10,6 @@ from megatron_gad.errors import RunStoppedError
 from megatron_gad.metrics import METRICS_FILE, advance, progress
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.parts import Run
-from megatron_gad.reporting.page import build_report
 from megatron_gad.resume import load_latest, save
 from megatron_gad.stage_ends import (
     begin_stage,
@@ -167,6 +166,9 @@ def _write_config(run: Run) -> None:
 def _report(run: Run) -> None:
     """Show what there is, however the run ended; a run without a step has nothing to show."""
     if run.parallel.is_writer and (run.folder / METRICS_FILE).exists():
+        # It draws, and what it draws with takes a second to import: at the end, on one rank.
+        from megatron_gad.reporting.page import build_report  # noqa: PLC0415
+
         build_report(run.folder)
 
 

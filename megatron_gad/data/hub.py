@@ -4,9 +4,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import datasets
-from datasets.exceptions import DatasetsError
-
 from megatron_gad.data.rows import Row, missing_column, raise_missing_column
 
 DEFAULT_SPLIT = "train"
@@ -18,6 +15,10 @@ def read_hub_rows(name: str, columns: Sequence[str]) -> Iterator[Row]:
     name: ``owner/name`` for the split "train", or ``owner/name:split``.
     Raises ValueError when it cannot be loaded or lacks one of the columns.
     """
+    # A second of every rank's start, which runs on local files should not pay.
+    import datasets  # noqa: PLC0415
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
+
     repository, _, split = name.partition(":")
     if not repository:
         raise ValueError(f"hub:{name} names no data set; write hub:OWNER/NAME")

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 PARQUET_ROWS = 64  # rows decoded at once
 
 
@@ -114,6 +111,10 @@ def _json_row(place: str, line: bytes) -> Row:
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    # Half a second of every start, which runs on JSONL should not pay.
+    import pyarrow  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: PLC0415
+
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

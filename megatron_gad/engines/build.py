@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 
 from megatron_gad.engines.base import Engine, RolloutConfig
-from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.replay import ReplayEngine
-from megatron_gad.engines.sglang.engine import SGLangEngine
 from megatron_gad.engines.sglang.launch import SGLangConfig
 
 
@@ -30,9 +28,14 @@ def build_engine(
     Raises ValueError for a name without an engine, and ServerStartError for a server that does not
     come up.
     """
+    # Both import transformers' models, which takes seconds; ranks without an engine do not.
     if rollout.engine == "embedded":
+        from megatron_gad.engines.embedded import EmbeddedEngine  # noqa: PLC0415
+
         return EmbeddedEngine(hf_folder, device, dtype, rollout.max_batch_size)
     if rollout.engine == "sglang":
+        from megatron_gad.engines.sglang.engine import SGLangEngine  # noqa: PLC0415
+
         return SGLangEngine(sglang or SGLangConfig(), hf_folder, device, dtype, gpus)
     if rollout.engine == "replay":
         return ReplayEngine(rollout.replay)

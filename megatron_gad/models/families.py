@@ -3,15 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRotaryEmbedding
 
 from megatron_gad.models.mixtures import Mixture, check_mixture, mixtral, qwen3_moe
 
@@ -27,16 +21,15 @@ class Family:
     class_prefix: str
     has_qkv_bias: bool
     has_qk_norm: bool
-    rotary_embedding: type[torch.nn.Module]
     read_mixture: Callable[[PretrainedConfig], Mixture] | None = None
 
 
 FAMILIES = {
-    "llama": Family("Llama 3.x", "Llama", False, False, LlamaRotaryEmbedding),
-    "qwen2": Family("Qwen2 and Qwen2.5", "Qwen2", True, False, Qwen2RotaryEmbedding),
-    "qwen3": Family("Qwen3 (dense)", "Qwen3", False, True, Qwen3RotaryEmbedding),
-    "qwen3_moe": Family("Qwen3-MoE", "Qwen3Moe", False, True, Qwen3MoeRotaryEmbedding, qwen3_moe),
-    "mixtral": Family("Mixtral", "Mixtral", False, False, MixtralRotaryEmbedding, mixtral),
+    "llama": Family("Llama 3.x", "Llama", False, False),
+    "qwen2": Family("Qwen2 and Qwen2.5", "Qwen2", True, False),
+    "qwen3": Family("Qwen3 (dense)", "Qwen3", False, True),
+    "qwen3_moe": Family("Qwen3-MoE", "Qwen3Moe", False, True, qwen3_moe),
+    "mixtral": Family("Mixtral", "Mixtral", False, False, mixtral),
 }
 
 
@@ -80,13 +73,22 @@ def head_dim(hf_config: PretrainedConfig) -> int:
 
 
 def inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor:
-    """Return the angle per position of every rotated pair, as transformers itself computes it.
+    """Return the angle per position of every rotated pair, as transformers' models have it.
+
+    The models themselves are not asked: importing one takes seconds of every rank.
 
     Returns:
         [head_dim / 2] float32, on the CPU, scaling for long contexts included.
     """
-    rotary: Any = family_of(hf_config).rotary_embedding(hf_config)
-    return rotary.inv_freq.detach().clone().float()
+    kind = rope_type(hf_config)
+    if kind == "default":
+        width = head_dim(hf_config)
+        exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
+        return 1.0 / (hf_config.rope_parameters["rope_theta"] ** exponents)
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415 - as above
+
+    frequencies, _ = ROPE_INIT_FUNCTIONS[kind](hf_config)
+    return frequencies.float()
 
 
 def rope_type(hf_config: PretrainedConfig) -> str:

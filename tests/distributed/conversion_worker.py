@@ -17,8 +17,8 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     for argv in json.loads(sys.argv[1]):
         arguments = tyro.cli(Arguments, args=argv)
+        drop_groups()
         place = parallel.initialize(arguments.layout(), seed=0)
         status = convert(arguments, place)
         assert status == 0, f"exit status {status} of {' '.join(argv)}"
-        drop_groups()
     dist.destroy_process_group()

@@ -15,10 +15,12 @@ from megatron.core.transformer.module import MegatronModule
 
 
 def drop_groups() -> None:
-    """Make room for the process groups of another layout; every rank calls it.
+    """Make room for the process groups of another layout; every rank calls it before the first.
 
     Every gloo group keeps a thread that polls: those of all layouts together would starve the rest.
     """
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was imported holds no group, and is most of what there is to look at
     barrier()
     parallel_state.destroy_model_parallel()
     _take_models_apart()

@@ -41,8 +41,8 @@ COMPARED = (
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """Metrics of the run on one rank."""
-    return tiny_run.run(tmp_path_factory.mktemp("one") / "run")
+    """Metrics of the run on one rank, which prepares what the others find."""
+    return tiny_run.run(tmp_path_factory.mktemp("one") / "run", prepares=True)
 
 
 def is_same_number(key: str, alone: dict, ours: dict) -> bool:

@@ -6,18 +6,27 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
+
+from examples.tiny.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 # What depends on the clock, or on how a run is spread over ranks.
 NOT_COMPARED = ("time", "swap/bytes", "memory/", "moves/")
 
 
-def start(save: Path, *flags: str, num_ranks: int = 1) -> subprocess.Popen:
-    """Start a tiny run; its output goes to ``<save>.log``."""
+def start(save: Path, *flags: str, num_ranks: int = 1, prepares: bool = False) -> subprocess.Popen:
+    """Start a tiny run; its output goes to ``<save>.log``.
+
+    It finds the student and the data that it would otherwise prepare, in a third of its time.
+    """
+    if not prepares and not (save / "assets").exists():
+        shutil.copytree(_assets().name, save / "assets")
     environment = {**os.environ, "PYTHON": sys.executable, "SAVE": str(save)}
     environment |= {"NPROC": str(num_ranks), "OMP_NUM_THREADS": "1"}
     command = [str(ROOT / "examples/tiny/run.sh"), "--no-tensorboard", *flags]
@@ -27,9 +36,19 @@ def start(save: Path, *flags: str, num_ranks: int = 1) -> subprocess.Popen:
         )
 
 
-def run(save: Path, *flags: str, num_ranks: int = 1) -> list[dict[str, Any]]:
+@cache
+def _assets() -> TemporaryDirectory:
+    """Prepare student and data once for all runs; they are gone with this process."""
+    folder = TemporaryDirectory(prefix="tiny_assets_")
+    prepare(Path(folder.name))
+    return folder
+
+
+def run(
+    save: Path, *flags: str, num_ranks: int = 1, prepares: bool = False
+) -> list[dict[str, Any]]:
     """Run to the end and return the metrics of every step."""
-    process = start(save, *flags, num_ranks=num_ranks)
+    process = start(save, *flags, num_ranks=num_ranks, prepares=prepares)
     try:
         status = process.wait(timeout=900)
     finally:
