@@ -5,15 +5,16 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# They start several ranks, whose threads poll: on few cores two at once starve each other.
+# They start several ranks, whose threads poll: on few cores many at once starve each other.
 MANY_RANKS = ("tests/distributed/", "tests/e2e/")
 
 
 class FilesTogether(LoadScopeScheduling):
-    """Gives the tests of a file to one process, and those of many ranks to one."""
+    """Gives the tests of a file to one process, and those of a folder of many ranks to one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ranks" if nodeid.startswith(MANY_RANKS) else nodeid.split("::")[0]
+        folders = (folder for folder in MANY_RANKS if nodeid.startswith(folder))
+        return next(folders, nodeid.split("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)
