@@ -19,7 +19,7 @@ from tests.e2e.tiny_run import ROOT
 
 STAND_IN = ROOT / "tests/e2e/slurm_stand_in"
 JOB_ID = "4711"
-NUM_STEPS = 250
+NUM_STEPS = 1000  # more than are taken until the job is told to stop
 FLAGS = ("--stages", "seqkd", "--seqkd.steps", str(NUM_STEPS), "--seqkd.batch-size", "4")
 FLAGS += ("--data.eval-path", "", "--no-tensorboard")
 
@@ -127,9 +127,10 @@ def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(
     assert job.requeued() == [JOB_ID] * 2
     assert job.processes() == []
 
-    assert job.start().wait(timeout=600) == 0, job.log()[-4000:]
+    last = second + 5
+    assert job.start("--seqkd.steps", str(last)).wait(timeout=600) == 0, job.log()[-4000:]
     assert f"resuming from {job.save}/iter_{second:07d}" in job.log()
-    assert [record["step"] for record in tiny_run.metrics(job.save)] == [*range(1, NUM_STEPS + 1)]
+    assert [record["step"] for record in tiny_run.metrics(job.save)] == [*range(1, last + 1)]
     assert (job.save / "student_hf/model.safetensors").exists()
     assert job.requeued() == [JOB_ID] * 2
 

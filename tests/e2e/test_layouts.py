@@ -10,10 +10,9 @@ from tests.e2e import tiny_run
 TP2 = ["--tensor-model-parallel-size", "2"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
 LAYOUTS = {
-    "TP2": (2, TP2),
-    "TP2+SP": (2, [*TP2, "--sequence-parallel"]),
     # One rank packs its rows; padded ones, as context parallelism has them, are as good.
-    "TP2+SP, padded": (2, [*TP2, "--sequence-parallel", "--no-pack-sequences"]),
+    "TP2, padded": (2, [*TP2, "--no-pack-sequences"]),
+    "TP2+SP": (2, [*TP2, "--sequence-parallel"]),
     "PP2, padded": (2, [*PP2, "--no-pack-sequences"]),
     "PP2 x VPP2": (2, [*PP2, "--virtual-pipeline-model-parallel-size", "2"]),
     "CP2": (2, ["--context-parallel-size", "2"]),

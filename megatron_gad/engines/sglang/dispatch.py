@@ -92,6 +92,11 @@ class Dispatch:
             raise self._error
         return [self._rollouts[number] for number in range(len(self._requests))]
 
+    def interrupt(self, reason: str) -> None:
+        """Let another thread's ``run`` end with an error; servers that go on stop the requests."""
+        self._fail(RuntimeError(reason))
+        self._abort_running()
+
     def _join(self, threads: Mapping[Replica, Sequence[threading.Thread]]) -> None:
         """Wait for threads, but for those of a server that is still being brought back."""
         deadline = time.monotonic() + JOIN_TIMEOUT_S

@@ -73,6 +73,7 @@ class SGLangEngine:
         self._version: int | None = None
         self._is_resting = False  # a server has taken its memory before it has any weights
         self._num_swaps = 0
+        self._dispatch: Dispatch | None = None
         self._replicas: list[Replica] = []
         try:
             self._replicas += map(
@@ -166,7 +167,7 @@ class SGLangEngine:
         for prompt in prompts:
             if not prompt.ids:
                 raise ValueError(f"prompt {prompt.index} has no token ids; drop it before sampling")
-        dispatch = Dispatch(
+        self._dispatch = Dispatch(
             self._replicas,
             list(make_requests(prompts, sampling)),
             read=partial(read_answer, sampling=sampling, version=version),
@@ -174,9 +175,12 @@ class SGLangEngine:
             max_failures=self._config.max_restarts,
         )
         config = self._config
-        rollouts = dispatch.run(
-            config.max_running_requests, config.health_interval_s, config.health_timeout_s
-        )
+        try:
+            rollouts = self._dispatch.run(
+                config.max_running_requests, config.health_interval_s, config.health_timeout_s
+            )
+        finally:
+            self._dispatch = None
         size = sampling.num_samples
         return [
             Group(prompt, tuple(rollouts[number * size : (number + 1) * size]))
@@ -207,8 +211,14 @@ class SGLangEngine:
                 replica.kill()  # its memory is free then, too; the next load starts it again
 
     def close(self) -> None:
-        """End all servers of ours, and remove what was written for them."""
+        """End all servers of ours, and remove what was written for them.
+
+        A thread that still samples gets an error, and servers at URLs stop its requests.
+        """
         self._version = None
+        dispatch = self._dispatch  # another thread may be done with it at any moment
+        if dispatch is not None:
+            dispatch.interrupt("the SGLang engine was closed while it sampled")
         for replica in self._replicas:
             replica.close()
         self._transport.close()

@@ -3,7 +3,9 @@
 A real server cannot be made to do so. A proxy in front of it can.
 """
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +121,24 @@ def test_checksums_are_compared_on_the_first_and_every_second_swap(engine, folde
             by_url.load_weights(weights_of(folders["new"]), version)
             counts.append(proxy.num_calls)
         assert counts == [1, 1, 2, 2, 3]
+
+
+def test_an_engine_that_is_closed_while_it_samples_stops_its_requests(engine, folders):
+    proxy = FaultyProxy(engine.replicas[0].name, {}, path="/abort_request")
+    with behind(proxy, folders["new"]) as by_url, ThreadPoolExecutor() as pool:
+        by_url.load_weights(weights_of(folders["new"]), version=91)
+        sampling = SamplingConfig(num_samples=500, max_new_tokens=50)
+        sampled = pool.submit(by_url.generate, make_prompts(4), sampling)
+        while not proxy.answered and not sampled.done():
+            time.sleep(0.01)
+        by_url.close()
+        with pytest.raises(RuntimeError, match="closed while it sampled"):
+            sampled.result()
+        assert proxy.num_calls
+        assert 0 in proxy.answered.values()  # asked, and ended by the server without a whole answer
+        # The server works for others.
+        engine.load_weights(weights_of(folders["old"]), version=92)
+        engine.generate(make_prompts(1), SamplingConfig(max_new_tokens=4))
 
 
 def test_a_server_that_fails_for_ever_ends_the_run_with_its_address(engine, folders):

@@ -31,7 +31,7 @@ pytestmark = MARKS
 
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_a_server_that_fails_is_restarted_with_the_weights_and_its_requests_sent_again(
-    engine, folders, harm
+    engine, folders, harm, caplog
 ):
     engine.load_weights(weights_of(folders["new"]), version=60)
     processes = processes_of(engine)
@@ -43,6 +43,9 @@ def test_a_server_that_fails_is_restarted_with_the_weights_and_its_requests_sent
     groups = engine.generate(prompts, sampling)
     harmer.join()
     assert engine.replicas[0].num_restarts == num_restarts + 1
+    # Noticed by asking how it is, before any request has taken too long.
+    assert "SGLang server failed (1)" in caplog.text
+    assert "timed out" not in caplog.text
     assert [len(group.rollouts) for group in groups] == [40] * 12
     assert {len(rollout.ids) for rollout in rollouts_of(groups)} == {40}
     assert {rollout.weights_version for rollout in rollouts_of(groups)} == {60}

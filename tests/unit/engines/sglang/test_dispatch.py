@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ class Server:
         """back: it fails, and is back when this is set."""
         self.hangs = hangs
         self.back = back
+        self.aborted: list[str] = []
         self.generation = self.num_failures = 0
         self.lock = threading.Lock()
 
@@ -42,7 +44,7 @@ class Server:
         return True
 
     def abort(self, request_ids: list[str]) -> None:
-        pass
+        self.aborted += request_ids
 
 
 def dispatch(servers: list[Server], read: Any) -> list[Rollout]:
@@ -90,6 +92,29 @@ def test_answers_are_there_while_a_server_is_still_brought_back() -> None:
     back.set()
     with failing.lock:
         assert failing.generation == 1
+
+
+def test_an_interrupted_sampling_ends_and_stops_its_requests() -> None:
+    server, working, aborted = Server(), threading.Barrier(13), threading.Event()
+
+    def generate(body: dict[str, Any]) -> dict[str, Any]:
+        working.wait(timeout=30)
+        aborted.wait(timeout=30)
+        raise ServerFailed("its finish reason is 'abort'")
+
+    server.generate = generate  # type: ignore[method-assign]
+    requests = [{"rid": str(number)} for number in range(24)]
+    sampling = Dispatch(
+        cast(Any, [server]), requests, lambda _: ROLLOUT, load=lambda _: None, max_failures=3
+    )
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(sampling.run, places=12, health_interval_s=60, health_timeout_s=60)
+        working.wait(timeout=30)
+        sampling.interrupt("closed")
+        assert {*server.aborted} == {str(number) for number in range(12)}
+        aborted.set()
+        with pytest.raises(RuntimeError, match="closed"):
+            running.result(timeout=30)
 
 
 def test_requests_go_to_the_server_with_the_fewest() -> None:
