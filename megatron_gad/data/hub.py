@@ -15,13 +15,13 @@ def read_hub_rows(name: str, columns: Sequence[str]) -> Iterator[Row]:
     name: ``owner/name`` for the split "train", or ``owner/name:split``.
     Raises ValueError when it cannot be loaded or lacks one of the columns.
     """
+    repository, _, split = name.partition(":")
+    if not repository:
+        raise ValueError(f"hub:{name} names no data set; write hub:OWNER/NAME")
     # A second of every rank's start, which runs on local files should not pay.
     import datasets  # noqa: PLC0415
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
-    repository, _, split = name.partition(":")
-    if not repository:
-        raise ValueError(f"hub:{name} names no data set; write hub:OWNER/NAME")
     try:
         rows = datasets.load_dataset(repository, split=split or DEFAULT_SPLIT)
     except (OSError, ValueError, DatasetsError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_gad.models.mixtures import Mixture, check_mixture, mixtral, qwen3_moe
 
@@ -85,8 +86,6 @@ def inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor:
         width = head_dim(hf_config)
         exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
         return 1.0 / (hf_config.rope_parameters["rope_theta"] ** exponents)
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415 - as above
-
     frequencies, _ = ROPE_INIT_FUNCTIONS[kind](hf_config)
     return frequencies.float()
 

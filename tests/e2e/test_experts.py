@@ -1,8 +1,8 @@
 """A run of a mixture of experts whose experts are shared out gives the numbers of one rank."""
 
+import shutil
 from pathlib import Path
 
-from examples.tiny.prepare import prepare
 from megatron_gad.models.families import load_hf_config
 from tests.e2e import tiny_run
 from tests.e2e.test_layouts import assert_same_numbers
@@ -11,7 +11,7 @@ from tests.tiny import make_hf_folder
 
 def prepare_mixture(save: Path) -> None:
     """Prepare a tiny run, with a Qwen3-MoE in place of its student."""
-    prepare(save / "assets")
+    shutil.copytree(tiny_run.assets(), save / "assets")
     student = save / "assets" / "student"
     shape = load_hf_config(student)
     make_hf_folder(

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from examples.tiny.prepare import prepare
 from tests.e2e import tiny_run
 from tests.e2e.tiny_run import ROOT
 
@@ -29,7 +28,6 @@ class Job:
     """A job whose nodes have one rank each, which holds one pipeline stage."""
 
     folder: Path
-    assets: Path
     num_nodes: int = 2
 
     @property
@@ -53,8 +51,8 @@ class Job:
             "TP": "1",
             "PP": str(self.num_nodes),
             "CONFIG": "examples/tiny/run.toml",
-            "MODEL": str(self.assets / "student"),
-            "DATA": str(self.assets / "train.jsonl"),
+            "MODEL": str(tiny_run.assets() / "student"),
+            "DATA": str(tiny_run.assets() / "train.jsonl"),
             "SAVE": str(self.save),
             "OMP_NUM_THREADS": "1",
         }
@@ -101,19 +99,11 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny student and its data."""
-    folder = tmp_path_factory.mktemp("assets")
-    prepare(folder)
-    return folder
-
-
 @pytest.mark.slow
 def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(
-    assets: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    job = Job(tmp_path, assets)
+    job = Job(tmp_path)
     first = job.signal_after(job.start(signalled="leaders"), step=3)
     assert 3 <= first < NUM_STEPS
     assert f"stopped by SIGUSR1 after step {first}; saved" in job.log()
@@ -135,8 +125,8 @@ def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(
     assert job.requeued() == [JOB_ID] * 2
 
 
-def test_a_job_that_fails_is_not_queued_again(assets: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, assets, num_nodes=1)
+def test_a_job_that_fails_is_not_queued_again(tmp_path: Path) -> None:
+    job = Job(tmp_path, num_nodes=1)
     assert job.start("--seqkd.batch-size", "0").wait(timeout=600) != 0
     assert "seqkd.batch_size = 0" in job.log()
     assert job.requeued() == []

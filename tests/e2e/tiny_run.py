@@ -1,14 +1,15 @@
 """Starts ``examples/tiny/run.sh`` and reads what it leaves behind."""
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -26,7 +27,7 @@ def start(save: Path, *flags: str, num_ranks: int = 1, prepares: bool = False) -
     It finds the student and the data that it would otherwise prepare, in a third of its time.
     """
     if not prepares and not (save / "assets").exists():
-        shutil.copytree(_assets().name, save / "assets")
+        shutil.copytree(assets(), save / "assets")
     environment = {**os.environ, "PYTHON": sys.executable, "SAVE": str(save)}
     environment |= {"NPROC": str(num_ranks), "OMP_NUM_THREADS": "1"}
     command = [str(ROOT / "examples/tiny/run.sh"), "--no-tensorboard", *flags]
@@ -37,10 +38,11 @@ def start(save: Path, *flags: str, num_ranks: int = 1, prepares: bool = False) -
 
 
 @cache
-def _assets() -> TemporaryDirectory:
-    """Prepare student and data once for all runs; they are gone with this process."""
-    folder = TemporaryDirectory(prefix="tiny_assets_")
-    prepare(Path(folder.name))
+def assets() -> Path:
+    """Prepare student and data once for all who read them; they are gone with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny_assets_"))
+    atexit.register(shutil.rmtree, folder)
+    prepare(folder)
     return folder
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.tiny.prepare import prepare
 from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.sglang.launch import (
     SGLangConfig,
@@ -31,8 +30,7 @@ pytestmark = MARKS
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of the tiny student's shape, with random weights, that is not the run's own."""
     folder = tmp_path_factory.mktemp("server")
-    prepare(folder / "assets")
-    hf_config = load_hf_config(folder / "assets/student")
+    hf_config = load_hf_config(tiny_run.assets() / "student")
     model = write_model_folder(hf_config, folder / "model")
     config = SGLangConfig(
         python=str(SERVER_PYTHON),

@@ -2,8 +2,10 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config
 
 from megatron_gad.models.families import head_dim, inverse_frequencies, load_hf_config
@@ -43,6 +45,24 @@ def test_llama3_scaling_slows_the_long_waves_only(tmp_path: Path) -> None:
         expected.append(share * frequency + (1 - share) * frequency / 4.0)
     assert 0.25 < expected[0] < 1.0  # the first pair lies on the line
     assert inverse_frequencies(config).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 5e5},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+        LLAMA3_ROPE,
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+@pytest.mark.parametrize("family", CLASSES)
+def test_frequencies_are_those_of_the_model_of_transformers(
+    tmp_path: Path, family: str, rope: dict[str, Any]
+) -> None:
+    config = load_hf_config(make_hf_folder(tmp_path, family, rope_parameters=rope))
+    model = CLASSES[family][1](config)
+    assert torch.equal(inverse_frequencies(config), model.model.rotary_emb.inv_freq)
 
 
 def test_another_family_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
