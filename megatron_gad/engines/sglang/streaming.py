@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from traceback import clear_frames
 
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.replica import Replica
@@ -25,24 +25,29 @@ def stream_buckets(
     Returns what went wrong on the way to a server, which is then given nothing more.
     """
     failures: Failures = {}
+    # Sent from here, not from what the threads are given: a pool's thread lets go of that some
+    # time after its work is done, and another bucket would exist by then.
+    on_its_way: Bucket | None = None
 
-    def attempt(replica: Replica, call: Callable[[], None]) -> None:
-        if replica not in failures:
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - the caller tells them apart
-                failures[replica] = error
+    def attempt(replica: Replica) -> None:
+        if replica in failures:
+            return
+        try:
+            if on_its_way is None:
+                replica.begin_load()
+            else:
+                replica.take(on_its_way)
+        except Exception as error:  # noqa: BLE001 - the caller tells them apart
+            clear_frames(error.__traceback__)  # they hold the bucket
+            failures[replica] = error
 
     with ThreadPoolExecutor(len(replicas)) as pool:
-        sending: list[Future[None]] = [
-            pool.submit(attempt, replica, replica.begin_load) for replica in replicas
-        ]
+        sending: list[Future[None]] = [pool.submit(attempt, replica) for replica in replicas]
         for bucket in buckets:
             transport.stage(bucket)
             keep(bucket)
             wait(sending)
-            sending = [
-                pool.submit(attempt, replica, partial(replica.take, bucket)) for replica in replicas
-            ]
-            del bucket  # the senders hold it
+            on_its_way = bucket
+            del bucket  # the next is gathered without it
+            sending = [pool.submit(attempt, replica) for replica in replicas]
     return failures

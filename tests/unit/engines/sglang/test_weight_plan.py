@@ -108,6 +108,14 @@ class Reader:
         self.sums.append(sum(float(tensor.sum()) for _, tensor in bucket.named))
 
 
+class Full(Reader):
+    """Has no space for a second bucket."""
+
+    def take(self, bucket: Bucket) -> None:
+        super().take(bucket)
+        raise OSError("no space left on device")
+
+
 class NothingStaged:
     """A transport that keeps nothing."""
 
@@ -120,16 +128,17 @@ def test_two_buckets_at_most_are_alive():
     plan = WeightPlan({f"w{n}": Size([size]) for n in range(count)}, torch.float32, 16_000)
     source = torch.ones(size)
     for _ in range(2):
-        reader = Reader()
+        reader, full = Reader(), Full()
         with LivingBytes() as counted:
             named = ((f"w{n}", source) for n in range(count))
-            stream_buckets(
+            failures = stream_buckets(
                 plan.buckets(named),
                 NothingStaged(),  # pyright: ignore[reportArgumentType]
-                [reader],  # pyright: ignore[reportArgumentType]
+                [reader, full],  # pyright: ignore[reportArgumentType]
                 keep=lambda bucket: None,
             )
-        assert reader.sums == [4000.0] * 10
+        assert (reader.sums, full.sums) == ([4000.0] * 10, [4000.0])
+        assert list(failures) == [full]
         assert 16_000 <= counted.largest <= 32_000
 
 
@@ -159,11 +168,6 @@ def test_the_next_bucket_is_gathered_while_the_last_is_on_its_way():
 
 
 def test_what_goes_wrong_on_the_way_is_returned_and_everything_is_read():
-    class Full(Reader):
-        def take(self, bucket: Bucket) -> None:
-            super().take(bucket)
-            raise OSError("no space left on device")
-
     full, other = Full(), Reader()
     read = iter(TENSORS.items())
     failures = stream_buckets(
