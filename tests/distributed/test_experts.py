@@ -12,7 +12,7 @@ from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed.experts_cases import CASES, LAYOUTS, RESUMED, cases_of
 from tests.distributed.launch import run_on_ranks
-from tests.distributed.results import assert_close, load
+from tests.distributed.results import assert_close, assert_updated_alike, load
 from tests.distributed.test_conversion import make_scorer
 from tests.distributed.training_cases import VOCAB_SIZE, Trained, train_case
 from tests.tiny import make_hf_folder
@@ -56,17 +56,17 @@ def expected(results: Path, place: Parallel) -> dict[str, Trained]:
 
 
 @pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
-def test_metrics_rows_and_gradients_equal_those_of_one_rank(results, expected, case, layout):
+def test_metrics_rows_gradients_and_weights_equal_those_of_one_rank(results, expected, case, layout):
     """Gradients are clipped ones, so that the norm over experts and the rest has to be right."""
     found: Trained = load(results / f"{case}-{layout}.pt")
-    for ours, theirs in zip(found.metrics, expected[case].metrics, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=5e-6)
+    assert found.metrics == pytest.approx(expected[case].metrics, rel=1e-5, abs=5e-6)
     torch.testing.assert_close(
         torch.cat(found.rows), torch.cat(expected[case].rows), atol=1e-5, rtol=1e-5
     )
     wanted = expected[case].gradients
     assert_close(found.gradients, wanted, relative=5e-6)
     assert max((found.gradients[n] - g).abs().max() for n, g in wanted.items()) < 2e-6
+    assert_updated_alike(found.weights, expected[case].weights)
 
 
 @pytest.mark.parametrize(("saved_at", "layout"), EVERY_RESUME)

@@ -162,9 +162,9 @@ def cases_of(layout: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What two steps left behind: metrics of each; rows and gradients of the first; weights."""
+    """What a step left behind."""
 
-    metrics: list[dict[str, float]]
+    metrics: dict[str, float]
     rows: list[Tensor]
     gradients: dict[str, Tensor]
     weights: dict[str, Tensor]
@@ -183,14 +183,12 @@ def train_case(
     place: Parallel,
     compute: ComputeConfig = TWO_ROWS,
 ) -> Trained:
-    """Train a case for two steps; every rank gets the whole result."""
+    """Take one step; every rank gets the whole result."""
     trainer = case.make(folder / case.folder, place, layout, compute, **OPTIMIZER)
     part = share_of(case.batch(), place)
-    first = case.step(trainer, part)
-    gradients_of_first = gradients(trainer)
-    second = case.step(trainer, part)
-    rows = place.gather_over_data(first.rows)
-    return Trained([first.metrics, second.metrics], rows, gradients_of_first, weights(trainer))
+    output = case.step(trainer, part)
+    rows = place.gather_over_data(output.rows)
+    return Trained(output.metrics, rows, gradients(trainer), weights(trainer))
 
 
 def share_of(batch: Any, place: Parallel) -> Any:

@@ -108,7 +108,11 @@ def test_split_groups_change_neither_scores_nor_metrics_nor_weights(
         output = judge(split, pairs, kind, split_groups=True)
         torch.testing.assert_close(output.rows, expected.rows, atol=1e-5, rtol=1e-5)
         assert output.metrics == pytest.approx(expected.metrics, rel=2e-5, abs=1e-6)
-    assert_close(weights(whole), weights(split), relative=1e-4)
+        assert_close(gradients(whole), gradients(split), relative=2e-5)
+    # AdamW makes a whole step of a gradient that is almost 0, so single entries may differ more.
+    others = weights(split)
+    differences = [(value - others[name]).abs().flatten() for name, value in weights(whole).items()]
+    assert torch.cat(differences).mean() < 1e-6
 
 
 @pytest.mark.parametrize("split_groups", [False, True])
