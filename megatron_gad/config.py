@@ -123,7 +123,7 @@ class RunConfig:
             *check_experts(self.student.path, self.discriminator, self.parallel, world_size),
             *check_algorithm(self.gad),
             *check_rollout(self.rollout),
-            *check_watchdog(self.watchdog),
+            *check_watchdog(self.watchdog, self.parallel, world_size),
             *check_schedule(self.schedule),
         ]
         if self.rollout.engine == "replay":

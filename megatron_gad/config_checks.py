@@ -21,6 +21,7 @@ from megatron_gad.training.options import (
     CheckpointConfig,
     ComputeConfig,
     OptimizerConfig,
+    ParallelConfig,
 )
 from megatron_gad.watchdog import WatchdogConfig
 
@@ -168,9 +169,19 @@ def check_replay(rollout: RolloutConfig) -> Iterator[str]:
         )
 
 
-def check_watchdog(watchdog: WatchdogConfig) -> Iterator[str]:
+def check_watchdog(
+    watchdog: WatchdogConfig, layout: ParallelConfig, world_size: int
+) -> Iterator[str]:
     """Yield what is wrong with the deadlines of the phases."""
     yield from violations("watchdog", watchdog, dict.fromkeys(asdict(watchdog), NOT_NEGATIVE))
+    minutes = layout.distributed_timeout_minutes
+    for phase, seconds in asdict(watchdog).items() if world_size > 1 else ():
+        if phase != "start_s" and seconds >= 60 * minutes > 0:
+            yield (
+                f"watchdog.{phase} = {seconds:g} is never reached: ranks that wait for another end "
+                f"the run after parallel.distributed_timeout_minutes = {minutes}; make the first "
+                "shorter, or the second longer"
+            )
 
 
 def check_schedule(schedule: ScheduleConfig) -> Iterator[str]:

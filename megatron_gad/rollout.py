@@ -1,6 +1,6 @@
 """Prompts to groups through an engine, and the one path on which rollouts become text again."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from megatron_gad.data.chat import ChatCodec
@@ -52,14 +53,19 @@ class Sampler:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> int:
         """Swap weights in; every rank of the group takes part. Returns the bytes that moved."""
-        counter = _CountingWeights(weights)
+        counter = _CountingWeights(weights, self._free_gathered)
         if self._engine is not None:
             self._engine.load_weights(counter, version)
         else:
-            for _ in counter:
-                pass
+            deque(counter, maxlen=0)  # holds none of them
         self.weights_version = version
         return counter.num_bytes
+
+    def _free_gathered(self) -> None:
+        """Leave no memory of gathered weights to torch: servers take their caches' room next."""
+        if self._parallel.device.type == "cuda":
+            torch.cuda.empty_cache()
+            self._parallel.wait_for_group()
 
     def sample(self, requests: Sequence["Request"]) -> list[list[Group]]:
         """Return a group for every prompt; the rollouts carry text and what D reads of it."""
@@ -181,13 +187,19 @@ def describe_rollouts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]
 
 
 class _CountingWeights:
-    """Passes named tensors on and counts their bytes."""
+    """Passes named tensors on and counts their bytes.
 
-    def __init__(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    at_end: called once all were read.
+    """
+
+    def __init__(self, weights: Iterable[tuple[str, Tensor]], at_end: Callable[[], None]) -> None:
         self._weights = weights
+        self._at_end = at_end
         self.num_bytes = 0
 
     def __iter__(self):
         for name, tensor in self._weights:
             self.num_bytes += tensor.numel() * tensor.element_size()
             yield name, tensor
+            del tensor
+        self._at_end()

@@ -105,7 +105,7 @@ class Schedule:
     def _give_room_to_engine(self) -> None:
         if self._parallel.device.type == "cuda":
             torch.cuda.empty_cache()  # servers are other processes
-        if "engine" in self.leaves:
+        if self._parallel.device.type == "cuda" or "engine" in self.leaves:
             self._parallel.barrier()
 
     def _measure(self) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
-from megatron_gad.engines.sglang.launch import SGLangConfig, count_servers
+from megatron_gad.engines.sglang.launch import ALLOCATOR_VARIABLES, SGLangConfig, count_servers
 from megatron_gad.expert_checks import experts_in
+from megatron_gad.training.environment import environment_variable
 from megatron_gad.watchdog import WatchdogConfig
 
 # Arguments of a server that the run has to choose itself, and what decides them.
@@ -95,12 +96,8 @@ def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Itera
             "sglang.weight_transport = 'tensor' shares memory with servers that the run starts, "
             "but sglang.urls is set; use 'broadcast' or 'disk', or leave urls out"
         )
-    if sglang.weight_transport == "broadcast" and not sglang.urls and torch.cuda.is_available():
-        yield (
-            "sglang.weight_transport = 'broadcast' needs a GPU for each of its ranks, but servers "
-            "that the run starts share the trainer's; use 'tensor', or name servers on other GPUs "
-            "in sglang.urls"
-        )
+    if torch.cuda.is_available() and not sglang.urls:
+        yield from _check_sharing(sglang)
     for name, reason in CHOSEN.items():
         if name in {given.replace("-", "_") for given in sglang.server_args}:
             yield f"sglang.server_args sets {name}, which is not free: {reason}; leave it out"
@@ -117,3 +114,20 @@ def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Itera
             "megatron-gad[sglang], name an interpreter that has it in sglang.python, name running "
             "servers in sglang.urls, or use 'embedded'"
         )
+
+
+def _check_sharing(sglang: SGLangConfig) -> Iterator[str]:
+    """Yield why weights would not get to servers on the trainer's own GPUs."""
+    if sglang.weight_transport == "broadcast":
+        yield (
+            "sglang.weight_transport = 'broadcast' needs a GPU for each of its ranks, but servers "
+            "that the run starts share the trainer's; use 'tensor', or name servers on other GPUs "
+            "in sglang.urls"
+        )
+    for name in ALLOCATOR_VARIABLES if sglang.weight_transport != "disk" else ():
+        value = environment_variable(name)
+        if "expandable_segments:true" in value.lower().replace(" ", ""):
+            yield (
+                f"{name} = {value!r} makes memory that a server may not open; leave "
+                "expandable_segments out, or use sglang.weight_transport = 'disk'"
+            )

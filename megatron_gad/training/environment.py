@@ -1,6 +1,11 @@
-"""What the launcher tells a process through its environment, readable before any group exists."""
+"""What a process is told through its environment, readable before any group exists."""
 
 import os
+
+
+def environment_variable(name: str) -> str:
+    """Return what a user set, empty if nothing."""
+    return os.environ.get(name, "")
 
 
 def environment_rank() -> int:

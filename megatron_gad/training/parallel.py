@@ -56,6 +56,10 @@ class Parallel:
         """Send any picklable value from the engine rank to its whole model-parallel group."""
         return _broadcast(value, self.model_group_ranks[0], self.model_group)
 
+    def wait_for_group(self) -> None:
+        """Wait for every rank of the model-parallel group."""
+        dist.barrier(group=self.model_group)
+
     def group_devices(self) -> tuple[int, ...]:
         """Return the numbers of the devices of the model-parallel group's ranks on this host."""
         first = self.rank - local_rank()
@@ -198,6 +202,8 @@ def _model_parallel_group(timeout: timedelta) -> dist.ProcessGroup:
     """Return the ranks of all tensor, context and pipeline ranks with this rank's data rank.
 
     Megatron's own leaves context parallelism out. Every rank makes the groups of all data ranks.
+    Only objects travel in it, on the host: whoever waits there for the engine's rollouts must not
+    keep a GPU busy on which a server samples, as a waiting NCCL kernel would.
     """
     generator = parallel_state.RankGenerator(
         tp=parallel_state.get_tensor_model_parallel_world_size(),
@@ -209,7 +215,7 @@ def _model_parallel_group(timeout: timedelta) -> dist.ProcessGroup:
     )
     own: Any = None
     for ranks in generator.get_ranks("tp-cp-pp"):
-        group = dist.new_group(ranks, timeout)
+        group = dist.new_group(ranks, timeout, backend="gloo")
         own = group if dist.get_rank() in ranks else own
     return own
 

@@ -56,7 +56,9 @@ def expected(results: Path, place: Parallel) -> dict[str, Trained]:
 
 
 @pytest.mark.parametrize(("case", "layout"), EVERYWHERE)
-def test_metrics_rows_gradients_and_weights_equal_those_of_one_rank(results, expected, case, layout):
+def test_metrics_rows_gradients_and_weights_equal_those_of_one_rank(
+    results, expected, case, layout
+):
     """Gradients are clipped ones, so that the norm over experts and the rest has to be right."""
     found: Trained = load(results / f"{case}-{layout}.pt")
     assert found.metrics == pytest.approx(expected[case].metrics, rel=1e-5, abs=5e-6)

@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_gad.config import RunConfig
+from megatron_gad.engines.sglang.launch import SGLangConfig
+from megatron_gad.sglang_checks import check_sglang
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 
@@ -242,3 +245,30 @@ def test_what_a_model_folder_lacks_is_named(good: RunConfig, tmp_path: Path) -> 
     assert [m.split(",")[0] for m in smaller.check(world_size=1)] == [
         f"discriminator.path = '{tmp_path}/bare' has 97 token ids"
     ]
+
+
+def test_a_phase_may_not_take_longer_than_other_ranks_wait(good: RunConfig) -> None:
+    patient = replace(good, watchdog=replace(good.watchdog, rollout_s=3600.0))
+    assert patient.check(world_size=1) == []
+    assert patient.check(world_size=2) == [
+        "watchdog.rollout_s = 3600 is never reached: ranks that wait for another end the run after "
+        "parallel.distributed_timeout_minutes = 30; make the first shorter, or the second longer"
+    ]
+    layout = replace(good.parallel, distributed_timeout_minutes=61)
+    assert replace(patient, parallel=layout).check(world_size=2) == []
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_memory_that_servers_may_not_open_is_refused_on_gpus(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = SGLangConfig(python=sys.executable)
+    monkeypatch.setenv(name, "max_split_size_mb:64, expandable_segments: True")
+    (problem,) = check_sglang(config, data_size=1, group_size=1)
+    assert problem == (
+        f"{name} = 'max_split_size_mb:64, expandable_segments: True' makes memory that a server "
+        "may not open; leave expandable_segments out, or use sglang.weight_transport = 'disk'"
+    )
+    for allowed in (replace(config, weight_transport="disk"), SGLangConfig(("http://a:1",))):
+        assert list(check_sglang(allowed, data_size=1, group_size=1)) == []
+    monkeypatch.setenv(name, "expandable_segments:False")
+    assert list(check_sglang(config, data_size=1, group_size=1)) == []

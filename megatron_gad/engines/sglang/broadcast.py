@@ -63,10 +63,11 @@ class BroadcastLink:
         if group is None:
             raise ServerFailed("the process group with the server was given up")
         answer = _start(lambda: self._api.update_from_broadcast(bucket.layout, group.name))
+        # NCCL's first one waits for a server that may never come; its answer tells.
+        sending = _start(lambda: group.broadcast(bucket.flat.to(self._device)))
         try:
-            sending = group.broadcast(bucket.flat.to(self._device))
             answer.result()
-            sending.wait()
+            sending.result().wait()
         except RuntimeError as error:
             # Half a broadcast leaves the ranks of the group at different places.
             self._abandon()

@@ -115,23 +115,34 @@ class SGLangEngine:
                 f"{'; '.join(problems[:20])}. Give every parameter of the model once, under its "
                 "Hugging Face name; with tied embeddings leave lm_head.weight out."
             )
+        if self._device.type == "cuda":  # the servers take their caches' room next
+            torch.cuda.ipc_collect()
+            torch.cuda.empty_cache()
         interval = self._config.verify_interval
         verifies = interval > 0 and self._num_swaps % interval == 0
         for replica in self._replicas:
-            error = failures.get(replica)
-            try:
-                if error is None:
-                    replica.end_load(version)
-                    if verifies:
-                        self._verify(replica)
-            except ServerFailed as failure:
-                error = failure
-            if isinstance(error, ServerFailed):
-                replica.recover(error, self._loader(version, verifies))
-            elif error is not None:
-                raise error
+            self._finish_load(replica, failures.get(replica), version, verifies)
         self._num_swaps += 1
         self._version = version
+
+    def _finish_load(
+        self, replica: Replica, error: Exception | None, version: int, verifies: bool
+    ) -> None:
+        """Let a server take what comes last, or start again where it failed. error: on the way."""
+        try:
+            if error is None:
+                replica.end_load(version)
+                if verifies:
+                    self._verify(replica)
+        except ServerFailed as failure:
+            error = failure
+        if isinstance(error, ServerFailed):
+            replica.count_failed_load(error)
+            replica.recover(error, self._loader(version, verifies))
+        elif error is not None:
+            raise error
+        else:
+            replica.num_failed_loads = 0
 
     def verify(self) -> None:
         """Compare what the servers hold with what was sent; RuntimeError names tensor and rank."""
@@ -195,13 +206,15 @@ class SGLangEngine:
         """Give the servers' device memory back, weights included; on a CPU nothing is freed.
 
         Servers without weights sleep too. Until the next ``load_weights``, again is harmless.
+        Servers at URLs stay awake: their GPUs are not the trainer's, and one that was asleep when
+        the run ended would be of no use to the next.
         """
         if self._is_resting:
             return
         self._version = None
         self._is_resting = True
         self._wait_until_recovered()
-        for replica in self._replicas:
+        for replica in () if self._config.urls else self._replicas:
             try:
                 replica.sleep()
             except (ServerFailed, CallRefused) as error:

@@ -31,17 +31,18 @@ def keep(parent: int, command: list[str]) -> None:
     # Asked to end, the server ends first. A handler, unlike SIG_IGN, is not passed on to it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = subprocess.Popen(command, preexec_fn=_end_with_parent)
-    owners, looked = _group(), time.monotonic()
+    own = os.getpgrp()
+    owners, looked = members(own), time.monotonic()
     while server.poll() is None and os.getppid() == parent:
         time.sleep(POLL_S)
         if time.monotonic() > looked + LOOK_AROUND_S:  # processes may be gone at the end
-            owners, looked = owners | _group(), time.monotonic()
-    owners |= _group()
+            owners, looked = owners | members(own), time.monotonic()
+    owners |= members(own)
     if os.getppid() != parent:
         owners.add(parent)
     _free_shared_memory(owners)
     # Also this process: a handle on it then tells that the server is gone.
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    os.killpg(own, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:
@@ -50,12 +51,12 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _group() -> set[int]:
-    """Return the processes of the group."""
+def members(group: int) -> set[int]:
+    """Return the processes of a group, by the kernel's list (Linux)."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(int(folder.name)) == os.getpgrp():
+            if os.getpgid(int(folder.name)) == group:
                 found.add(int(folder.name))
     return found
 

@@ -27,6 +27,8 @@ LAUNCHER_PREFIX = "TORCHELASTIC_"
 # Expandable segments, which they set, break sharing memory by handle.
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 HEALTH_VARIABLE = "SGLANG_HEALTH_CHECK_TIMEOUT"
+# A server that is started again between trainers of uneven size would refuse to.
+BALANCE_VARIABLE = "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"
 CPU_ARGUMENTS: dict[str, ArgumentValue] = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -37,6 +39,8 @@ CPU_ARGUMENTS: dict[str, ArgumentValue] = {
     "sleep_on_idle": True,
 }
 GPU_ARGUMENTS: dict[str, ArgumentValue] = {"enable_memory_saver": True}
+# The kernels that SGLang takes by itself on a GPU compute in 16 bits only.
+FLOAT32_ARGUMENTS: dict[str, ArgumentValue] = {"attention_backend": "triton"}
 COMMON_ARGUMENTS: dict[str, ArgumentValue] = {
     "skip_tokenizer_init": True,
     "skip_server_warmup": True,
@@ -142,6 +146,7 @@ def server_arguments(
         arguments |= CPU_ARGUMENTS
     else:
         arguments |= GPU_ARGUMENTS
+        arguments |= FLOAT32_ARGUMENTS if dtype == torch.float32 else {}
         arguments |= _placement(config, number, gpus or (device.index or 0,))
     return arguments | {name.replace("-", "_"): v for name, v in config.server_args.items()}
 
@@ -191,6 +196,8 @@ def server_environment(
         if config.tensor_parallel_size > 1:
             cores = "|".join(str(rank) for rank in range(config.tensor_parallel_size))
             environment.setdefault("SGLANG_CPU_OMP_THREADS_BIND", cores)
+    else:
+        environment.setdefault(BALANCE_VARIABLE, "0")
     return environment
 
 

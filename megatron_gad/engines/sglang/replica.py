@@ -55,6 +55,7 @@ class Replica:
         self._is_asleep = False
         self._is_closed = False
         self.num_failures = 0
+        self.num_failed_loads = 0
         self.num_restarts = 0
         self.generation = 0  # grows with every recovery
         self.lock = threading.Lock()
@@ -172,15 +173,31 @@ class Replica:
             else:
                 return
 
+    def count_failed_load(self, error: Exception) -> None:
+        """Count a swap at which it failed, however well it samples in between.
+
+        Raises RuntimeError after too many in a row: each costs a start of the server.
+        """
+        self.num_failed_loads += 1
+        if self.num_failed_loads > self._limits.max_failures:
+            raise RuntimeError(
+                f"the SGLang server at {self.name} failed at {self.num_failed_loads} swaps of "
+                f"weights in a row, last with: {error} (sglang.max_restarts = "
+                f"{self._limits.max_failures}){self._last_words()}"
+            ) from error
+
+    def _last_words(self) -> str:
+        return f"; {self._process.last_log_lines()}" if self._process else ""
+
     def _count_failure(self, error: Exception) -> None:
         self._refuse_if_closed()
         self.num_failures += 1
         logger.warning("SGLang server failed (%d): %s", self.num_failures, error)
         if self.num_failures > self._limits.max_failures:
-            log = f"; {self._process.last_log_lines()}" if self._process else ""
             raise RuntimeError(
                 f"the SGLang server at {self.name} failed {self.num_failures} times in a row, "
-                f"last with: {error} (sglang.max_restarts = {self._limits.max_failures}){log}"
+                f"last with: {error} (sglang.max_restarts = {self._limits.max_failures})"
+                f"{self._last_words()}"
             ) from error
 
     def restart(self) -> None:

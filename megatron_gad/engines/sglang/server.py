@@ -15,6 +15,8 @@ from megatron_gad.engines.sglang.client import SGLangClient
 
 POLL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
+GONE_TIMEOUT_S = 30.0
+GONE_POLL_S = 0.05
 
 
 class ServerStartError(RuntimeError):
@@ -83,7 +85,10 @@ class ServerProcess:
         return f"last lines of {self.log_path}:\n" + "\n".join(lines)
 
     def stop(self, patience_s: float = 0.0) -> None:
-        """Kill the whole group and wait for its leader; again is harmless.
+        """Kill the whole group and wait until it is gone; again is harmless.
+
+        A process holds its memory, on a GPU too, until the kernel has taken it apart: who starts
+        another one then finds that memory free.
 
         patience_s: how long it may take to end by itself, which leaves no files behind.
         """
@@ -98,6 +103,20 @@ class ServerProcess:
                     self._process.wait(patience_s)
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + GONE_TIMEOUT_S
+        while any(map(_holds_memory, keeper.members(self.group))) and time.monotonic() < deadline:
+            time.sleep(GONE_POLL_S)
+
+
+def _holds_memory(process: int) -> bool:
+    """Say whether a process has not ended; one that nobody waits for is listed for ever."""
+    folder = Path(f"/proc/{process}")
+    try:
+        state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        num_threads = len(list((folder / "task").iterdir()))
+    except OSError:
+        return False
+    return state not in "ZX" or num_threads > 1
 
 
 def free_port() -> int:

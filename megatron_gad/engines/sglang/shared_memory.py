@@ -19,7 +19,8 @@ class TensorTransport:
     """One handle per bucket. A bucket's memory is never written again.
 
     A server may answer before its copies have ended. Then the memory waits, uncounted, until the
-    server lets go of the handle: torch sees to that for both kinds of memory.
+    server lets go of the handle: torch sees to that for both kinds of memory. A server that dies
+    before never does, and on a GPU the bucket's memory is lost to the run.
     """
 
     def __init__(self, tensor_parallel_size: int) -> None:

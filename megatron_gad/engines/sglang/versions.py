@@ -12,6 +12,7 @@ from megatron_gad.engines.sglang.buckets import BucketLayout
 from megatron_gad.engines.sglang.client import CallRefused, Json, ServerFailed, SGLangClient
 
 # In the order in which memory has to come back: the weights arrive before the cache takes room.
+# Graphs go only where SGLANG_MEMORY_SAVER_CUDA_GRAPH is set for the server; their tag is harmless.
 BEFORE_WEIGHTS = ("weights",)
 AFTER_WEIGHTS = ("kv_cache", "cuda_graph")
 NOT_FOUND = 404

@@ -5,7 +5,10 @@ torch's groups use. The group is made of torch's backend itself, so that it neit
 touches the process group of the training.
 """
 
+import contextlib
+import os
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 SOURCE_RANK = 0
+NCCL_ERRORS_VARIABLE = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
 class WeightStore:
@@ -44,13 +48,28 @@ class WeightStore:
         if on_gpu:
             nccl: Any = getattr(dist, "ProcessGroupNCCL")  # noqa: B009 (not in builds for CPUs)
             options = nccl.Options()
-            options._timeout = self._timeout
-            backend = nccl(store, SOURCE_RANK, self.num_ranks, options)
+            # The server's call ends first. A transfer that is over time would end this process.
+            options._timeout = 2 * self._timeout + timedelta(minutes=1)
+            with _bearing_nccl_errors():
+                backend = nccl(store, SOURCE_RANK, self.num_ranks, options)
         else:
             backend = dist.ProcessGroupGloo(
                 store, SOURCE_RANK, self.num_ranks, timeout=self._timeout
             )
         return WeightGroup(name, backend, self._store)
+
+
+@contextlib.contextmanager
+def _bearing_nccl_errors() -> Iterator[None]:
+    """Let a group that is made here not end this process when another rank of it dies."""
+    before = os.environ.get(NCCL_ERRORS_VARIABLE)
+    os.environ[NCCL_ERRORS_VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[NCCL_ERRORS_VARIABLE]
+        if before is not None:
+            os.environ[NCCL_ERRORS_VARIABLE] = before
 
 
 class WeightGroup:

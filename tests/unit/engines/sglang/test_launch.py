@@ -64,6 +64,21 @@ def test_arguments_are_written_as_a_command_line_has_them() -> None:
     assert [*as_flags(given)] == ["--a-b", "3", "--c", "--bs", "1", "2", "4"]
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, "triton"), (torch.bfloat16, None)])
+def test_on_a_gpu_float32_gets_kernels_that_compute_in_it(dtype, expected) -> None:
+    device = torch.device("cuda", 0)
+    arguments = server_arguments(SGLangConfig(), device, dtype, number=0, gpus=(0,))
+    assert arguments.get("attention_backend") == expected
+    chosen = SGLangConfig(server_args={"attention-backend": "flex_attention"})
+    arguments = server_arguments(chosen, device, dtype, number=0, gpus=(0,))
+    assert arguments["attention_backend"] == "flex_attention"
+
+
+def test_servers_on_gpus_may_find_them_unevenly_filled() -> None:
+    environment = server_environment(SGLangConfig(), {}, torch.device("cuda", 0))
+    assert environment["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"] == "0"
+
+
 def test_a_servers_own_patience_is_that_of_the_run() -> None:
     config = SGLangConfig(health_timeout_s=32.5, tensor_parallel_size=2)
     inherited = {"PATH": "/bin", "RANK": "3", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}

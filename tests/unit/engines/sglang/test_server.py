@@ -66,12 +66,21 @@ def in_group(group: int) -> list[psutil.Process]:
     return found
 
 
+def holds_memory(process: psutil.Process) -> bool:
+    """Say whether a process has not ended yet."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_stopped_process_is_gone(tmp_path):
     server = ServerProcess(
         [sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path / "l"
     )
     processes = in_group(server.group)
     server.stop()
+    assert not any(map(holds_memory, processes))
     server.stop()
     assert not server.is_alive
     assert wait_until_gone(processes) == []
@@ -91,6 +100,7 @@ def test_what_a_killed_keeper_left_running_is_gone_after_a_stop(tmp_path):
     while server.is_alive:
         time.sleep(0.1)
     server.stop()
+    assert not any(map(holds_memory, processes))
     assert wait_until_gone(processes) == []
 
 

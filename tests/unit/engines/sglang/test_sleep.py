@@ -1,5 +1,6 @@
-"""When the engine asks its server to sleep and to wake, seen by a server at a URL."""
+"""When the engine asks its server to sleep and to wake, seen by what the server stands for."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,11 +8,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
 from megatron_gad.engines.sglang.launch import SGLangConfig
 from tests.recording_server import RecordingServer, recording_server
 from tests.tiny import make_hf_folder
 
+# Takes the place of an interpreter that has SGLang: passes on what it is asked to another server.
+FORWARDER = f"""#!{sys.executable} -I
+import socket, sys, threading
+def pump(source, sink):
+    while data := source.recv(65536):
+        sink.sendall(data)
+    sink.shutdown(socket.SHUT_WR)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+while True:
+    ours = listener.accept()[0]
+    theirs = socket.create_connection(("127.0.0.1", PORT))
+    for pair in ((ours, theirs), (theirs, ours)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+"""
 RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 FLUSHED = ("POST", "/flush_cache", {})
 RELEASED = ("POST", RELEASE, {"tags": ["weights", "kv_cache", "cuda_graph"]})
@@ -32,8 +48,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(server: RecordingServer, folder: Path, tmp_path: Path) -> Iterator[SGLangEngine]:
-    """Use the server, with weights in files."""
-    config = SGLangConfig(urls=(server.url,), weight_folder=str(tmp_path / "weights"))
+    """Start it, with weights in files."""
+    python = tmp_path / "python"
+    python.write_text(FORWARDER.replace("PORT", server.url.rpartition(":")[2]))
+    python.chmod(0o755)
+    config = SGLangConfig(python=str(python), weight_transport="disk", log_folder=str(tmp_path))
     made = SGLangEngine(config, folder, "cpu", torch.float32)
     server.calls.clear()
     yield made
@@ -79,3 +98,54 @@ def test_a_server_that_does_not_fall_asleep_is_asked_once(
     engine.sleep()
     engine.sleep()
     assert server.paths == ["/flush_cache", RELEASE]
+
+
+class Once(dict):
+    """Answers of which each is given once."""
+
+    def get(self, key, default=None):
+        """Give an answer away."""
+        return self.pop(key, default)
+
+
+@pytest.fixture
+def elsewhere(server: RecordingServer, folder: Path, tmp_path: Path) -> Iterator[SGLangEngine]:
+    """Use the server at its URL."""
+    config = SGLangConfig((server.url,), weight_folder=str(tmp_path / "weights"), max_restarts=2)
+    made = SGLangEngine(config, folder, "cpu", torch.float32)
+    server.calls.clear()
+    yield made
+    made.close()
+
+
+def test_a_server_at_a_url_stays_awake_and_needs_weights_again(
+    elsewhere: SGLangEngine, server: RecordingServer, folder: Path
+) -> None:
+    load(elsewhere, folder)
+    elsewhere.sleep()
+    assert not {RELEASE, RESUME} & set(server.paths)
+    with pytest.raises(RuntimeError, match="the engine has no weights"):
+        elsewhere.generate([], SamplingConfig())
+
+
+def test_a_server_that_fails_at_every_swap_ends_the_run_though_it_samples(
+    elsewhere: SGLangEngine, server: RecordingServer, folder: Path
+) -> None:
+    """Each failure ends well, as the server takes the weights the second time."""
+
+    def load_badly() -> None:
+        server.answers = Once({"/update_weights_from_disk": (500, {})})
+        load(elsewhere, folder)
+        elsewhere.replicas[0].num_failures = 0  # as after a finished request
+
+    for _ in range(2):
+        load_badly()
+        load_badly()
+        server.answers = {}
+        load(elsewhere, folder)
+    load_badly()
+    load_badly()
+    with pytest.raises(
+        RuntimeError, match=r"failed at 3 swaps of weights in a row, last with: .*500"
+    ):
+        load_badly()
