@@ -61,7 +61,8 @@ class Assumptions:
         bucket_seconds: cost of a bucket beside its bytes.
         swap_seconds: fixed cost of a swap.
         engine_seconds: to release and resume cache and weights of the engine, a step.
-        reserved_bytes: of device memory that no role gets: contexts of two processes, buffers.
+        reserved_bytes: of device memory that no role gets: contexts of two processes, the engine's
+            CUDA graphs, buffers.
         reserved_share: of device memory that fragmentation takes.
     """
 
