@@ -14,6 +14,8 @@ from torch import Tensor, UntypedStorage
 from megatron_gad.training.optimizer import torch_optimizers
 
 Tensors = Callable[[], Iterable[Tensor]]
+# Where Transformer Engine's quantized tensors hold their scales: of the whole, or of blocks.
+SCALES = ("_scale_inv", "_rowwise_scale_inv", "_columnwise_scale_inv")
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -225,7 +227,8 @@ def _host_buffer(storage: UntypedStorage) -> Tensor:
 
 def _plain(tensor: Any) -> Iterable[Tensor]:
     """Return the tensors with memory behind one: Transformer Engine's quantized ones hold theirs
-    in several."""
+    in several, scales among them."""
     if hasattr(tensor, "get_data_tensors"):
-        return [data for data in tensor.get_data_tensors() if data is not None]
+        scales = [getattr(tensor, name, None) for name in SCALES]
+        return [part for part in (*tensor.get_data_tensors(), *scales) if part is not None]
     return (tensor.detach(),)
