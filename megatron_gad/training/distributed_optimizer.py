@@ -29,6 +29,9 @@ def fill_moments(optimizer: Any) -> None:
         if isinstance(inner, HybridDeviceOptimizer):
             _fill_hybrid_moments(inner)
             continue
+        if part.config.use_precision_aware_optimizer:
+            _fill_fused_states(inner)
+            continue
         part.init_state_fn(inner, part.config)
         if isinstance(inner, torch.optim.AdamW):
             for parameter, state in inner.state.items():
@@ -49,6 +52,34 @@ def _fill_hybrid_moments(hybrid: HybridDeviceOptimizer) -> None:
             if isinstance(one, torch.optim.AdamW):
                 state.setdefault("step", torch.zeros((), device=parameter.device))
     hybrid._sync_sub_optimizers_state_to_hdo()
+
+
+def _fill_fused_states(fused: Any) -> None:
+    """Do so for Transformer Engine's Adam where it chooses the types of its states.
+
+    Megatron leaves the second argument out, which the versions that go with it require.
+    """
+    for parameter in (p for group in fused.param_groups for p in group["params"]):
+        if not fused.state[parameter]:
+            fused.initialize_state(parameter, False)
+
+
+@torch.no_grad()
+def reload_main_parameters(optimizer: Any) -> None:
+    """Let float32 main parameters begin at their parameters as they are now.
+
+    Megatron leaves out those that Transformer Engine's Adam holds among its states.
+    """
+    optimizer.reload_model_params()
+    for part in _distributed_parts(optimizer):
+        inner: Any = part.optimizer
+        if isinstance(inner, HybridDeviceOptimizer):
+            continue
+        for parameter, state in inner.state.items():
+            if "master_param" in state:
+                # A copy, as it is scaled in place for a type with a smaller range.
+                values = parameter.detach().to(torch.float32, copy=True)
+                inner.set_scaled_state(parameter, "master_param", values)
 
 
 @torch.no_grad()

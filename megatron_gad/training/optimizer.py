@@ -36,6 +36,8 @@ def build_optimizer(
         use_distributed_optimizer=distributed,
         fp8_recipe=compute.fp8_recipe if compute.fp8_format else None,
         use_precision_aware_optimizer=compute.use_precision_aware_optimizer,
+        # Remainders of bf16 weights are no main weights that another layout could load.
+        store_param_remainders=False,
         exp_avg_dtype=TYPES[compute.exp_avg_dtype],
         exp_avg_sq_dtype=TYPES[compute.exp_avg_sq_dtype],
         main_params_dtype=TYPES[compute.main_params_dtype],

@@ -24,7 +24,10 @@ from transformers import PretrainedConfig
 from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.models.plain_weights import plain_weights
-from megatron_gad.training.distributed_optimizer import set_main_parameters
+from megatron_gad.training.distributed_optimizer import (
+    reload_main_parameters,
+    set_main_parameters,
+)
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.offload import TrainerMemory, to_host
@@ -169,7 +172,7 @@ class Trainer:
         """
         with plain_weights(self.modules) as unrounded:
             load_hf_weights(self.modules, self.hf_config, source)
-        self.optimizer.reload_model_params()
+        reload_main_parameters(self.optimizer)
         set_main_parameters(self.optimizer, unrounded)
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -230,7 +233,7 @@ class Trainer:
         self._begin_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             parameter.copy_(host)
-        self.optimizer.reload_model_params()
+        reload_main_parameters(self.optimizer)
 
     @property
     def modules(self) -> list[Any]:
