@@ -264,7 +264,14 @@ class Trainer:
         self, batch: Batch | PairBatch, loss: LossFunction | None, temperature: float
     ) -> StepOutput:
         self.memory.wake_weights()
-        return self._forward_backward(batch, loss, temperature, forward_only=True)
+        # While it trains, a full recompute in FP8 keeps every scale until the backward pass.
+        for chunk in self._chunks:
+            chunk.eval()
+        try:
+            return self._forward_backward(batch, loss, temperature, forward_only=True)
+        finally:
+            for chunk in self._chunks:
+                chunk.train()
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for chunk in self._modules for parameter in chunk.parameters()]

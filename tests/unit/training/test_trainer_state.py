@@ -14,6 +14,7 @@ from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer
+from megatron_gad.types import Loss
 from tests.hf_reference import HfScorer, HfStudent
 from tests.tiny import make_hf_folder
 from tests.tiny_training import (
@@ -87,6 +88,26 @@ def test_looking_does_not_change_the_next_step(
         student.train(batch, supervised_loss)
         results.append(training_state(student))
     assert same(*results)
+
+
+def test_layers_are_in_training_only_where_a_backward_follows(place: Parallel, qwen2: Path) -> None:
+    full = ComputeConfig(recompute_granularity="full")
+    student, batch, seen = make_student(qwen2, place, compute=full), student_batch(V), set()
+    for layer in student.modules[0].decoder.layers:
+        layer.register_forward_pre_hook(lambda layer, _: seen.add(layer.training))
+
+    def seen_during(use: Callable[[], object]) -> set[bool]:
+        seen.clear()
+        use()
+        return set(seen)
+
+    def fails(*_: object) -> Loss:
+        raise ValueError("no loss")
+
+    assert seen_during(lambda: student.logprobs(batch)) == {False}
+    with pytest.raises(ValueError, match="no loss"):
+        student.evaluate(batch, fails)
+    assert seen_during(lambda: student.train(batch, supervised_loss)) == {True}
 
 
 def test_evaluation_reports_the_loss_that_training_would(student: Trainer) -> None:
