@@ -35,6 +35,15 @@ def check_own_layout(
     layout = own.beside(parallel)
     if layout != parallel:
         yield from _layout_problems("discriminator", layout, compute, world_size)
+    sizes = [each.pipeline_model_parallel_size for each in (layout, parallel)]
+    if compute.fp8_format and compute.fp8_recipe == "delayed" and sizes[0] != sizes[1]:
+        # Transformer Engine takes the scales of both models together, in groups of a stage's ranks.
+        yield (
+            f"discriminator.pipeline_model_parallel_size = {sizes[0]} beside {sizes[1]} of the "
+            "student does not go with compute.fp8_recipe = 'delayed', where the ranks of a stage "
+            "share their scales: each would wait for another; make the two equal, or use "
+            "'tensorwise', 'blockwise' or 'mxfp8'"
+        )
 
 
 def _layout_problems(

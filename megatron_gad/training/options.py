@@ -101,7 +101,8 @@ class ComputeConfig:
         transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
         fp8_format: matrix products of the layers in FP8, by Transformer Engine; head and
             log-probabilities are not.
-        fp8_recipe: how FP8 values are scaled; blockwise needs Hopper, mxfp8 Blackwell.
+        fp8_recipe: how FP8 values are scaled; blockwise needs Hopper, mxfp8 Blackwell, delayed as
+            many pipeline ranks for both models.
         fp8_param_gather: hold weights in FP8 and gather them so; needs the distributed optimizer,
             and a recipe other than "delayed".
         first_last_layers_bf16: leave the first and last layers out of FP8; not with "delayed".

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gad.config import RunConfig
+from megatron_gad.layout_checks import check_own_layout
 from tests.tiny_run import make_run
 
 STARTED = "a dry run plans for other ranks with --world-size"
@@ -158,4 +159,22 @@ def test_prompts_of_a_step_are_shared_by_the_data_ranks_of_both_models(good: Run
     assert few.check(world_size=4) == [
         "warmup.prompts_per_step = 6 has to be a positive multiple of the 2 data-parallel rank(s) "
         "of the student and of the 4 of the discriminator; the next that is one is 8"
+    ]
+
+
+def test_scales_of_earlier_steps_need_the_same_stages_in_both_models(good: RunConfig) -> None:
+    def messages(config: RunConfig, recipe: str) -> list[str]:
+        fp8 = {"transformer_impl": "transformer_engine", "fp8_format": "hybrid"}
+        compute = replace(config.compute, bf16=True, **fp8, fp8_recipe=recipe)
+        return [*check_own_layout(config.discriminator, config.parallel, compute, world_size=4)]
+
+    one_stage, both = with_own(good), laid_out(with_own(good, **PP2), **PP2)
+    for recipe in ("delayed", "tensorwise"):
+        assert messages(one_stage, recipe) == messages(both, recipe) == []
+    longer = with_own(good, **PP2)
+    assert messages(longer, "tensorwise") == []
+    assert messages(longer, "delayed") == [
+        "discriminator.pipeline_model_parallel_size = 2 beside 1 of the student does not go with "
+        "compute.fp8_recipe = 'delayed', where the ranks of a stage share their scales: each would "
+        "wait for another; make the two equal, or use 'tensorwise', 'blockwise' or 'mxfp8'"
     ]
