@@ -1,10 +1,10 @@
-"""Checks of options that count layers against the layers that each model's pipeline ranks have."""
+"""Checks of arithmetic against each model's layers: those of a pipeline rank, and their width."""
 
 from collections.abc import Iterator
 
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import layer_problems
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.training.options import FP8_BLOCK, ComputeConfig, ParallelConfig
 
 
 def check_layers(
@@ -13,7 +13,7 @@ def check_layers(
     layouts: tuple[ParallelConfig, ParallelConfig],
     compute: ComputeConfig,
 ) -> Iterator[str]:
-    """Yield which counts of layers are none that a model can have.
+    """Yield which counts of layers are none that a model can have, and which blocks do not fit.
 
     A folder that cannot be read is reported elsewhere.
 
@@ -21,7 +21,7 @@ def check_layers(
         student: student.path.
         discriminator: discriminator.path; empty where it starts from the student.
         layouts: of student and discriminator.
-        compute: with the counts, which hold for both.
+        compute: with the counts and the recipe, which hold for both.
     """
     yield from _problems(student, layouts[0], compute, f"student.path = {student!r}")
     if discriminator:
@@ -39,5 +39,13 @@ def _problems(
         shape = load_hf_config(path) if path else None
     except (ValueError, OSError):
         return
-    if shape is not None:
-        yield from layer_problems(layout, compute, shape, "compute.", model)
+    if shape is None:
+        return
+    yield from layer_problems(layout, compute, shape, "compute.", model)
+    is_blockwise = compute.fp8_format is not None and compute.fp8_recipe == "blockwise"
+    if is_blockwise and layout.sequence_parallel and shape.hidden_size % FP8_BLOCK:
+        yield (
+            "compute.fp8_recipe = 'blockwise' with sequence_parallel = True gathers whole blocks, "
+            f"and their {FP8_BLOCK} values do not divide hidden_size = {shape.hidden_size} of "
+            f"{model}; use 'tensorwise', or leave sequence_parallel out"
+        )

@@ -10,6 +10,8 @@ Switch = DisallowNone[bool | None]
 ModelName = Literal["student", "discriminator"]
 ScoreKind = Literal["last_token", "sum"]
 MomentType = Literal["fp32", "bf16", "fp16", "fp8"]
+# Values that share a scale in recipe "blockwise"; what is gathered has to be whole blocks.
+FP8_BLOCK = 128
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from megatron_gad.data.partition import MicrobatchBound
 from megatron_gad.models.build import ModelOptions
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.training.options import FP8_BLOCK, ComputeConfig, ParallelConfig
 
 FP8_TOKENS = 32
 # What the configuration and the model builder name alike.
@@ -26,8 +26,11 @@ class TrainerSettings:
         if layout.context_parallel_size > 1:
             # A rank holds two chunks of every row.
             multiple *= 2 * layout.context_parallel_size
+        if self.compute.fp8_format is None:
+            return multiple
         # FP8 matrix products take token counts that are multiples of this, on every rank.
-        return multiple * FP8_TOKENS if self.compute.fp8_format else multiple
+        gathers_blocks = layout.sequence_parallel and self.compute.fp8_recipe == "blockwise"
+        return multiple * (FP8_BLOCK if gathers_blocks else FP8_TOKENS)
 
     @property
     def is_packed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Options that count layers are refused where a model has fewer, or others, per model."""
+"""Arithmetic that a model's layers do not take is refused, per model."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_gad.config import RunConfig
+from megatron_gad.layer_checks import check_layers
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 
@@ -92,6 +93,23 @@ def test_no_more_layers_stay_out_of_fp8_than_a_pipeline_rank_has(good: RunConfig
     assert messages(staged(good, 1, 2), **{at_end: 4})[1:] == [
         f"compute.{at_end} = 4 is more than the 3 layers that a pipeline rank has {of_scorer}"
         "pipeline_model_parallel_size = 2); make it at most 3"
+    ]
+
+
+def test_whole_blocks_of_hidden_states_are_gathered(good: RunConfig) -> None:
+    def messages(recipe: str, **layout: int | bool) -> list[str]:
+        parallel = replace(good.parallel, **layout)
+        fp8 = {"transformer_impl": "transformer_engine", "fp8_format": "hybrid"}
+        compute = replace(good.compute, bf16=True, **fp8, fp8_recipe=recipe)
+        found = check_layers(good.student.path, "", (parallel, parallel), compute)
+        return [message for message in found if "recipe" in message]
+
+    sharded = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    assert messages("tensorwise", **sharded) == messages("blockwise") == []
+    assert messages("blockwise", **sharded) == [
+        "compute.fp8_recipe = 'blockwise' with sequence_parallel = True gathers whole blocks, and "
+        f"their 128 values do not divide hidden_size = 32 of student.path = {good.student.path!r}; "
+        "use 'tensorwise', or leave sequence_parallel out"
     ]
 
 

@@ -101,6 +101,15 @@ def test_sequences_are_packed_where_attention_takes_it(
     assert settings.is_packed == is_packed
 
 
+@pytest.mark.parametrize(("recipe", "own_tokens"), [("tensorwise", 32), ("blockwise", 128)])
+def test_a_rank_has_as_many_tokens_as_fp8_takes(recipe: Any, own_tokens: int) -> None:
+    compute = ComputeConfig(bf16=True, fp8_format="hybrid", fp8_recipe=recipe)
+    alone = TrainerSettings(ParallelConfig(), compute, seed=0)
+    assert alone.length_multiple() == 32
+    layout = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
+    assert TrainerSettings(layout, compute, seed=0).length_multiple() == 2 * own_tokens
+
+
 @pytest.mark.parametrize(("is_packed", "expected"), [(False, 1 - 54 / 88), (True, 0.0)])
 def test_the_padding_share_counts_what_is_computed_for_nothing(
     place: Parallel, qwen2: Path, is_packed: bool, expected: float
