@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from megatron_gad.training.trainer import Trainer
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "run_state.json"
 DISTRIBUTED = "use_distributed_optimizer"
+# Norms of Transformer Engine keep an empty state beside their weights, others keep none.
+NORM_STATE = "layernorm._extra_state"
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def load_model(folder: Path, trainer: Trainer) -> None:
     else:
         forget_moments(trainer.optimizer)
     with trainer.parallel.megatron_state.active():
-        loaded = _read(_sharded_state(trainer, is_loading=held), folder)
+        loaded = read_sharded(_sharded_state(trainer, is_loading=held), folder)
         take_weights(trainer.modules, loaded)
         with float32_weights_known(trainer.optimizer):
             load_optimizer(trainer.optimizer, loaded["optimizer"])
@@ -138,7 +141,7 @@ def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
     own = trainer.snapshot()
     try:
         with trainer.parallel.megatron_state.active():
-            take_weights(trainer.modules, _read(sharded_weights(trainer.modules), folder))
+            take_weights(trainer.modules, read_sharded(sharded_weights(trainer.modules), folder))
     finally:
         trainer.swap(own)
     return own
@@ -149,10 +152,22 @@ def sharded_weights(chunks: list[Any]) -> dict[str, Any]:
     return {"model": {index: chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}}
 
 
+def read_sharded(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fill in what a sharded state asks for, apart from what not all kinds of layers save."""
+    models = {
+        index: {key: value for key, value in chunk.items() if not key.endswith(NORM_STATE)}
+        for index, chunk in wanted["model"].items()
+    }
+    loaded: Any = dist_checkpointing.load({**wanted, "model": models}, str(folder))
+    return loaded
+
+
 def take_weights(chunks: list[Any], loaded: dict[str, Any]) -> None:
     """Copy what was filled in into the modules that it was asked for."""
     for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded["model"][index])
+        empty = torch.empty(0, dtype=torch.uint8)
+        norms = {key: empty for key in chunk.state_dict() if key.endswith(NORM_STATE)}
+        chunk.load_state_dict(loaded["model"][index] | norms)
 
 
 # The one layout of a distributed optimizer's state that any other layout can load.
@@ -166,12 +181,6 @@ def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]
             state["model"], is_loading=is_loading, metadata=RESHARDABLE
         )
     return {**state, "optimizer": without_classes(optimizer)}
-
-
-def _read(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Fill in what a sharded state asks for."""
-    loaded: Any = dist_checkpointing.load(wanted, str(folder))
-    return loaded
 
 
 def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> None:

@@ -8,7 +8,7 @@ shape, with optimizer states and the state of the run beside the weights, which 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import tomli
 import tomli_w
@@ -25,6 +25,7 @@ from megatron_gad.training.checkpoint import (
     LATEST,
     iteration_folder,
     latest_iteration,
+    read_sharded,
     sharded_weights,
     take_weights,
 )
@@ -153,8 +154,7 @@ def build_chunks(
 
 def load_weights(folder: Path, chunks: Chunks) -> None:
     """Read a model's weights, saved in whatever layout, into this rank's modules."""
-    loaded: Any = dist_checkpointing.load(sharded_weights(chunks), str(folder))
-    take_weights(chunks, loaded)
+    take_weights(chunks, read_sharded(sharded_weights(chunks), folder))
 
 
 def find_checkpoint(folder: Path) -> Path:

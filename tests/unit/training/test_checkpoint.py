@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.models.layers import RMSNorm
 from megatron_gad.training.checkpoint import (
     LATEST,
     STATE,
@@ -167,6 +168,40 @@ def test_in_bf16_a_scorers_head_is_trained_and_kept_in_float32(
         found, expected = (each.train(pair_rows(V), BRADLEY_TERRY) for each in (loaded, trained))
         assert found.metrics == expected.metrics
     assert torch.equal(weights(loaded)["score.weight"], weights(trained)["score.weight"])
+
+
+class TransformerEngineNorm(RMSNorm):
+    """Keeps a state as the norms of Transformer Engine do, which saves nothing in it."""
+
+    def get_extra_state(self) -> Tensor:
+        """What is saved beside the weight."""
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take what was saved."""
+        assert state.numel() == 0
+
+
+@pytest.mark.parametrize("saves_states", [False, True])
+def test_norms_of_either_kind_read_what_the_other_saved(
+    place: Parallel, qwen3_moe: Path, tmp_path: Path, saves_states: bool
+) -> None:
+    """As after a conversion, whose layers are local ones."""
+    saved, loaded = (make_student(qwen3_moe, place, compute=ComputeConfig()) for _ in range(2))
+    named = (saved if saves_states else loaded).modules[0].named_modules()
+    fused = "input_layernorm"  # a part of the next layer in Transformer Engine
+    norms = [norm for name, norm in named if isinstance(norm, RMSNorm) and fused not in name]
+    assert len(norms) == 1 + 3 * len(saved.modules[0].decoder.layers)
+    for norm in norms:
+        norm.__class__ = TransformerEngineNorm
+    saved.train(student_batch(V), POLICY)
+    residents = Residents({"student": saved}, {"reference": (saved, saved.snapshot())})
+    save_checkpoint(tmp_path, 1, residents, {}, place, keep_last=0)
+    folder = iteration_folder(tmp_path, 1)
+    expected = weights(saved)
+    load_model(folder / "student", loaded)
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.hf_weights())
+    assert all(map(torch.equal, load_snapshot(folder / "reference", loaded), saved.snapshot()))
 
 
 @pytest.fixture(scope="module")
