@@ -42,6 +42,7 @@ from megatron_gad.sglang_checks import check_deadlines, check_served_student, ch
 from megatron_gad.stage_checks import (
     DataSizes,
     check_adversarial,
+    check_offload,
     check_overlap,
     check_seqkd,
     check_stage_names,
@@ -112,6 +113,7 @@ class RunConfig:
             *check_stage_names(self.stages),
             *check_parallel(self.parallel, self.compute, world_size),
             *check_compute(self.compute, self.parallel, this_machine()),
+            *check_offload(self.stages, self.compute),
             *check_token_bound(self.compute, self.data),
             *check_run_directory(self.checkpoint, self.log),
             *check_data(self.data),

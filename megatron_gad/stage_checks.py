@@ -9,6 +9,7 @@ import torch
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.engines.base import RolloutConfig
 from megatron_gad.stage_config import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.training.options import ComputeConfig
 
 STAGE_ORDER = ("seqkd", "warmup", "adversarial")
 # The Bradley-Terry loss of a discriminator that cannot tell the two sides apart.
@@ -24,6 +25,17 @@ def check_stage_names(stages: Sequence[str]) -> Iterator[str]:
         yield (
             f"stages = {list(stages)} is out of order or names a stage twice; "
             f"stages hand over from left to right: write {in_order}"
+        )
+
+
+def check_offload(stages: Sequence[str], compute: ComputeConfig) -> Iterator[str]:
+    """Yield what keeps an optimizer on the host from training the models of the stages."""
+    if compute.optimizer_cpu_offload and set(stages) - {"seqkd"}:
+        # Megatron refreshes and restores the host's copies of weights in 16 bits only.
+        yield (
+            f"compute.optimizer_cpu_offload = True with stages = {list(stages)}: the head of a "
+            "discriminator is float32, which an optimizer on the host cannot load; leave it out, "
+            "or run stages = ['seqkd'] alone"
         )
 
 

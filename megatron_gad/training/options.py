@@ -120,7 +120,7 @@ class ComputeConfig:
         exp_avg_sq_dtype: of the second moment.
         main_params_dtype: of the main weights.
         optimizer_cpu_offload: optimizer states and step on the host, all in float32; needs bf16 and
-            use_precision_aware_optimizer.
+            use_precision_aware_optimizer, and stages without a discriminator.
         optimizer_offload_fraction: the part of the states that optimizer_cpu_offload moves.
         pack_sequences: run the rows of a microbatch as one sequence without padding; None packs
             where attention takes it: without context parallelism, and not in fp32 of Transformer

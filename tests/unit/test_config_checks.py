@@ -199,6 +199,20 @@ def test_a_stage_that_does_not_run_is_not_checked(good: RunConfig) -> None:
     assert replace(bad, stages=("warmup",)).check(world_size=1) == []
 
 
+def test_an_optimizer_on_the_host_trains_no_discriminator(good: RunConfig) -> None:
+    def messages(config: RunConfig) -> list[str]:
+        found = config.check(world_size=1)
+        return [message for message in found if "head of a discriminator" in message]
+
+    offloaded = replace(good, compute=replace(good.compute, optimizer_cpu_offload=True))
+    assert messages(good) == messages(replace(offloaded, stages=("seqkd",))) == []
+    assert messages(replace(offloaded, stages=("seqkd", "warmup"))) == [
+        "compute.optimizer_cpu_offload = True with stages = ['seqkd', 'warmup']: the head of a "
+        "discriminator is float32, which an optimizer on the host cannot load; leave it out, or "
+        "run stages = ['seqkd'] alone"
+    ]
+
+
 def test_prompts_of_a_step_have_to_be_shared_evenly_by_data_ranks(good: RunConfig) -> None:
     layout = replace(good.parallel, tensor_model_parallel_size=2)
     assert replace(good, parallel=layout).check(world_size=8) == []
