@@ -130,8 +130,14 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
     if compute.fp8_param_gather and compute.fp8_recipe == "delayed":
         yield (
             "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
-            "come from the steps before, which loaded weights have none of; use 'tensorwise', "
-            "'blockwise' or 'mxfp8', or leave it out"
+            "come from the steps before, which loaded weights have none of; use 'tensorwise' or "
+            "'blockwise', or leave it out"
+        )
+    if compute.fp8_param_gather and compute.fp8_recipe == "mxfp8":
+        yield (
+            "compute.fp8_param_gather = True does not go with fp8_recipe = 'mxfp8', whose weights "
+            "Transformer Engine cannot place in a buffer; use 'tensorwise' or 'blockwise', or "
+            "leave it out"
         )
     if compute.fp8_param_gather and compute.use_precision_aware_optimizer:
         yield (

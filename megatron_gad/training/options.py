@@ -106,7 +106,7 @@ class ComputeConfig:
         fp8_recipe: how FP8 values are scaled; blockwise needs Hopper, mxfp8 Blackwell, delayed as
             many pipeline ranks for both models.
         fp8_param_gather: hold weights in FP8 and gather them so; needs the distributed optimizer,
-            and a recipe other than "delayed".
+            and "tensorwise" or "blockwise".
         first_last_layers_bf16: leave the first and last layers out of FP8; not with "delayed".
         num_layers_at_start_in_bf16: the first ones that first_last_layers_bf16 leaves out.
         num_layers_at_end_in_bf16: the last ones.

@@ -170,8 +170,13 @@ def test_weights_in_fp8_need_scales_of_their_own_and_main_weights_beside_them() 
     assert problems(H100, SHARDED, **fp8("blockwise", **gather)) == []
     assert problems(H100, SHARDED, **fp8("delayed", **gather)) == [
         "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
-        "come from the steps before, which loaded weights have none of; use 'tensorwise', "
-        "'blockwise' or 'mxfp8', or leave it out"
+        "come from the steps before, which loaded weights have none of; use 'tensorwise' or "
+        "'blockwise', or leave it out"
+    ]
+    assert problems(B200, SHARDED, **fp8("mxfp8", **gather)) == [
+        "compute.fp8_param_gather = True does not go with fp8_recipe = 'mxfp8', whose weights "
+        "Transformer Engine cannot place in a buffer; use 'tensorwise' or 'blockwise', or leave it "
+        "out"
     ]
     aware = {"use_precision_aware_optimizer": True}
     assert problems(H100, SHARDED, **fp8("blockwise", **gather, **aware)) == [
