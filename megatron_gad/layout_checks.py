@@ -59,3 +59,12 @@ def _layout_problems(
             f"{layout.context_parallel_size}: context-parallel ranks share the tokens of padded "
             "rows only; leave one of them out"
         )
+    is_fused = compute.transformer_impl == "transformer_engine"
+    if layout.context_parallel_size > 1 and is_fused and not compute.bf16:
+        # The one of its kernels that takes float32 takes whole rows only.
+        yield (
+            "compute.transformer_impl = 'transformer_engine' with bf16 = False and "
+            f"{table}.context_parallel_size = {layout.context_parallel_size}: no attention of "
+            "Transformer Engine shares float32 rows between ranks; set compute.bf16 = true, or use "
+            "'local'"
+        )

@@ -96,6 +96,22 @@ def test_context_parallel_rows_are_padded_ones(good: RunConfig) -> None:
     ]
 
 
+def test_rows_that_ranks_share_are_no_float32_ones_of_transformer_engine(good: RunConfig) -> None:
+    def messages(table: str, **compute: bool) -> list[str]:
+        config = laid_out(good, **CP2) if table == "parallel" else with_own(good, **CP2)
+        impl = replace(good.compute, transformer_impl="transformer_engine", **compute)
+        found = replace(config, compute=impl).check(world_size=4)
+        return [message for message in found if "between ranks" in message]
+
+    for table in ("parallel", "discriminator"):
+        assert messages(table, bf16=True) == []
+        assert messages(table) == [
+            "compute.transformer_impl = 'transformer_engine' with bf16 = False and "
+            f"{table}.context_parallel_size = 2: no attention of Transformer Engine shares float32 "
+            "rows between ranks; set compute.bf16 = true, or use 'local'"
+        ]
+
+
 def test_context_parallel_ranks_are_no_data_ranks(good: RunConfig, tmp_path: Path) -> None:
     warmup = replace(good.warmup, prompts_per_step=3)
     config = replace(laid_out(good, **CP2), stages=("warmup",), warmup=warmup)
