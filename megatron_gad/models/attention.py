@@ -157,6 +157,9 @@ class CoreAttention(MegatronModule):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
         """Attend causally, or where allowed: bool, broadcastable to [B, heads, T, keys]."""
+        if query.is_cuda and (allowed is not None or query.dtype == torch.float32):
+            # Of torch's kernels that take these, the one with query groups allocates every score.
+            key, value = (one_per_head(tensor, query.size(2)) for tensor in (key, value))
         context = scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
@@ -191,6 +194,11 @@ class CoreAttention(MegatronModule):
         value = gather_from_sequence_parallel_region(value, group=self.cp_group)
         allowed = positions.flatten() <= own.unsqueeze(1)
         return self._attend(query, key, value, allowed.to(query.device))
+
+
+def one_per_head(tensor: Tensor, num_heads: int) -> Tensor:
+    """Repeat keys or values of query groups, [T, B, groups, head_dim], for each of the heads."""
+    return tensor.repeat_interleave(num_heads // tensor.size(2), dim=2)
 
 
 def _rotate(query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

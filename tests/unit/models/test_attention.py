@@ -8,6 +8,7 @@ from megatron_gad.models.attention import (
     CoreAttention,
     RotaryTable,
     context_parallel_positions,
+    one_per_head,
     packed_lengths,
 )
 from megatron_gad.models.build import ModelOptions, transformer_config
@@ -57,6 +58,17 @@ def test_a_mask_forbids_where_it_is_true(attention: CoreAttention) -> None:
     allowed[3:, 1] = False
     expected = attend_in_words(query, key, value, allowed)
     torch.testing.assert_close(attention(query, key, value, ~allowed), expected)
+
+
+def test_heads_of_a_group_share_keys_and_values_where_these_are_repeated(
+    attention: CoreAttention,
+) -> None:
+    """As on a GPU under a mask or in float32."""
+    query, key, value = random_qkv(5, 2)
+    expected = attend_in_words(query, key, value, torch.ones(5, 5).tril().bool())
+    key, value = one_per_head(key, HEADS), one_per_head(value, HEADS)
+    assert key.shape == value.shape == query.shape
+    torch.testing.assert_close(attention(query, key, value, None), expected)
 
 
 def test_packed_sequences_do_not_see_each_other(tmp_path) -> None:
