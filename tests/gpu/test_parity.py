@@ -46,12 +46,15 @@ def largest_relative(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
     )
 
 
-@pytest.mark.parametrize("impl", ["local", TE])
-@pytest.mark.parametrize(("bf16", "bound"), [(False, 1e-4), (True, 5e-2)])
+@pytest.mark.parametrize(
+    ("impl", "bf16", "bound"),
+    [("local", False, 1e-4), (TE, False, 5e-3), ("local", True, 5e-2), (TE, True, 5e-2)],
+)
 def test_loss_and_gradients_equal_those_of_the_cpu(
     folder: Path, place: Parallel, impl: str, bf16: bool, bound: float
 ) -> None:
-    """On TF32 units float32 products would miss the bound; torch leaves them off."""
+    """Torch leaves TF32 units off. Transformer Engine takes them for all float32 products, which
+    rounds what goes in to 10 bits of mantissa."""
     loss, found = learned(folder, place, transformer_impl=impl, bf16=bf16)
     expected_loss, expected = reference_gradients(
         HfStudent(folder), student_batch(V), LOSS, temperature=0.8
