@@ -45,6 +45,7 @@ setup(
     ],
     extras_require={
         "sglang": ["sglang>=0.5.16,<0.6"],
+        # For a torch of CUDA 13, and without build isolation; docs/installation.md has CUDA 12.
         "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
         "wandb": ["wandb>=0.18,<1"],
         "dev": [

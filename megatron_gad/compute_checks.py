@@ -24,6 +24,8 @@ RECIPE_CAPABILITY = {
     "blockwise": ((9, 0), "Hopper"),
     "mxfp8": ((10, 0), "Blackwell"),
 }
+# The compute capability from which Transformer Engine does not take it yet.
+MXFP8_ENDS = (12, 0)
 
 
 @dataclass(frozen=True)
@@ -115,35 +117,9 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
             f"compute.fp8_format = {compute.fp8_format!r} needs Transformer Engine; "
             "set compute.transformer_impl = 'transformer_engine', or leave fp8_format out"
         )
-    needed, cards = RECIPE_CAPABILITY[compute.fp8_recipe]
-    if machine.capability is not None and machine.capability < needed:
-        yield (
-            f"compute.fp8_recipe = {compute.fp8_recipe!r} needs a GPU of compute capability "
-            f"{needed[0]}.{needed[1]} ({cards}) or above, and this one has "
-            f"{machine.capability[0]}.{machine.capability[1]}; {_other_recipe(machine.capability)}"
-        )
-    if compute.fp8_param_gather and not parallel.use_distributed_optimizer:
-        yield (
-            "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
-            "parallel.use_distributed_optimizer = true, or leave it out"
-        )
-    if compute.fp8_param_gather and compute.fp8_recipe == "delayed":
-        yield (
-            "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
-            "come from the steps before, which loaded weights have none of; use 'tensorwise' or "
-            "'blockwise', or leave it out"
-        )
-    if compute.fp8_param_gather and compute.fp8_recipe == "mxfp8":
-        yield (
-            "compute.fp8_param_gather = True does not go with fp8_recipe = 'mxfp8', whose weights "
-            "Transformer Engine cannot place in a buffer; use 'tensorwise' or 'blockwise', or "
-            "leave it out"
-        )
-    if compute.fp8_param_gather and compute.use_precision_aware_optimizer:
-        yield (
-            "compute.fp8_param_gather = True does not go with use_precision_aware_optimizer = "
-            "True, whose main weights would begin at those rounded to FP8; leave one of them out"
-        )
+    yield from _check_recipe(compute, machine)
+    if compute.fp8_param_gather:
+        yield from _check_fp8_weights(compute, parallel)
     if compute.first_last_layers_bf16 and compute.fp8_recipe == "delayed":
         yield (
             "compute.first_last_layers_bf16 = True does not go with fp8_recipe = 'delayed', whose "
@@ -151,6 +127,48 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
         )
     layers = ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
     yield from violations("compute", compute, dict.fromkeys(layers, NOT_NEGATIVE))
+
+
+def _check_recipe(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
+    """Yield why the GPU does not scale values like that."""
+    needed, cards = RECIPE_CAPABILITY[compute.fp8_recipe]
+    if machine.capability is not None and machine.capability < needed:
+        yield (
+            f"compute.fp8_recipe = {compute.fp8_recipe!r} needs a GPU of compute capability "
+            f"{needed[0]}.{needed[1]} ({cards}) or above, and this one has "
+            f"{machine.capability[0]}.{machine.capability[1]}; {_other_recipe(machine.capability)}"
+        )
+    if compute.fp8_recipe == "mxfp8" and (machine.capability or (0, 0)) >= MXFP8_ENDS:
+        yield (
+            "compute.fp8_recipe = 'mxfp8' is not taken by Transformer Engine from compute "
+            f"capability {MXFP8_ENDS[0]}.{MXFP8_ENDS[1]} on; {_other_recipe(MXFP8_ENDS)}"
+        )
+
+
+def _check_fp8_weights(compute: ComputeConfig, parallel: ParallelConfig) -> Iterator[str]:
+    """Yield what keeps weights from being held in FP8."""
+    if not parallel.use_distributed_optimizer:
+        yield (
+            "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
+            "parallel.use_distributed_optimizer = true, or leave it out"
+        )
+    if compute.fp8_recipe == "delayed":
+        yield (
+            "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
+            "come from the steps before, which loaded weights have none of; use 'tensorwise' or "
+            "'blockwise', or leave it out"
+        )
+    if compute.fp8_recipe == "mxfp8":
+        yield (
+            "compute.fp8_param_gather = True does not go with fp8_recipe = 'mxfp8', whose weights "
+            "Transformer Engine cannot place in a buffer; use 'tensorwise' or 'blockwise', or "
+            "leave it out"
+        )
+    if compute.use_precision_aware_optimizer:
+        yield (
+            "compute.fp8_param_gather = True does not go with use_precision_aware_optimizer = "
+            "True, whose main weights would begin at those rounded to FP8; leave one of them out"
+        )
 
 
 def _needs_fp8(setting: str) -> str:
@@ -161,7 +179,11 @@ def _needs_fp8(setting: str) -> str:
 
 
 def _other_recipe(capability: tuple[int, int]) -> str:
-    fitting = [name for name, (needed, _) in RECIPE_CAPABILITY.items() if capability >= needed]
+    fitting = [
+        name
+        for name, (needed, _) in RECIPE_CAPABILITY.items()
+        if capability >= needed and (name != "mxfp8" or capability < MXFP8_ENDS)
+    ]
     if not fitting:
         return "leave fp8_format out and use compute.bf16 = true"
     return f"use {fitting[-1]!r}, or leave fp8_format out"
@@ -233,8 +255,8 @@ def _check_optimizer_memory(
 def describe_kernels(compute: ComputeConfig, machine: Machine) -> str:
     """Name the implementations that a run here takes; what is missing is never required."""
     if compute.transformer_impl == "transformer_engine":
-        flash = "flash-attn" if machine.has_flash_attention else "cuDNN or its own, no flash-attn"
-        layers = f"attention by Transformer Engine ({flash}), norms by Transformer Engine"
+        attention = _fused_attention(compute, machine)
+        layers = f"attention by Transformer Engine ({attention}), norms by Transformer Engine"
     else:
         layers = "attention by torch's scaled_dot_product_attention, norms by torch"
     if compute.optimizer_cpu_offload:
@@ -246,3 +268,13 @@ def describe_kernels(compute: ComputeConfig, machine: Machine) -> str:
     else:
         adam = "torch's"
     return f"{layers}, Adam: {adam}"
+
+
+def _fused_attention(compute: ComputeConfig, machine: Machine) -> str:
+    """Name the kernels that Transformer Engine chooses among."""
+    if not compute.bf16:
+        return "its own, the others know 16 bits only"
+    if not machine.has_flash_attention:
+        return "cuDNN or its own, no flash-attn"
+    prefers_cudnn = machine.capability is not None and machine.capability >= (9, 0)
+    return "cuDNN, else flash-attn" if prefers_cudnn else "flash-attn"

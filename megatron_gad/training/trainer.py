@@ -199,7 +199,10 @@ class Trainer:
 
     @torch.no_grad()
     def swap(self, snapshot: list[Tensor]) -> None:
-        """Exchange the parameters with a snapshot's, bit for bit; not the optimizer's copies."""
+        """Exchange the parameters with a snapshot's; not the optimizer's copies.
+
+        Bit for bit, but for parameters held in FP8, which are rounded to it again.
+        """
         self._begin_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             current = parameter.detach().to("cpu", copy=True)
@@ -225,7 +228,7 @@ class Trainer:
     @in_own_layout
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
-        """Go on from a snapshot's parameters, bit for bit.
+        """Go on from a snapshot's parameters, bit for bit where they are not held in FP8.
 
         In bf16 the float32 main weights begin at them too: what they held beyond is not part of a
         snapshot. The optimizer's moments stay.

@@ -1,5 +1,6 @@
 """What arithmetic and memory need of a machine, said with key, value, allowed and remedy."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from megatron_gad.training.options import ComputeConfig, ParallelConfig
 NOTHING = Machine()
 A100, ADA = Machine((8, 0), "2.11.0"), Machine((8, 9), "2.11.0")
 H100, B200 = Machine((9, 0), "2.11.0"), Machine((10, 0), "2.11.0")
+RTX = Machine((12, 0), "2.11.0")
 SHARDED = ParallelConfig(use_distributed_optimizer=True)
 
 
@@ -32,14 +34,14 @@ def test_the_defaults_bf16_and_full_recompute_run_anywhere(machine: Machine) -> 
 @pytest.mark.parametrize(
     ("recipe", "fitting"),
     [
-        ("delayed", [ADA, H100, B200]),
-        ("tensorwise", [ADA, H100, B200]),
-        ("blockwise", [H100, B200]),
+        ("delayed", [ADA, H100, B200, RTX]),
+        ("tensorwise", [ADA, H100, B200, RTX]),
+        ("blockwise", [H100, B200, RTX]),
         ("mxfp8", [B200]),
     ],
 )
 def test_a_recipe_is_taken_by_the_cards_that_have_it(recipe: str, fitting: list[Machine]) -> None:
-    for machine in (A100, ADA, H100, B200):
+    for machine in (A100, ADA, H100, B200, RTX):
         assert (problems(machine, **fp8(recipe)) == []) == (machine in fitting)
 
 
@@ -80,6 +82,12 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
         fp8("mxfp8"),
         "compute.fp8_recipe = 'mxfp8' needs a GPU of compute capability 10.0 (Blackwell) or above, "
         "and this one has 9.0; use 'blockwise', or leave fp8_format out",
+    ),
+    (
+        RTX,
+        fp8("mxfp8"),
+        "compute.fp8_recipe = 'mxfp8' is not taken by Transformer Engine from compute capability "
+        "12.0 on; use 'blockwise', or leave fp8_format out",
     ),
     (
         H100,
@@ -191,7 +199,10 @@ def test_the_kernels_of_a_run_are_named() -> None:
     assert describe_kernels(ComputeConfig(), Machine((8, 0), has_apex=True)).endswith(
         "Apex's fused"
     )
-    te = ComputeConfig(transformer_impl="transformer_engine")
-    with_flash = Machine((9, 0), "2.11.0", has_flash_attention=True)
-    assert "Transformer Engine (flash-attn)" in describe_kernels(te, with_flash)
+    te = ComputeConfig(transformer_impl="transformer_engine", bf16=True)
+    cards = ((8, 0), "flash-attn"), ((9, 0), "cuDNN, else flash-attn")
+    for capability, kernels in cards:
+        with_flash = Machine(capability, "2.11.0", has_flash_attention=True)
+        assert f"Transformer Engine ({kernels})" in describe_kernels(te, with_flash)
+        assert "(its own, " in describe_kernels(replace(te, bf16=False), with_flash)
     assert "no flash-attn" in describe_kernels(te, H100)
