@@ -24,6 +24,8 @@ RECIPE_CAPABILITY = {
     "blockwise": ((9, 0), "Hopper"),
     "mxfp8": ((10, 0), "Blackwell"),
 }
+# Optimizer states of these are scaled into their range.
+SCALED_TYPES = ("fp16", "fp8")
 # The compute capability from which Transformer Engine does not take it yet.
 MXFP8_ENDS = (12, 0)
 
@@ -206,6 +208,7 @@ def _check_optimizer_memory(
 ) -> Iterator[str]:
     """Yield what keeps the optimizer from holding less on the device."""
     offloads, is_aware = compute.optimizer_cpu_offload, compute.use_precision_aware_optimizer
+    has_own_main = compute.fp8_format is not None and compute.fp8_recipe != "delayed"
     if not 0 < compute.optimizer_offload_fraction <= 1:
         yield (
             f"compute.optimizer_offload_fraction = {compute.optimizer_offload_fraction} is not "
@@ -249,6 +252,13 @@ def _check_optimizer_memory(
             yield (
                 f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = "
                 "True, whose states are all float32; leave one of them out"
+            )
+        elif value in SCALED_TYPES and has_own_main and name != "main_params_dtype":
+            # Megatron then saves such moments without their scales.
+            yield (
+                f"compute.{name} = {value!r} does not go with fp8_recipe = "
+                f"{compute.fp8_recipe!r}: a resumed run would read the moments wrongly; use 'fp32' "
+                "or 'bf16'"
             )
 
 

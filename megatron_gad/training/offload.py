@@ -195,7 +195,7 @@ class TrainerMemory:
     def _gradients(self) -> dict[int, UntypedStorage]:
         own = self.weights.storages
         buffers = storages((p.main_grad for p in self._parameters()), self._device)
-        # FP8 parameters in blocks may share their buffer with the gradients.
+        # With Megatron's mxfp8 weights, refused so far, the two would share a buffer.
         return {key: value for key, value in buffers.items() if key not in own}
 
     def _optimizer_states(self) -> Iterator[Tensor]:

@@ -173,6 +173,18 @@ def test_what_is_offloaded_is_float32_beside_weights_in_bf16() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["exp_avg_dtype", "exp_avg_sq_dtype"])
+def test_scaled_moments_do_not_go_with_fp8_scales_of_the_step(name: str) -> None:
+    aware = {"use_precision_aware_optimizer": True}
+    for kind in ("fp16", "fp8"):
+        assert problems(H100, SHARDED, **aware, **fp8("delayed"), **{name: kind}) == []
+        assert problems(H100, SHARDED, **aware, **fp8("blockwise"), **{name: kind}) == [
+            f"compute.{name} = {kind!r} does not go with fp8_recipe = 'blockwise': a resumed run "
+            "would read the moments wrongly; use 'fp32' or 'bf16'"
+        ]
+    assert problems(H100, SHARDED, **aware, **fp8("blockwise"), **{name: "bf16"}) == []
+
+
 def test_weights_in_fp8_need_scales_of_their_own_and_main_weights_beside_them() -> None:
     gather = {"fp8_param_gather": True}
     assert problems(H100, SHARDED, **fp8("blockwise", **gather)) == []
