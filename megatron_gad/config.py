@@ -36,8 +36,9 @@ from megatron_gad.layer_checks import check_layers
 from megatron_gad.layout_checks import check_own_layout, check_parallel
 from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
-from megatron_gad.models.layout_rules import data_parallel_size
+from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
 from megatron_gad.planning.choice import ScheduleConfig
+from megatron_gad.planning.layout import HOST_GPUS
 from megatron_gad.sglang_checks import check_deadlines, check_served_student, check_sglang
 from megatron_gad.stage_checks import (
     DataSizes,
@@ -49,7 +50,11 @@ from megatron_gad.stage_checks import (
     check_warmup,
 )
 from megatron_gad.stage_config import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.training.environment import environment_rank
+from megatron_gad.training.environment import (
+    environment_rank,
+    is_started_by_torchrun,
+    local_world_size,
+)
 from megatron_gad.training.options import (
     CheckpointConfig,
     ComputeConfig,
@@ -131,8 +136,8 @@ class RunConfig:
         if self.rollout.engine == "replay":
             problems += check_replay(self.rollout)
         if self.rollout.engine == "sglang":
-            group_size = world_size // max(1, sizes.student)
-            problems += check_sglang(self.sglang, sizes.student, group_size)
+            num_gpus = ranks_beside_the_first(self.parallel, world_size, _host_size())
+            problems += check_sglang(self.sglang, sizes.student, num_gpus)
             problems += check_deadlines(self.sglang, self.watchdog)
             problems += check_served_student(self.student.path)
         if "seqkd" in self.stages:
@@ -143,6 +148,11 @@ class RunConfig:
             problems += check_adversarial(self.adversarial, sizes)
             problems += check_overlap(self.adversarial, self.gad, self.rollout)
         return problems
+
+
+def _host_size() -> int:
+    """Return the ranks of a node: those that torchrun started here, or as many as is usual."""
+    return local_world_size() if is_started_by_torchrun() else HOST_GPUS
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ def check_served_student(path: str) -> Iterator[str]:
         )
 
 
-def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Iterator[str]:
+def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Iterator[str]:
     """Yield what is wrong with the SGLang servers.
 
-    data_size: data ranks, which share URLs out. group_size: ranks that hold one copy of the model,
-        on whose GPUs its servers are.
+    data_size: data ranks, which share URLs out. num_own_gpus: of the ranks that hold one copy of
+        the model, those on one host, on whose GPUs its servers are.
     """
     positive = ("tensor_parallel_size", "update_weight_buffer_size")
     positive += ("max_running_requests", "start_timeout_s", "request_timeout_s", "weight_timeout_s")
@@ -83,13 +83,14 @@ def check_sglang(sglang: SGLangConfig, data_size: int, group_size: int) -> Itera
             f"sglang.urls names {len(sglang.urls)} servers, which cannot be shared out evenly "
             f"between {data_size} data ranks; name a multiple of {data_size}, or none"
         )
-    num_servers = max(1, count_servers(sglang, group_size))
+    num_servers = max(1, count_servers(sglang, num_own_gpus))
     num_gpus = num_servers * sglang.tensor_parallel_size
-    if not sglang.urls and num_gpus > group_size:
+    if not sglang.urls and num_gpus > num_own_gpus:
         yield (
             f"sglang.num_servers {num_servers} x sglang.tensor_parallel_size "
-            f"{sglang.tensor_parallel_size} = {num_gpus} GPUs, but one copy of the model is on "
-            f"{group_size} rank(s), whose GPUs its servers share; use fewer or smaller servers"
+            f"{sglang.tensor_parallel_size} = {num_gpus} GPUs, but one copy of the model has "
+            f"{num_own_gpus} rank(s) on a host, whose GPUs its servers share; use fewer or smaller "
+            "servers"
         )
     if sglang.urls and sglang.weight_transport == "tensor":
         yield (

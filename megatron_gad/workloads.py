@@ -7,9 +7,9 @@ from megatron_gad.config import RunConfig
 from megatron_gad.data.dataset import HUB, DataConfig
 from megatron_gad.data.rows import read_file_rows
 from megatron_gad.engines.sglang.launch import count_servers
-from megatron_gad.models.layout_rules import data_parallel_size
+from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
 from megatron_gad.planning.devices import Assumptions, Device
-from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.layout import HOST_GPUS, Layout
 from megatron_gad.planning.memory import Precision, precision_of
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.shapes import ModelShape
@@ -89,7 +89,8 @@ def configured_layout(config: RunConfig, num_gpus: int) -> Layout:
     if config.rollout.engine == "embedded":
         layout = replace(layout, engines=layout.data)
     if config.rollout.engine == "sglang":
-        started = count_servers(sglang, num_gpus // layout.data) * layout.data
+        num_own_gpus = ranks_beside_the_first(student, num_gpus, HOST_GPUS)
+        started = count_servers(sglang, num_own_gpus) * layout.data
         engines = len(sglang.urls) or started
         layout = replace(layout, engine_tensor=sglang.tensor_parallel_size, engines=engines)
     if own == student:

@@ -64,6 +64,27 @@ def model_group_size(layout: Sizes) -> int:
     return _product(layout, WORLD)
 
 
+def has_whole_copies_together(layout: Sizes) -> bool:
+    """Say whether the ranks of one copy of the model follow each other, and so share hosts.
+
+    Then all GPUs of a copy can serve the engine that its first rank owns. Megatron allows it where
+    dense layers and experts have as many data ranks; else the data ranks of a stage follow.
+    """
+    tensor = layout.tensor_model_parallel_size
+    expert_tensor = layout.expert_tensor_parallel_size or tensor
+    per_stage = tensor * layout.context_parallel_size
+    return per_stage == expert_tensor * layout.expert_model_parallel_size
+
+
+def ranks_beside_the_first(layout: Sizes, world_size: int, host_size: int) -> int:
+    """Return how many ranks of one copy of the model are on the host of its first rank."""
+    block = layout.tensor_model_parallel_size * layout.context_parallel_size
+    num_stages = max(1, layout.pipeline_model_parallel_size)
+    stride = block if has_whole_copies_together(layout) else world_size // num_stages
+    ranks = (stage * stride + n for stage in range(num_stages) for n in range(block))
+    return sum(rank < host_size for rank in ranks)
+
+
 def data_parallel_size(layout: Sizes, world_size: int) -> int:
     """Return the data ranks of a layout, 1 where it does not divide the world."""
     size = model_group_size(layout)

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from megatron_gad.planning.layout import HOST_GPUS
+
 GIB = 2**30
 MIB = 2**20
 
@@ -26,7 +28,7 @@ class Device:
     link_bandwidth: float
     host_bandwidth: float
     network_bandwidth: float
-    gpus_per_node: int = 8
+    gpus_per_node: int = HOST_GPUS
 
 
 # NVIDIA's data sheets of the SXM parts, which give NVLink and PCIe in both directions together and

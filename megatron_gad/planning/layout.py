@@ -5,6 +5,7 @@ from typing import Literal
 
 from megatron_gad.planning.shapes import ModelShape
 
+HOST_GPUS = 8
 Recompute = Literal["full", "selective"] | None
 
 
@@ -68,7 +69,10 @@ class Layout:
     @property
     def num_engines(self) -> int:
         """Return the copies of the rollout engine."""
-        return self.world // self.engine_tensor if self.engines is None else self.engines
+        if self.engines is not None:
+            return self.engines
+        # A copy of the model has its engine's copies on the host of its first rank.
+        return self.data * (min(self.model_group, HOST_GPUS) // self.engine_tensor)
 
     def describe(self) -> str:
         """Return the layout in a few words."""

@@ -153,13 +153,14 @@ def divisibility_problems(request: Request, layout: Layout) -> list[str]:
 
 def _engine_problems(request: Request, layout: Layout) -> Iterator[str]:
     """Yield why the engine's copies do not fit the training ranks that own them."""
-    size, ranks = layout.engine_tensor, layout.model_group
+    size = layout.engine_tensor
+    ranks = min(layout.model_group, request.device.gpus_per_node)
     if not request.engine.is_here:
         if (layout.engines or 0) % layout.data:
             yield f"{layout.data} data ranks do not divide the {layout.engines} engines elsewhere"
         return
     if layout.engines is None and ranks % size:
-        yield f"engine's size {size} does not divide the {ranks} ranks of a model"
+        yield f"engine's size {size} does not divide the {ranks} ranks of a model on a node"
     if size * layout.num_engines > layout.world:
         yield f"{layout.num_engines} engines of {size} GPUs are on {layout.world} GPUs"
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_gad.models.layout_rules import world_problem
+from megatron_gad.models.layout_rules import has_whole_copies_together, world_problem
 from megatron_gad.training.environment import environment_world_size, local_rank, local_world_size
 from megatron_gad.training.megatron_state import MegatronState, without_layout
 from megatron_gad.training.options import ParallelConfig
@@ -153,13 +153,19 @@ def _make_groups(config: ParallelConfig, seed: int) -> Parallel:
         context_parallel_size=config.context_parallel_size,
         expert_model_parallel_size=config.expert_model_parallel_size,
         expert_tensor_parallel_size=config.expert_tensor_parallel_size,
+        order=_rank_order(config),
         create_gloo_process_groups=False,
         distributed_timeout_minutes=config.distributed_timeout_minutes,
     )
     model_parallel_cuda_manual_seed(seed)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
-    return _describe(device, timedelta(minutes=config.distributed_timeout_minutes))
+    return _describe(device, config)
+
+
+def _rank_order(config: ParallelConfig) -> str:
+    """Return which ranks follow each other, in Megatron's words."""
+    return "tp-cp-ep-pp-dp" if has_whole_copies_together(config) else "tp-cp-ep-dp-pp"
 
 
 def _check_layout(config: ParallelConfig, world_size: int) -> None:
@@ -176,10 +182,10 @@ def _start_torch_distributed(backend: str, timeout: timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
 
 
-def _describe(device: torch.device | str, timeout: timedelta) -> Parallel:
+def _describe(device: torch.device | str, config: ParallelConfig) -> Parallel:
     # Megatron's annotations also allow for what a rank outside a group gets.
     groups: Any = parallel_state
-    model_group = _model_parallel_group(timeout)
+    model_group = _model_parallel_group(config)
     model_group_ranks = tuple(dist.get_process_group_ranks(model_group))
     return Parallel(
         rank=dist.get_rank(),
@@ -198,7 +204,7 @@ def _describe(device: torch.device | str, timeout: timedelta) -> Parallel:
     )
 
 
-def _model_parallel_group(timeout: timedelta) -> dist.ProcessGroup:
+def _model_parallel_group(config: ParallelConfig) -> dist.ProcessGroup:
     """Return the ranks of all tensor, context and pipeline ranks with this rank's data rank.
 
     Megatron's own leaves context parallelism out. Every rank makes the groups of all data ranks.
@@ -211,8 +217,9 @@ def _model_parallel_group(timeout: timedelta) -> dist.ProcessGroup:
         ep=1,
         dp=parallel_state.get_data_parallel_world_size(),
         pp=parallel_state.get_pipeline_model_parallel_world_size(),
-        order="tp-cp-ep-dp-pp",  # Megatron's
+        order=_rank_order(config),
     )
+    timeout = timedelta(minutes=config.distributed_timeout_minutes)
     own: Any = None
     for ranks in generator.get_ranks("tp-cp-pp"):
         group = dist.new_group(ranks, timeout, backend="gloo")

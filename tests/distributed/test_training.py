@@ -172,12 +172,13 @@ def test_every_rank_knows_its_place(results) -> None:
     assert [rank["data_rank"] for rank in ranks] == [0, 0, 1, 1]
     assert [rank["is_engine_rank"] for rank in ranks] == [True, False, True, False]
     assert [rank["engine_rank"] for rank in ranks] == [0, 0, 2, 2]
+    # The stages of a copy of the model follow each other, so that they share a host.
     ranks = load(results / "place-pp2-dp2.pt")
-    assert [rank["data_rank"] for rank in ranks] == [0, 1, 0, 1]
-    assert [rank["is_engine_rank"] for rank in ranks] == [True, True, False, False]
-    assert [rank["engine_rank"] for rank in ranks] == [0, 1, 0, 1]
-    assert [rank["is_last_stage"] for rank in ranks] == [False, False, True, True]
-    assert [rank["last_stage"] for rank in ranks] == [2, 3, 2, 3]
+    assert [rank["data_rank"] for rank in ranks] == [0, 0, 1, 1]
+    assert [rank["is_engine_rank"] for rank in ranks] == [True, False, True, False]
+    assert [rank["engine_rank"] for rank in ranks] == [0, 0, 2, 2]
+    assert [rank["is_last_stage"] for rank in ranks] == [False, True, False, True]
+    assert [rank["last_stage"] for rank in ranks] == [1, 1, 3, 3]
     ranks = load(results / "place-pp2-cp2.pt")
     assert [rank["data_rank"] for rank in ranks] == [0, 0, 0, 0]
     assert [rank["engine_rank"] for rank in ranks] == [0, 0, 0, 0]

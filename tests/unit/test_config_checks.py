@@ -68,7 +68,7 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
             "sglang": {"python": sys.executable, "num_servers": 2, "tensor_parallel_size": 2},
         },
         "sglang.num_servers 2 x sglang.tensor_parallel_size 2 = 4 GPUs, but one copy of the model "
-        "is on 1 rank(s), whose GPUs its servers share; use fewer or smaller servers",
+        "has 1 rank(s) on a host, whose GPUs its servers share; use fewer or smaller servers",
     ),
     (
         {
@@ -277,12 +277,12 @@ def test_memory_that_servers_may_not_open_is_refused_on_gpus(name: str, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = SGLangConfig(python=sys.executable)
     monkeypatch.setenv(name, "max_split_size_mb:64, expandable_segments: True")
-    (problem,) = check_sglang(config, data_size=1, group_size=1)
+    (problem,) = check_sglang(config, data_size=1, num_own_gpus=1)
     assert problem == (
         f"{name} = 'max_split_size_mb:64, expandable_segments: True' makes memory that a server "
         "may not open; leave expandable_segments out, or use sglang.weight_transport = 'disk'"
     )
     for allowed in (replace(config, weight_transport="disk"), SGLangConfig(("http://a:1",))):
-        assert list(check_sglang(allowed, data_size=1, group_size=1)) == []
+        assert list(check_sglang(allowed, data_size=1, num_own_gpus=1)) == []
     monkeypatch.setenv(name, "expandable_segments:False")
-    assert list(check_sglang(config, data_size=1, group_size=1)) == []
+    assert list(check_sglang(config, data_size=1, num_own_gpus=1)) == []

@@ -7,7 +7,15 @@ import pytest
 
 from megatron_gad.config import RunConfig
 from megatron_gad.layout_checks import check_own_layout
+from megatron_gad.models.layout_rules import (
+    data_parallel_size,
+    has_whole_copies_together,
+    ranks_beside_the_first,
+)
 from tests.tiny_run import make_run
+
+# isort: split
+from megatron.core.parallel_state import RankGenerator
 
 STARTED = "a dry run plans for other ranks with --world-size"
 
@@ -24,6 +32,8 @@ def laid_out(config: RunConfig, **sizes: int | bool) -> RunConfig:
 
 
 TP2 = {"tensor_model_parallel_size": 2}
+TP4 = {"tensor_model_parallel_size": 4}
+TP8 = {"tensor_model_parallel_size": 8}
 PP2 = {"pipeline_model_parallel_size": 2}
 CP2 = {"context_parallel_size": 2}
 
@@ -194,3 +204,36 @@ def test_scales_of_earlier_steps_need_the_same_stages_in_both_models(good: RunCo
         "compute.fp8_recipe = 'delayed', where the ranks of a stage share their scales: each would "
         "wait for another; make the two equal, or use 'tensorwise', 'blockwise' or 'mxfp8'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_ranks", "expected"),
+    [
+        ({}, 8, 1),
+        # Two stages of four ranks, beside each other, on one of two nodes.
+        (TP4 | PP2, 16, 8),
+        (TP8 | PP2, 64, 8),
+        (TP2 | PP2, 4, 4),
+        # Megatron puts the stages of context-parallel ranks apart: 0 to 3 and 8 to 11.
+        (TP2 | PP2 | CP2, 16, 4),
+        (TP2 | PP2 | CP2, 8, 8),
+        # Experts are cut as all layers, or otherwise.
+        (TP2 | PP2 | {"expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1}, 16, 4),
+        (TP2 | PP2 | {"expert_model_parallel_size": 2}, 16, 2),
+    ],
+)
+def test_the_ranks_of_a_copy_on_one_host_are_those_of_megatrons_order(
+    good: RunConfig, sizes: dict[str, int], num_ranks: int, expected: int
+) -> None:
+    layout = laid_out(good, **sizes).parallel
+    assert ranks_beside_the_first(layout, num_ranks, host_size=8) == expected
+    generator = RankGenerator(
+        tp=layout.tensor_model_parallel_size,
+        cp=layout.context_parallel_size,
+        ep=1,
+        pp=layout.pipeline_model_parallel_size,
+        dp=data_parallel_size(layout, num_ranks),
+        order="tp-cp-ep-pp-dp" if has_whole_copies_together(layout) else "tp-cp-ep-dp-pp",
+    )
+    (first, *_) = generator.get_ranks("tp-cp-pp")
+    assert sum(rank < 8 for rank in first) == expected
