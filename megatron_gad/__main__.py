@@ -3,6 +3,8 @@
 import gc
 import logging
 import sys
+import traceback
+from functools import partial
 
 from megatron_gad.config import CliOptions, RunConfig, load_config
 from megatron_gad.errors import RunStoppedError
@@ -14,8 +16,10 @@ from megatron_gad.training.environment import (
 
 # What the shell sees where the input is at fault; argparse and its relatives use the same.
 BAD_INPUT = 2
-# ... and where a rule stopped the run.
+# ... where a rule stopped the run, and else: Python's own, and a shell's for SIGINT.
 STOPPED = 3
+FAILED = 1
+INTERRUPTED = 130
 
 
 def main() -> int:
@@ -25,10 +29,18 @@ def main() -> int:
         config, options = load_config(sys.argv[1:])
         return _obey(config, options, rank)
     except (ValueError, RunStoppedError) as error:
-        # An error can be this rank's alone, so every rank reports; only one at full length.
-        message = str(error) if rank == 0 else f"rank {rank}: {str(error).splitlines()[0]}"
-        print(f"megatron_gad: {message}", file=sys.stderr)
-        return STOPPED if isinstance(error, RunStoppedError) else BAD_INPUT
+        return _tell(rank, error)
+
+
+def _tell(rank: int, error: BaseException) -> int:
+    """Print what ends this rank; returns the exit status."""
+    if not isinstance(error, (ValueError, RunStoppedError)):
+        traceback.print_exception(error)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+    # An error can be this rank's alone, so every rank reports; only one at full length.
+    message = str(error) if rank == 0 else f"rank {rank}: {str(error).splitlines()[0]}"
+    print(f"megatron_gad: {message}", file=sys.stderr)
+    return STOPPED if isinstance(error, RunStoppedError) else BAD_INPUT
 
 
 def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
@@ -69,7 +81,7 @@ def _train(config: RunConfig, rank: int) -> None:
 
     gc.freeze()
     gc.enable()
-    train(config)
+    train(config, partial(_tell, rank))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """A run from beginning to end: build the parts, walk the stages, save, report."""
 
+import contextlib
 import logging
+import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_gad.config import RunConfig, to_toml
@@ -34,26 +38,56 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig) -> None:
+def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
     """Train through all stages; go on from the newest checkpoint where there is one.
 
     Writes everything under ``config.checkpoint.save``. Raises ValueError for bad input and
     RunStoppedError where the run must not go on; the newest checkpoint is then still whole. Ends
-    the process where the run hangs, and where its launcher is gone.
+    the process where the run hangs, where its launcher is gone, and where this rank of several
+    has an error that the others may not have.
+
+    tell: prints such an error and returns the exit status.
     """
     with _watchdog(config) as watch:
         place = parallel.initialize(config.parallel, config.seed)
         try:
-            run = Run(config, place, watch)
-            try:
-                _write_config(run)
-                with _StopRequest() as stop:
-                    _walk_stages(run, stop)
-            finally:
-                run.close()
-                _report(run)
+            with contextlib.ExitStack() as parts:
+                try:
+                    _train(config, place, watch, parts)
+                except BaseException as error:
+                    if place.world_size > 1 and not isinstance(error, RunStoppedError):
+                        leave(tell(error), parts)
+                    raise
         finally:
             parallel.shut_down()
+
+
+def _train(
+    config: RunConfig, place: parallel.Parallel, watch: Watchdog, parts: contextlib.ExitStack
+) -> None:
+    """Train; parts: gets what there is to do however the run ends."""
+    run = Run(config, place, watch)
+    parts.callback(_report, run)
+    parts.callback(run.close)
+    _write_config(run)
+    with _StopRequest() as stop:
+        _walk_stages(run, stop)
+
+
+def leave(status: int, parts: contextlib.ExitStack) -> None:
+    """End this process with its parts, and leave the process groups as they are.
+
+    The other ranks may wait in a collective for this one, and with NCCL to take a group apart then
+    waits for them. The launcher sees the end of this rank and ends the others.
+    """
+    try:
+        parts.close()
+    finally:
+        # Whatever failed on the way, the error that was told is the one that counts.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def _watchdog(config: RunConfig) -> Watchdog:
