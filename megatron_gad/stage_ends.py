@@ -73,19 +73,25 @@ def needs_reference(run: Run) -> bool:
 def reason_to_end(run: Run, metrics: dict[str, float]) -> str:
     """Return why the stage ends after this step, or an empty string. May add to the metrics."""
     stage = run.stage
-    reason = ""
     is_last = run.progress.step_in_stage >= run.stage_steps
     if isinstance(stage, SeqkdConfig) and run.eval_prompts and (is_last or _epoch_ended(run)):
-        reason = _evaluate(run, stage, metrics)
+        _evaluate(run, stage, metrics)
     if isinstance(stage, WarmupConfig):
-        reason = _discriminator_separates(run, stage, metrics["discriminator/loss"])
-    return reason or steps_are_done(run)
+        run.progress.recent_losses.append(metrics["discriminator/loss"])
+        del run.progress.recent_losses[:-RUNNING_STEPS]
+    return reason_now(run)
 
 
-def steps_are_done(run: Run) -> str:
-    """Return that the stage has had its steps, or an empty string."""
+def reason_now(run: Run) -> str:
+    """Return why the stage is at its end, from the progress alone; else an empty string."""
+    stage = run.stage
+    reason = ""
+    if isinstance(stage, SeqkdConfig):
+        reason = _patience_ran_out(run, stage)
+    if isinstance(stage, WarmupConfig):
+        reason = _discriminator_separates(run, stage)
     is_last = run.progress.step_in_stage >= run.stage_steps
-    return f"its {run.stage_steps} steps are done" if is_last else ""
+    return reason or (f"its {run.stage_steps} steps are done" if is_last else "")
 
 
 def refusal(run: Run) -> str:
@@ -121,8 +127,8 @@ def _epoch_ended(run: Run) -> bool:
     return done * per_step // rows > (done - 1) * per_step // rows
 
 
-def _evaluate(run: Run, stage: SeqkdConfig, metrics: dict[str, float]) -> str:
-    """Measure the held-out loss, remember the best weights, and say whether patience ran out."""
+def _evaluate(run: Run, stage: SeqkdConfig, metrics: dict[str, float]) -> None:
+    """Measure the held-out loss, and remember the best weights."""
     progress = run.progress
     mine = run.eval_prompts[run.parallel.data_rank :: run.parallel.data_size]
     loss = run.student.evaluate(teacher_batch(mine), supervised_loss).metrics["loss"]
@@ -130,20 +136,21 @@ def _evaluate(run: Run, stage: SeqkdConfig, metrics: dict[str, float]) -> str:
     if progress.best_eval_loss is None or loss < progress.best_eval_loss:
         progress.best_eval_loss, progress.num_evals_since_best = loss, 0
         run.best_weights = run.student.snapshot() if stage.keep_best else None
+    else:
+        progress.num_evals_since_best += 1
+
+
+def _patience_ran_out(run: Run, stage: SeqkdConfig) -> str:
+    if not stage.patience or run.progress.num_evals_since_best < stage.patience:
         return ""
-    progress.num_evals_since_best += 1
-    if stage.patience and progress.num_evals_since_best >= stage.patience:
-        return (
-            f"the held-out loss has not fallen below {progress.best_eval_loss:.4f} "
-            f"for {stage.patience} epochs"
-        )
-    return ""
+    return (
+        f"the held-out loss has not fallen below {run.progress.best_eval_loss:.4f} "
+        f"for {run.progress.num_evals_since_best} epochs"
+    )
 
 
-def _discriminator_separates(run: Run, stage: WarmupConfig, loss: float) -> str:
+def _discriminator_separates(run: Run, stage: WarmupConfig) -> str:
     recent = run.progress.recent_losses
-    recent.append(loss)
-    del recent[:-RUNNING_STEPS]
     if stage.stop_below and len(recent) == RUNNING_STEPS and mean(recent) < stage.stop_below:
         return f"the running discriminator loss is {mean(recent):.3f}, below {stage.stop_below:g}"
     return ""

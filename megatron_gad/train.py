@@ -15,13 +15,7 @@ from megatron_gad.metrics import METRICS_FILE, advance, progress
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.parts import Run
 from megatron_gad.resume import load_latest, save
-from megatron_gad.stage_ends import (
-    begin_stage,
-    finish_stage,
-    reason_to_end,
-    refusal,
-    steps_are_done,
-)
+from megatron_gad.stage_ends import begin_stage, finish_stage, reason_now, reason_to_end, refusal
 from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step
 from megatron_gad.training import parallel
 from megatron_gad.training.environment import (
@@ -124,7 +118,7 @@ def _run_stage(run: Run, stop: "_StopRequest") -> str:
     last_step = where.iteration - where.step_in_stage + total
     with progress(total, run.stage_name, run.parallel.is_writer) as bar:
         bar.update(where.step_in_stage)
-        reason = steps_are_done(run)  # a stopped stage may have been at its end
+        reason = reason_now(run)  # a stopped stage may have been at its end
         while not reason:
             result = _take_step(run)
             reason = reason_to_end(run, result.metrics)

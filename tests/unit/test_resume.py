@@ -13,6 +13,7 @@ from megatron_gad.parts import Run
 from megatron_gad.resume import load_latest, save
 from megatron_gad.stage_ends import begin_stage
 from megatron_gad.stages import adversarial_step, seqkd_step
+from megatron_gad.train import _run_stage, _StopRequest
 from megatron_gad.training import parallel
 
 STEPS = {"seqkd": seqkd_step, "adversarial": adversarial_step}
@@ -96,3 +97,34 @@ def test_a_half_written_checkpoint_is_not_seen(build, tmp_path) -> None:
     again = build(tmp_path, "--stages", "seqkd")
     assert load_latest(again)
     assert again.progress == dataclasses.replace(run.progress)
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "progress", "reason"),
+    [
+        (
+            "seqkd",
+            ("--seqkd.patience", "2"),
+            {"best_eval_loss": 1.25, "num_evals_since_best": 2},
+            "the held-out loss has not fallen below 1.2500 for 2 epochs",
+        ),
+        (
+            "warmup",
+            ("--warmup.stop-below", "0.6"),
+            {"recent_losses": [0.4, 0.6] * 10},
+            "the running discriminator loss is 0.500, below 0.6",
+        ),
+    ],
+)
+def test_a_criterion_met_in_the_step_of_a_stop_ends_the_stage(
+    build, tmp_path, stage: str, flags: tuple[str, ...], progress: dict, reason: str
+) -> None:
+    flags = ("--stages", stage, f"--{stage}.steps", "1000", *flags)
+    run = build(tmp_path, *flags)
+    begin_stage(run)
+    run.progress = dataclasses.replace(run.progress, iteration=20, step_in_stage=20, **progress)
+    save(run)
+    again = build(tmp_path, *flags)
+    assert load_latest(again)
+    assert _run_stage(again, _StopRequest()) == reason
+    assert again.progress.iteration == 20
