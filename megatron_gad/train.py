@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_gad.config import RunConfig, to_toml
@@ -27,8 +27,6 @@ from megatron_gad.watchdog import Watchdog
 
 STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
 logger = logging.getLogger(__name__)
 
 
@@ -42,30 +40,26 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
 
     tell: prints such an error and returns the exit status.
     """
-    with _watchdog(config) as watch:
+    stop = _StopRequest()
+    # SIGUSR1 comes long before the time is up, and is heard from here on. The others end a run that
+    # has trained nothing at once: a launcher sends them where another rank failed while it started.
+    with stop.hearing(signal.SIGUSR1), _watchdog(config) as watch:
         place = parallel.initialize(config.parallel, config.seed)
         try:
             with contextlib.ExitStack() as parts:
                 try:
-                    _train(config, place, watch, parts)
+                    run = Run(config, place, watch)
+                    parts.callback(_report, run)
+                    parts.callback(run.close)
+                    _write_config(run)
+                    with stop.hearing(signal.SIGTERM, signal.SIGINT):
+                        _walk_stages(run, stop)
                 except BaseException as error:
                     if place.world_size > 1 and not isinstance(error, RunStoppedError):
                         leave(tell(error), parts)
                     raise
         finally:
             parallel.shut_down()
-
-
-def _train(
-    config: RunConfig, place: parallel.Parallel, watch: Watchdog, parts: contextlib.ExitStack
-) -> None:
-    """Train; parts: gets what there is to do however the run ends."""
-    run = Run(config, place, watch)
-    parts.callback(_report, run)
-    parts.callback(run.close)
-    _write_config(run)
-    with _StopRequest() as stop:
-        _walk_stages(run, stop)
 
 
 def leave(status: int, parts: contextlib.ExitStack) -> None:
@@ -206,9 +200,9 @@ def _say(run: Run, message: str) -> None:
 
 
 class _StopRequest:
-    """Turns SIGTERM, SIGINT and SIGUSR1 into a checkpoint after the step that is running.
+    """Turns signals into a checkpoint after the step that is running.
 
-    A second SIGINT ends the process at once. Used as ``with _StopRequest() as stop:``.
+    A second SIGINT ends the process at once. Used as ``with stop.hearing(signal.SIGTERM):``.
     """
 
     def __init__(self) -> None:
@@ -218,13 +212,15 @@ class _StopRequest:
         self._noted = ""
         self._num_interrupts = 0
 
-    def __enter__(self) -> "_StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    @contextlib.contextmanager
+    def hearing(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Take these signals for a request."""
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def everywhere(self, place: parallel.Parallel) -> bool:
         """Whether any rank was asked to stop; all ranks get the same answer."""

@@ -43,11 +43,14 @@ CHECKPOINT_ARGS=(
 
 # Told to stop, torchrun gives its ranks 30 seconds, which a checkpoint of this size exceeds. So the
 # ranks are told and torchrun is not: they save and end, and it ends with them.
-asked=
+asked= launcher=
+tell_ranks() {
+  pkill --signal USR1 --parent "$launcher" 2>/dev/null || true # none there yet
+}
 ask_ranks_to_stop() {
   if [ -z "$asked" ]; then
     asked=$1
-    pkill --signal USR1 --parent "$launcher" || true # none there yet
+    tell_ranks
   elif [ "$1" != USR1 ]; then
     kill -TERM "$launcher" 2>/dev/null || true
   fi
@@ -58,7 +61,7 @@ for signal in USR1 TERM INT HUP; do
 done
 
 # A session of its own keeps a terminal's Ctrl-C from torchrun. A scheduler may send USR1 to every
-# process there is: torchrun ignores it, and so do the ranks while they start.
+# process there is: torchrun ignores it, and so do the ranks until they can heed it.
 (
   trap '' USR1
   exec setsid "$PYTHON" -m torch.distributed.run "${DISTRIBUTED_ARGS[@]}" \
@@ -71,11 +74,16 @@ done
 ) &
 launcher=$!
 
-# wait also ends when a signal has been handled; what counts is whether torchrun is still there.
-status=0
-while :; do
-  wait "$launcher" && status=0 || status=$?
-  kill -0 "$launcher" 2>/dev/null || break
+# wait also ends when a signal has been handled; what counts is whether torchrun is still there. From
+# then on the ranks are told again and again: one that was only starting did not hear it, and to one
+# that did it is nothing new.
+while kill -0 "$launcher" 2>/dev/null; do
+  if [ -z "$asked" ]; then
+    wait "$launcher" || true
+  else
+    tell_ranks
+    sleep 2
+  fi
 done
 wait "$launcher" && status=0 || status=$?
 exit "$status"

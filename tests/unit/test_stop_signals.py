@@ -10,6 +10,7 @@ from megatron_gad.train import _StopRequest
 from megatron_gad.training.parallel import Parallel
 
 T = TypeVar("T")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class SignalledWhileAsking(Parallel):
@@ -33,14 +34,16 @@ class Alone(SignalledWhileAsking):
 
 
 def test_a_signal_during_the_exchange_is_heard_after_the_next_step() -> None:
-    with _StopRequest() as stop:
+    stop = _StopRequest()
+    with stop.hearing(*SIGNALS):
         assert not stop.everywhere(SignalledWhileAsking())
         assert stop.everywhere(Alone())
         assert stop.name == "SIGUSR1"
 
 
 def test_a_repeated_signal_is_the_same_request() -> None:
-    with _StopRequest() as stop:
+    stop = _StopRequest()
+    with stop.hearing(*SIGNALS):
         for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert stop.everywhere(Alone())
@@ -48,6 +51,17 @@ def test_a_repeated_signal_is_the_same_request() -> None:
 
 
 def test_a_second_interrupt_ends_the_process() -> None:
-    with _StopRequest(), pytest.raises(KeyboardInterrupt):
+    with _StopRequest().hearing(*SIGNALS), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_warning_while_the_run_starts_is_heard_in_its_first_step() -> None:
+    stop, before = _StopRequest(), signal.getsignal(signal.SIGTERM)
+    with stop.hearing(signal.SIGUSR1):
+        assert signal.getsignal(signal.SIGTERM) == before
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with stop.hearing(signal.SIGTERM, signal.SIGINT):
+            assert stop.everywhere(Alone())
+            assert stop.name == "SIGUSR1"
+    assert signal.getsignal(signal.SIGTERM) == before

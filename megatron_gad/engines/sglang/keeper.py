@@ -30,6 +30,8 @@ def keep(parent: int, command: list[str]) -> None:
     """Run a command until it ends or the parent process does; then kill the whole group."""
     # Asked to end, the server ends first. A handler, unlike SIG_IGN, is not passed on to it.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    # A scheduler may send it to every process; it asks the ranks, which still need the server.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     server = subprocess.Popen(command, preexec_fn=_end_with_parent)
     own = os.getpgrp()
     owners, looked = members(own), time.monotonic()

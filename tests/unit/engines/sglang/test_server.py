@@ -54,6 +54,24 @@ def test_no_process_survives_the_run_however_it_ends(tmp_path):
     assert not weights.exists()
 
 
+def test_a_scheduler_that_warns_every_process_ends_no_server(tmp_path):
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    server = ServerProcess(sleeping, {}, tmp_path / "log")
+    deadline = time.monotonic() + 60
+    while len(in_group(server.group)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ignored = [ignored_signals(process.pid) for process in in_group(server.group)]
+    server.stop()
+    assert len(ignored) == 2  # the keeper and the server
+    assert all(signals >> (signal.SIGUSR1 - 1) & 1 for signals in ignored)
+
+
+def ignored_signals(process: int) -> int:
+    """Return the kernel's mask of them, whose lowest bit is signal 1."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("SigIgn:")[1].split()[0], base=16)
+
+
 def in_group(group: int) -> list[psutil.Process]:
     """Return the processes of a process group."""
     found = []
