@@ -34,6 +34,8 @@ SILENT_S = 3 * HEARTBEAT_S
 LAST_WORDS_S = 3 * POLL_S
 # After a deadline, until the process ends even if this module's thread gets no turn.
 BACKSTOP_S = 60.0
+# All ranks write to one folder: more of them take longer between heartbeats, and what follows.
+MOST_RANKS_AT_FULL_PACE = 100
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Watchdog:
         self._folder = run_folder / HEARTBEATS_FOLDER
         self._rank = rank
         self._world_size = world_size
+        self._slowness = slowness(world_size)
         self._launcher = os.getppid() if has_launcher else None
         self._began = time.time()
         self._old_alarm = 0
@@ -102,8 +105,10 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._folder.mkdir(parents=True, exist_ok=True)
+        # First of all, so that a rank that stops at once was heard from; and once it has written
+        # there, a network file system no longer shows it the folder as it was before.
+        self._beat()
         self._old_alarm = self._alarm_time()
-        self._beat()  # a rank that stops at once was heard from
         self._thread.start()
         return self
 
@@ -128,14 +133,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         next_beat = 0.0
-        while not self._is_over.wait(POLL_S):
+        while not self._is_over.wait(POLL_S * self._slowness):
             self._arm_backstop()
             if self._launcher is not None and os.getppid() != self._launcher:
                 say(f"rank {self._rank} ends: its launcher, process {self._launcher}, is gone")
                 os._exit(ORPHANED)
             if time.monotonic() >= next_beat:
                 self._beat()
-                next_beat = time.monotonic() + HEARTBEAT_S
+                next_beat = time.monotonic() + HEARTBEAT_S * self._slowness
             reason = self._own_reason() or self._reason_of_others()
             if reason:
                 self._end(reason)
@@ -146,7 +151,7 @@ class Watchdog:
         report = "\n".join([reason, "where the ranks are:", *ranks, *self._stacks()])
         say(report)
         self._write(self._run_folder / f"hang_rank_{self._rank:05d}.txt", report)
-        time.sleep(LAST_WORDS_S)
+        time.sleep(LAST_WORDS_S * self._slowness)
         os._exit(HUNG)
 
     def _own_reason(self) -> str:
@@ -221,9 +226,21 @@ class Watchdog:
 
 
 def read_heartbeats(folder: Path) -> list[Heartbeat]:
-    """Return the newest heartbeat of every rank that wrote one, in the order of ranks."""
-    files = sorted(folder.glob("rank_*.json"))
-    return [Heartbeat(**json.loads(file.read_text())) for file in files]
+    """Return the newest heartbeat of every rank that wrote one, in the order of ranks.
+
+    One that cannot be read, as while a network file system replaces it, is left out.
+    """
+    beats = []
+    with contextlib.suppress(OSError):
+        for file in sorted(folder.glob("rank_*.json")):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                beats.append(Heartbeat(**json.loads(file.read_text())))
+    return beats
+
+
+def slowness(world_size: int) -> float:
+    """Return by what times are longer than these constants among so many ranks."""
+    return max(1.0, world_size / MOST_RANKS_AT_FULL_PACE)
 
 
 def describe_ranks(beats: list[Heartbeat], world_size: int, began: float) -> Iterator[str]:
@@ -232,11 +249,11 @@ def describe_ranks(beats: list[Heartbeat], world_size: int, began: float) -> Ite
     beats: also of ranks that this run does not have, or from before it began at Unix time
         ``began``, which are left out.
     """
-    now = time.time()
+    now, silent_s = time.time(), SILENT_S * slowness(world_size)
     heard = {beat.rank: beat for beat in beats if beat.rank < world_size and beat.time >= began}
     phases: dict[str, list[Heartbeat]] = {}
     for beat in heard.values():
-        if now - beat.time < SILENT_S:
+        if now - beat.time < silent_s:
             phases.setdefault(beat.phase, []).append(beat)
         else:
             yield (

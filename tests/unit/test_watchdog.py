@@ -1,5 +1,7 @@
 """What the report of a hung run says about the ranks."""
 
+import dataclasses
+import json
 import os
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from megatron_gad.watchdog import (
     Watchdog,
     WatchdogConfig,
     describe_ranks,
+    read_heartbeats,
 )
 
 
@@ -35,6 +38,26 @@ def test_the_rank_that_is_not_heard_from_is_told_from_those_that_wait() -> None:
         "  rank 4 was never heard from",
         "  'student' for 302 to 308 s: rank 0, 2",
     ]
+
+
+def test_many_ranks_may_be_silent_for_longer() -> None:
+    now = time.time()
+    # 1000 ranks write every 50 s instead of every 5 s, and may miss two heartbeats of their own.
+    for age, is_heard in ((140, True), (160, False)):
+        beat = Heartbeat(0, "a", 10, "student", seconds_in_phase=300.0, time=now - age)
+        first = next(describe_ranks([beat], world_size=1000, began=now - 1000))
+        assert ("is not heard from" not in first) == is_heard
+
+
+def test_heartbeats_that_cannot_be_read_hide_no_others(tmp_path: Path) -> None:
+    assert read_heartbeats(tmp_path / "missing") == []
+    beat = Heartbeat(4, "a", 10, "student", seconds_in_phase=300.0, time=1e9)
+    (tmp_path / "rank_00000.json").touch()
+    (tmp_path / "rank_00001.json").mkdir()
+    (tmp_path / "rank_00002.json").symlink_to("gone")
+    (tmp_path / "rank_00003.json").write_text('{"host": "of another version"}')
+    (tmp_path / "rank_00004.json").write_text(json.dumps(dataclasses.asdict(beat)))
+    assert read_heartbeats(tmp_path) == [beat]
 
 
 def test_a_disk_that_takes_no_heartbeat_is_said_once_and_ends_nothing(
