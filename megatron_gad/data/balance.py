@@ -1,5 +1,6 @@
 """Shares of equal cost: which data rank trains on which group or row."""
 
+import heapq
 from collections.abc import Sequence
 
 from megatron_gad.types import Group, Prompt
@@ -28,10 +29,11 @@ def balanced_shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
     leaves the largest share at most 4/3 - 1/(3 num_shares) of what is best.
     Source: Graham, Bounds on Multiprocessing Timing Anomalies, 1969.
     """
-    totals = [0.0] * num_shares
     shares: list[list[int]] = [[] for _ in range(num_shares)]
+    # (what a share costs, how many items it has, which it is): equal ones take turns.
+    heap = [(0.0, 0, share) for share in range(num_shares)]
     for item in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        least = min(range(num_shares), key=lambda share: (totals[share], len(shares[share])))
-        totals[least] += costs[item]
+        total, count, least = heap[0]
+        heapq.heapreplace(heap, (total + costs[item], count + 1, least))
         shares[least].append(item)
     return [sorted(share) for share in shares]

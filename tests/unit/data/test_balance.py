@@ -1,6 +1,7 @@
 """Shares of a batch have every item once and cost about the same."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -16,6 +17,32 @@ def test_the_longest_goes_where_least_is() -> None:
 
 def test_items_without_cost_are_spread_too() -> None:
     assert balanced_shares([0, 0, 0, 0], 2) == [[0, 2], [1, 3]]
+
+
+def shares_by_search(costs: Sequence[float], num_shares: int) -> list[list[int]]:
+    """Longest first to the least share: of equal ones to that of fewest items, then the first."""
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    totals = [0.0] * num_shares
+    for item in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
+        least = 0
+        for share in range(1, num_shares):
+            if (totals[share], len(shares[share])) < (totals[least], len(shares[least])):
+                least = share
+        shares[least].append(item)
+        totals[least] += costs[item]
+    return [sorted(share) for share in shares]
+
+
+@pytest.mark.parametrize("num_shares", [1, 2, 3, 7, 32])
+@pytest.mark.parametrize("most", [0, 3, 1000])
+def test_shares_are_those_that_a_search_of_every_share_finds(num_shares: int, most: int) -> None:
+    """All ranks and all runs share out alike, above all where costs are equal."""
+    draws = random.Random(num_shares)
+    for num_items in (0, 1, num_shares, 5 * num_shares + 1, 200):
+        whole = [draws.randint(0, most) for _ in range(num_items)]
+        parts = [cost / 7 for cost in whole]
+        for costs in (whole, parts):
+            assert balanced_shares(costs, num_shares) == shares_by_search(costs, num_shares)
 
 
 @pytest.mark.parametrize("num_shares", [2, 4, 8])
