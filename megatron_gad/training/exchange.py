@@ -1,4 +1,7 @@
-"""Between the data shares of two layouts: whole items there, what was computed of them back."""
+"""Between the data shares of two layouts: whole items there, what was computed of them back.
+
+Only costs go to all data ranks; of the items, each rank receives those of its own share.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,20 +50,36 @@ def move(
 ) -> Moved[T]:
     """Share the items of all data ranks of one layout out to those of another, at equal cost.
 
-    All ranks call it. How many items a share has differs from rank to rank; their order stays. In
-    one and the same layout, items stay where they are.
+    All ranks call it. How many items a share has differs from rank to rank, and none has none;
+    their order stays. In one and the same layout, items stay where they are.
 
     items: this rank's share in ``source``; picklable.
     """
     if source is target:
         own = range(len(items))
         return Moved(list(items), own, own, source, target)
-    shares = source.gather_over_data(list(items))
-    sizes = [len(share) for share in shares]
-    first, total = sum(sizes[: source.data_rank]), sum(sizes)
+    return share_out(items, cost, source, target)
+
+
+def share_out(
+    items: Sequence[T], cost: Callable[[T], float], source: Parallel, target: Parallel
+) -> Moved[T]:
+    """Do what ``move`` does, between the data ranks of one and the same layout, too.
+
+    Every rank receives its own share alone, from those that stand where it stands in ``source``,
+    one of every data rank. What it has of that share already is not sent.
+    """
+    told = source.gather_over_data(([cost(item) for item in items], target.data_rank))
+    sizes = [len(share) for share, _ in told]
+    first = sum(sizes[: source.data_rank])
+    own = dict(enumerate(items, start=first))
+    costs = [each for share, _ in told for each in share]
+    assert len(costs) >= target.data_size, f"{len(costs)} items for {target.data_size} data ranks"
+    shares = balanced_shares(costs, target.data_size)
+    parts = [{number: own[number] for number in share if number in own} for share in shares]
+    held: dict[int, T] = {}
+    for arrived in source.exchange_over_data([parts[data_rank] for _, data_rank in told]):
+        held |= arrived
+    numbers = shares[target.data_rank]
     origin = range(first, first + len(items))
-    assert total >= target.data_size, f"{total} items for {target.data_size} data ranks"
-    everything = [item for share in shares for item in share]
-    costs = [cost(item) for item in everything]
-    numbers = balanced_shares(costs, target.data_size)[target.data_rank]
-    return Moved([everything[number] for number in numbers], numbers, origin, source, target)
+    return Moved([held[number] for number in numbers], numbers, origin, source, target)

@@ -1,6 +1,8 @@
 """Process groups of one run, and what a rank needs to know about its place in them."""
 
 import math
+import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,6 +79,36 @@ class Parallel:
         gathered: list = [None] * self.data_size
         dist.all_gather_object(gathered, value, group=self.data_group)
         return gathered
+
+    def exchange_over_data(self, values: Sequence[T]) -> list[T]:
+        """Give every data rank one value, and return what each of them has for this rank.
+
+        Values travel to their rank alone, as bytes; this rank's own stays as it is.
+
+        values: picklable; one for every data rank, in their order, which is that of the result.
+        """
+        assert len(values) == self.data_size, (len(values), self.data_size)
+        if self.data_size == 1:
+            return list(values)
+        # Of two ranks or more, another's is never without bytes, so that the buffer is not, either.
+        parts = [
+            b"" if rank == self.data_rank else pickle.dumps(value)
+            for rank, value in enumerate(values)
+        ]
+        # NCCL carries nothing that lies on the host.
+        device = self.device if dist.get_backend(self.data_group) == "nccl" else "cpu"
+        sizes = torch.tensor([len(part) for part in parts], device=device)
+        arriving = torch.empty_like(sizes)
+        dist.all_to_all_single(arriving, sizes, group=self.data_group)
+        sent = torch.frombuffer(bytearray().join(parts), dtype=torch.uint8).to(device)
+        splits = arriving.tolist()
+        received = torch.empty(sum(splits), dtype=torch.uint8, device=device)
+        dist.all_to_all_single(received, sent, splits, sizes.tolist(), group=self.data_group)
+        pieces = received.cpu().split(splits)
+        return [
+            values[rank] if rank == self.data_rank else pickle.loads(piece.numpy().data)
+            for rank, piece in enumerate(pieces)
+        ]
 
     def gather_over_world(self, value: T) -> list[T]:
         """Return the values of all ranks on every rank."""

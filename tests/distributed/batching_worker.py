@@ -5,7 +5,7 @@ Arguments: the folder with the Hugging Face folders, into which the results go.
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.distributed import destroy_process_group
@@ -25,6 +25,26 @@ def train_unevenly(case: Case, folder: Path, place: Parallel) -> Any:
     return place.gather_over_data(trained)
 
 
+class Noted:
+    """An item that notes when it is pickled."""
+
+    sent: ClassVar[list[int]] = []
+
+    def __init__(self, cost: int) -> None:
+        self.cost = cost
+
+    def __reduce__(self) -> tuple[type["Noted"], tuple[int]]:
+        self.sent.append(self.cost)
+        return Noted, (self.cost,)
+
+
+def sent_and_held(place: Parallel) -> tuple[list[int], list[int]]:
+    """Return the costs of the items that left this data rank, and of those in its new share."""
+    costs = [9, 5, 4] if place.data_rank == 0 else [1, 2, 6]
+    held = rebalance([Noted(cost) for cost in costs], lambda item: item.cost, place)
+    return Noted.sent, [item.cost for item in held]
+
+
 def main() -> None:
     """Run everything."""
     torch.distributed.init_process_group("gloo")
@@ -34,6 +54,7 @@ def main() -> None:
     results["shares"] = place.gather_over_data(
         rebalance([[9, 1], [8], [7, 4, 2]][:: 1 - 2 * place.data_rank], sum, place)
     )
+    results["sent and held"] = place.gather_over_data(sent_and_held(place))
     own = make_groups()[:1] if place.data_rank == 0 else make_groups()[1:]
     results["shared groups"] = place.gather_over_data(train_on_groups(folder, place, own))
     if place.is_writer:

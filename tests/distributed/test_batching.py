@@ -83,6 +83,11 @@ def test_items_go_where_least_is_and_keep_their_order(results) -> None:
     assert results["shares"] == [[[9, 1], [8], [7, 4, 2]], [[7, 4, 2], [8], [9, 1]]]
 
 
+def test_only_items_that_change_their_rank_are_sent(results) -> None:
+    # 9 | 6, 5, then 4 to the 9, 2 to the 11, and 1 to the first 13, which has fewer items.
+    assert results["sent and held"] == [([5], [9, 4, 1]), ([1], [5, 2, 6])]
+
+
 def test_a_step_on_shared_out_groups_is_that_of_one_rank(results, folder, place) -> None:
     expected = train_on_groups(folder, place, make_groups())
     ranks = results["shared groups"]

@@ -19,6 +19,7 @@ def test_one_rank_has_everything(place: Parallel) -> None:
     assert place.share([3, 1, 2]) == [3, 1, 2]
     assert place.from_engine_rank("x") == place.from_last_stage("x") == "x"
     assert place.gather_over_data("x") == place.gather_over_world("x") == ["x"]
+    assert place.exchange_over_data(["x"]) == ["x"]
     assert place.sum_over_data(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     place.barrier()
 
