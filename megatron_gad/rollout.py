@@ -95,13 +95,20 @@ class Sampler:
     ) -> list[list[Group]]:
         # Ranks without an engine wait here for the group's first.
         sampled = self._parallel.from_engine_rank(sampled)
-        if self._record_folder is not None:
+        if self._record_folder is not None and self._parallel.is_engine_rank:
             for request, groups in zip(requests, sampled, strict=True):
-                # In one file, so that it can be replayed on any number of data ranks.
-                shares = chain.from_iterable(self._parallel.gather_over_data(groups))
-                if self._parallel.is_writer:
-                    write_groups(self._record_folder, request.sampling.name, shares)
+                self._record(self._record_folder, request.sampling.name, groups)
         return sampled
+
+    def _record(self, folder: Path, name: str, groups: list[Group]) -> None:
+        """Write a sampling of all data ranks in one file, to be replayed on any number of them.
+
+        Engine ranks are the data ranks of one place in their groups; the first of them writes.
+        """
+        to_others: list[list[Group]] = [[]] * (self._parallel.data_size - 1)
+        shares = self._parallel.exchange_over_data([groups, *to_others])
+        if self._parallel.is_writer:
+            write_groups(folder, name, chain.from_iterable(shares))
 
     def sleep(self) -> None:
         """Give the engine's memory back; it needs weights before it samples again."""

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.judging import judge
 from megatron_gad.training.exchange import Moved, move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
+from megatron_gad.types import Prompt
 from tests.tiny_training import (
     GROUP_SIZE,
     PAIR_ROWS,
@@ -47,6 +49,9 @@ LAYOUTS = {
 }
 # Of items or groups to exchange, so that none of the layouts has them in their order.
 COSTS = (6, 9, 3, 1, 2, 3)
+# To sample, and under which name.
+PROMPTS = [Prompt(index, (("user", "?"),), "!", (3, 4 + index), (6,)) for index in (5, 0, 9, 2)]
+SAMPLING = SamplingConfig(num_samples=2, name="step_0000003_0")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Trains pairs in mixed layouts and moves their checkpoints; started on four ranks.
 
-Arguments: the folder with the Hugging Face folder "qwen2-tied", into which the results go.
+Arguments: the folder with the Hugging Face folders "qwen2-tied" and "tokenizer", and with
+"rollouts" to four prompts; the results go into it.
 """
 
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import torch
 from torch.distributed import barrier, destroy_process_group
 
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.engines.replay import ReplayEngine
+from megatron_gad.rollout import Request, Sampler
 from megatron_gad.training.checkpoint import (
     Residents,
     iteration_folder,
@@ -17,7 +21,7 @@ from megatron_gad.training.checkpoint import (
 )
 from megatron_gad.training.exchange import move
 from megatron_gad.training.parallel import Parallel, add_layout, initialize
-from tests.distributed.mixed_layouts import COSTS, LAYOUTS, Learned, Pair
+from tests.distributed.mixed_layouts import COSTS, LAYOUTS, PROMPTS, SAMPLING, Learned, Pair
 from tests.distributed.workers import drop_groups, save
 
 # Six items over as many data ranks, of which one may have none.
@@ -49,12 +53,21 @@ def exchanges(places: tuple[Parallel, Parallel], counts: list[int]) -> list[dict
     return source.gather_over_world(mine)
 
 
+def record(folder: Path, name: str, place: Parallel) -> None:
+    """Sample what was recorded, and record it again."""
+    engine = ReplayEngine(folder) if place.is_engine_rank else None
+    codec = ChatCodec.from_folder(folder / "tokenizer", 64, 64)
+    sampler = Sampler(engine, codec, place, folder / "recorded" / name)
+    sampler.sample([Request(place.share(PROMPTS), SAMPLING)])
+
+
 def run(folder: Path) -> dict:
     """Return what came out of every layout, and out of checkpoints moved between them."""
     results: dict = {"steps": {}, "exchanges": {}}
     for name, layouts in LAYOUTS.items():
         places = start(name)
         results["exchanges"][name] = exchanges(places, COUNTS[places[0].data_size])
+        record(folder, name, places[0])
         pair = Pair(folder / "qwen2-tied", layouts, places)
         results["steps"][name] = [pair.step(), pair.step()]
         if name == "tp2, tp1":

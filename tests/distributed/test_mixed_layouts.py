@@ -1,5 +1,6 @@
 """A student and a discriminator that lie differently over four ranks learn as on one rank."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,39 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_gad.engines.replay import ROLLOUTS_FOLDER, write_groups
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from megatron_gad.types import Group, Prompt, Rollout
 from tests.distributed.launch import run_on_ranks
-from tests.distributed.mixed_layouts import COSTS, LAYOUTS, VOCAB_SIZE, Learned, Pair
+from tests.distributed.mixed_layouts import (
+    COSTS,
+    LAYOUTS,
+    PROMPTS,
+    SAMPLING,
+    VOCAB_SIZE,
+    Learned,
+    Pair,
+)
 from tests.tiny import make_hf_folder
+from tests.tiny_tokenizer import make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the model."""
+    """The folder with the model, a tokenizer and rollouts."""
     folder = tmp_path_factory.mktemp("mixed")
     make_hf_folder(folder / "qwen2-tied", "qwen2", VOCAB_SIZE, tie=True, num_hidden_layers=4)
+    make_tokenizer(folder / "tokenizer")
+    write_groups(folder / ROLLOUTS_FOLDER, SAMPLING.name, map(group_of, PROMPTS))
     return folder
+
+
+def group_of(prompt: Prompt) -> Group:
+    """Two responses, one of which names the prompt's row."""
+    responses = ((40, 60 + prompt.index), (70,))
+    rollouts = (Rollout(ids, (-0.5,) * len(ids), "stop", weights_version=7) for ids in responses)
+    return Group(prompt, tuple(rollouts))
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +120,16 @@ def test_items_are_shared_out_by_cost_and_rows_come_back_to_where_items_came_fro
     assert all(share == sorted(share) for share in shares.values())
     largest = max(sum(COSTS[item] for item in share) for share in shares.values())
     assert largest == {1: 24, 2: 12, 4: 9}[len(shares)]
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+def test_the_rollouts_of_all_data_ranks_are_in_one_file(results, folder, layouts) -> None:
+    """In the order of the prompts, and nothing else is written."""
+    (path,) = (folder / "recorded" / layouts).iterdir()
+    assert path.name == f"{SAMPLING.name}.jsonl"
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    found = [
+        (record["prompt_index"], [rollout["ids"] for rollout in record["rollouts"]])
+        for record in records
+    ]
+    assert found == [(index, [[40, 60 + index], [70]]) for index in (5, 0, 9, 2)]
