@@ -89,7 +89,8 @@ class Job:
 
     def processes(self) -> list[psutil.Process]:
         """Return what is still running of this job."""
-        return [p for p in psutil.process_iter(["cmdline"]) if str(self.save) in p.cmdline()]
+        found = psutil.process_iter(["cmdline"])  # which is None of a process that has ended
+        return [process for process in found if str(self.save) in (process.info["cmdline"] or ())]
 
 
 def free_port() -> int:
