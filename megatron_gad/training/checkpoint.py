@@ -5,6 +5,8 @@ reader never meets half of one.
 """
 
 import json
+import logging
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,8 @@ STATE = "run_state.json"
 DISTRIBUTED = "use_distributed_optimizer"
 # Norms of Transformer Engine keep an empty state beside their weights, others keep none.
 NORM_STATE = "layernorm._extra_state"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,13 @@ def latest_iteration(run_folder: Path) -> int | None:
             f"it; write the number of an iter_* folder that holds {STATE} into it"
         )
     return int(text)
+
+
+def whole_iterations(run_folder: Path) -> list[int]:
+    """Return the iterations whose checkpoints are whole, in ascending order."""
+    names = (re.fullmatch(r"iter_(\d+)", path.name) for path in run_folder.glob("iter_*"))
+    found = {int(name[1]) for name in names if name}
+    return sorted(n for n in found if (iteration_folder(run_folder, n) / STATE).exists())
 
 
 def save_checkpoint(
@@ -202,8 +213,19 @@ def _prune(run_folder: Path, newest: int, keep_last: int) -> None:
     Checkpoints beyond the newest were left behind by a run that was set back; they do not count.
     """
     for draft in run_folder.glob("iter_*.draft"):
-        shutil.rmtree(draft)
-    whole = sorted(path for path in run_folder.glob("iter_*") if (path / STATE).exists())
-    older = [path for path in whole if path <= iteration_folder(run_folder, newest)]
-    for folder in older[:-keep_last] if keep_last else []:
-        shutil.rmtree(folder)
+        _delete(draft)
+    older = [iteration for iteration in whole_iterations(run_folder) if iteration <= newest]
+    for iteration in older[:-keep_last] if keep_last else []:
+        folder = iteration_folder(run_folder, iteration)
+        _delete(folder, first_name=folder.with_name(folder.name + ".draft"))
+
+
+def _delete(folder: Path, first_name: Path | None = None) -> None:
+    """Delete a folder, or leave it to the next checkpoint where the file system will not.
+
+    first_name: what to call it before, so that half of it does not look like a whole one.
+    """
+    try:
+        shutil.rmtree(folder.rename(first_name) if first_name else folder)
+    except OSError as error:
+        logger.warning("%s is deleted later: %s", folder, error)

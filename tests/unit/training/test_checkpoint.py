@@ -1,5 +1,8 @@
 """Checkpoints on one rank. What other layouts make of them: test_training.py of distributed."""
 
+import errno
+import os
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +24,7 @@ from megatron_gad.training.checkpoint import (
     load_snapshot,
     read_state,
     save_checkpoint,
+    whole_iterations,
 )
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.options import ComputeConfig, ParallelConfig
@@ -232,6 +236,41 @@ def test_a_half_written_checkpoint_is_ignored_and_cleared_away(
     assert latest_iteration(tmp_path) == 1
     save_checkpoint(tmp_path, 3, resident, {"step": 3}, place, keep_last=2)
     assert iterations(tmp_path) == ["iter_0000001", "iter_0000003"]
+
+
+def test_what_cannot_be_deleted_neither_ends_the_run_nor_looks_whole(
+    place: Parallel,
+    tmp_path: Path,
+    resident: Residents,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on NFS, where a file that another process has open keeps its folder from going."""
+    save_checkpoint(tmp_path, 1, resident, {}, place, keep_last=1)
+
+    def rmdir(path: str, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(os, "rmdir", rmdir)
+        save_checkpoint(tmp_path, 2, resident, {}, place, keep_last=1)
+    assert "iter_0000001 is deleted later: [Errno 39] Directory not empty" in caplog.text
+    assert iterations(tmp_path) == ["iter_0000001.draft", "iter_0000002"]
+    assert whole_iterations(tmp_path) == [2]
+    save_checkpoint(tmp_path, 3, resident, {}, place, keep_last=2)
+    assert iterations(tmp_path) == ["iter_0000002", "iter_0000003"]
+
+
+def test_only_checkpoints_count_among_those_that_are_kept(
+    place: Parallel, tmp_path: Path, resident: Residents
+) -> None:
+    """Not what a crash left of one that was replaced, nor copies with names of their own."""
+    save_checkpoint(tmp_path, 1, resident, {}, place, keep_last=2)
+    for name in ("iter_0000001.mine", "iter_0000002.mine"):
+        shutil.copytree(tmp_path / "iter_0000001", tmp_path / name)
+    save_checkpoint(tmp_path, 3, resident, {}, place, keep_last=2)
+    kept = ["iter_0000001", "iter_0000001.mine", "iter_0000002.mine", "iter_0000003"]
+    assert iterations(tmp_path) == kept
 
 
 def test_a_run_that_was_set_back_keeps_what_it_writes(
