@@ -93,7 +93,7 @@ def save_checkpoint(
     draft = target.with_name(target.name + ".draft")
     folders = [draft / name for name in (*residents.models, *residents.snapshots)]
     if parallel.is_writer:
-        shutil.rmtree(draft, ignore_errors=True)
+        _clear(run_folder)
         for folder in folders:
             folder.mkdir(parents=True)
     parallel.barrier()
@@ -194,6 +194,13 @@ def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]
     return {**state, "optimizer": without_classes(optimizer)}
 
 
+def _clear(run_folder: Path) -> None:
+    """Delete what a crash left behind, so that it takes no room beside what is to be written."""
+    for pattern in ("iter_*.draft", "iter_*.old"):
+        for left_behind in run_folder.glob(pattern):
+            _delete(left_behind)
+
+
 def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> None:
     """Give the draft its name and point the marker at it, then drop what stood there before."""
     replaced = target.with_name(target.name + ".old")
@@ -208,12 +215,10 @@ def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> Non
 
 
 def _prune(run_folder: Path, newest: int, keep_last: int) -> None:
-    """Delete older checkpoints than are to be kept, and drafts that a crash left behind.
+    """Delete older checkpoints than are to be kept.
 
     Checkpoints beyond the newest were left behind by a run that was set back; they do not count.
     """
-    for draft in run_folder.glob("iter_*.draft"):
-        _delete(draft)
     older = [iteration for iteration in whole_iterations(run_folder) if iteration <= newest]
     for iteration in older[:-keep_last] if keep_last else []:
         folder = iteration_folder(run_folder, iteration)

@@ -213,7 +213,8 @@ class CheckpointConfig:
         save: the run directory; everything the run writes is in it.
         load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
         save_interval: steps between checkpoints; 0: only at the end of each stage.
-        keep_last: older checkpoints than this many are deleted; 0 keeps all.
+        keep_last: older checkpoints than this many are deleted, once the next one is written: the
+            disk has to hold one more; 0 keeps all.
         export: models written as Hugging Face folders ``<save>/<model>_hf`` when the run ends.
         export_stages: also write ``<save>/<model>_hf_<stage>`` when each stage ends.
     """

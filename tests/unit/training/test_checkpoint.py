@@ -273,6 +273,18 @@ def test_only_checkpoints_count_among_those_that_are_kept(
     assert iterations(tmp_path) == kept
 
 
+def test_what_a_crash_left_takes_no_room_beside_the_next_checkpoint(
+    place: Parallel, tmp_path: Path, resident: Residents
+) -> None:
+    """Also where the disk is full again and the next one does not become whole."""
+    save_checkpoint(tmp_path, 1, resident, {}, place, keep_last=1)
+    for name in ("iter_0000001.old", "iter_0000002.draft"):
+        shutil.copytree(tmp_path / "iter_0000001", tmp_path / name)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_checkpoint(tmp_path, 3, resident, {"no": {"json"}}, place, keep_last=1)
+    assert iterations(tmp_path) == ["iter_0000001", "iter_0000003.draft"]
+
+
 def test_a_run_that_was_set_back_keeps_what_it_writes(
     place: Parallel, tmp_path: Path, resident: Residents
 ) -> None:
