@@ -18,7 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from megatron_gad.records import keep_until, open_text, replace_file, to_json
+from megatron_gad.records import keep_until, open_text, replace_file, sync, to_json
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -148,6 +148,11 @@ class MetricsWriter:
         folder.mkdir(exist_ok=True)
         lines = [to_json({"step": step, "stage": stage, **row}) for row in rows]
         replace_file(folder / f"step_{step:07d}.jsonl", lines)
+
+    def sync(self) -> None:
+        """Wait until the disk holds the lines written so far, as before a checkpoint after them."""
+        if self._file is not None:
+            sync(self.run_folder / METRICS_FILE)
 
     def close(self) -> None:
         """Finish all files."""

@@ -3,6 +3,7 @@
 Strict JSON has no nan and no infinity: they are written as the strings "nan", "inf" and "-inf".
 """
 
+import errno
 import json
 import logging
 import math
@@ -51,6 +52,19 @@ def replace_file(path: Path, lines: list[str]) -> None:
     with open_text(beside, "w") as file:
         file.writelines(line + "\n" for line in lines)
     os.replace(beside, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds a file's content, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems have nothing to do for a folder, and say so in this way.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def open_text(path: Path, mode: Literal["a", "w"]) -> TextIO:

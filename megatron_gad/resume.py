@@ -42,6 +42,7 @@ def save(run: Run) -> None:
         "snapshots": list(snapshots),
     }
     with run.watch("save"):
+        run.writer.sync()
         save_checkpoint(
             run.folder,
             run.progress.iteration,

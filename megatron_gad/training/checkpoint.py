@@ -16,6 +16,7 @@ import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
+from megatron_gad.records import sync
 from megatron_gad.training.distributed_optimizer import (
     fill_moments,
     load_optimizer,
@@ -117,6 +118,16 @@ def save_checkpoint(
     parallel.barrier()
 
 
+def undo_half_replacing(run_folder: Path) -> None:
+    """Let a checkpoint have its name again whose writing anew a crash cut off between two names.
+
+    One process calls it, which owns the folder.
+    """
+    for replaced in run_folder.glob("iter_*.old"):
+        if not replaced.with_suffix("").exists() and (replaced / STATE).exists():
+            replaced.rename(replaced.with_suffix(""))
+
+
 def read_state(run_folder: Path, iteration: int) -> dict[str, Any]:
     """Return the run state of a checkpoint."""
     return json.loads((iteration_folder(run_folder, iteration) / STATE).read_text())
@@ -202,16 +213,26 @@ def _clear(run_folder: Path) -> None:
 
 
 def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> None:
-    """Give the draft its name and point the marker at it, then drop what stood there before."""
+    """Give the draft its name and point the marker at it, then drop what stood there before.
+
+    The disk holds each step before the next is taken: a power failure must not keep the deletion
+    of the older checkpoints and lose parts of this one.
+    """
+    for path in draft.rglob("*"):
+        sync(path)
+    sync(draft)
     replaced = target.with_name(target.name + ".old")
-    shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
         target.rename(replaced)
     draft.rename(target)
+    sync(run_folder)
     marker = run_folder / (LATEST + ".draft")
     marker.write_text(str(iteration))
+    sync(marker)
     marker.rename(run_folder / LATEST)
-    shutil.rmtree(replaced, ignore_errors=True)
+    sync(run_folder)
+    if replaced.exists():
+        _delete(replaced)
 
 
 def _prune(run_folder: Path, newest: int, keep_last: int) -> None:

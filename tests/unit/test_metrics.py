@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 import time
 from importlib.util import find_spec
@@ -184,6 +185,22 @@ def test_samples_of_repeated_steps_go_too(tmp_path):
         "step_0000010.jsonl",
         "step_0000020.jsonl",
     ]
+
+
+def test_lines_can_be_made_sure_of(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor, fsync=os.fsync):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    writer = MetricsWriter(tmp_path, QUIET, is_writer=True)
+    writer.sync()
+    assert synced == []
+    writer.write(1, "seqkd", {}, consumed_samples=1)
+    writer.sync()
+    assert synced == [tmp_path / "metrics.jsonl"]
 
 
 @pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from megatron_gad.training.checkpoint import (
     load_snapshot,
     read_state,
     save_checkpoint,
+    undo_half_replacing,
     whole_iterations,
 )
 from megatron_gad.training.optimizer import torch_optimizers
@@ -304,6 +306,42 @@ def test_a_checkpoint_of_the_same_iteration_is_replaced(
         save_checkpoint(tmp_path, 7, resident, {"stage": stage}, place, keep_last=1)
     assert read_state(tmp_path, 7) == {"stage": 1}
     assert iterations(tmp_path) == ["iter_0000007"]
+
+
+def test_the_disk_holds_a_checkpoint_before_those_that_it_follows_go(
+    place: Parallel, tmp_path: Path, resident: Residents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 1, resident, {}, place, keep_last=1)
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+        name = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path)
+        synced.append((name, (tmp_path / "iter_0000001").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_checkpoint(tmp_path, 2, resident, {}, place, keep_last=1)
+    assert iterations(tmp_path) == ["iter_0000002"]
+    assert all(older_was_there for _, older_was_there in synced)
+    names = [name for name, _ in synced]
+    assert names[-3:] == [".", f"{LATEST}.draft", "."]
+    written = {"iter_0000002.draft", f"iter_0000002.draft/{STATE}", "iter_0000002.draft/student"}
+    student = tmp_path / "iter_0000002/student"
+    written |= {f"iter_0000002.draft/student/{path.name}" for path in student.iterdir()}
+    assert written <= set(names)
+
+
+def test_a_checkpoint_cut_off_while_it_was_replaced_is_found_again(
+    place: Parallel, tmp_path: Path, resident: Residents
+) -> None:
+    save_checkpoint(tmp_path, 7, resident, {"stage": 0}, place, keep_last=1)
+    (tmp_path / "iter_0000007").rename(tmp_path / "iter_0000007.old")
+    undo_half_replacing(tmp_path)
+    assert latest_iteration(tmp_path) == 7
+    assert read_state(tmp_path, 7) == {"stage": 0}
+    shutil.copytree(tmp_path / "iter_0000007", tmp_path / "iter_0000007.old")
+    undo_half_replacing(tmp_path)
+    assert iterations(tmp_path) == ["iter_0000007", "iter_0000007.old"]
 
 
 def test_without_a_marker_there_is_no_checkpoint(tmp_path: Path) -> None:
