@@ -26,6 +26,7 @@ from megatron_gad.schedule import Schedule
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.reference import Reference
+from megatron_gad.training.run_folder import check_is_shared
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
 
@@ -68,6 +69,7 @@ class Run:
         self.watch = watch
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
+        check_is_shared(self.folder, parallel)
         self.timers = Timers(parallel.device, watch)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
         self.codec = ChatCodec.from_folder(

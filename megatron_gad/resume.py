@@ -16,8 +16,10 @@ from megatron_gad.training.checkpoint import (
     load_snapshot,
     read_state,
     save_checkpoint,
+    undo_half_replacing,
 )
 from megatron_gad.training.reference import Reference
+from megatron_gad.training.run_folder import ask_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def load_latest(run: Run) -> bool:
 
     Raises ValueError where the checkpoint belongs to a run with other stages or data.
     """
-    found = _find_checkpoint(run)
+    found = ask_first_rank(run.parallel, lambda: _find_checkpoint(run))
     if found is None:
         return False
     source, iteration = found
@@ -80,6 +82,7 @@ def load_latest(run: Run) -> bool:
 
 def _find_checkpoint(run: Run) -> tuple[Path, int] | None:
     """Return folder and iteration to go on from: the run's own, or else what --load names."""
+    undo_half_replacing(run.folder)
     iteration = latest_iteration(run.folder)
     if iteration is not None:
         return run.folder, iteration

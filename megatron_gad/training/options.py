@@ -210,7 +210,7 @@ class CheckpointConfig:
     """Where a run lives and what it keeps.
 
     Attributes:
-        save: the run directory; everything the run writes is in it.
+        save: the run directory; everything the run writes is in it. All hosts of a run share it.
         load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
         save_interval: steps between checkpoints; 0: only at the end of each stage.
         keep_last: older checkpoints than this many are deleted, once the next one is written: the

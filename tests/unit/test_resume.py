@@ -90,6 +90,14 @@ def test_other_data_are_refused(build, tmp_path, assets: Path) -> None:
         load_latest(build(tmp_path, "--stages", "seqkd", "--data.path", str(fewer)))
 
 
+def test_a_checkpoint_cut_off_while_it_was_replaced_is_gone_on_from(build, tmp_path) -> None:
+    run_and_save(build(tmp_path, "--stages", "seqkd"), 1)
+    (tmp_path / "iter_0000001").rename(tmp_path / "iter_0000001.old")
+    again = build(tmp_path, "--stages", "seqkd")
+    assert load_latest(again)
+    assert again.progress.iteration == 1
+
+
 def test_a_half_written_checkpoint_is_not_seen(build, tmp_path) -> None:
     run = build(tmp_path, "--stages", "seqkd")
     run_and_save(run, 1)
