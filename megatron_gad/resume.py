@@ -9,6 +9,7 @@ from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig
 from megatron_gad.stage_ends import needs_reference, set_schedules
 from megatron_gad.step_rollouts import ahead_state, restore_ahead
 from megatron_gad.training.checkpoint import (
+    LATEST,
     Residents,
     iteration_folder,
     latest_iteration,
@@ -17,6 +18,7 @@ from megatron_gad.training.checkpoint import (
     read_state,
     save_checkpoint,
     undo_half_replacing,
+    whole_iterations,
 )
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.run_folder import ask_first_rank
@@ -86,6 +88,13 @@ def _find_checkpoint(run: Run) -> tuple[Path, int] | None:
     iteration = latest_iteration(run.folder)
     if iteration is not None:
         return run.folder, iteration
+    whole = whole_iterations(run.folder)
+    if whole:
+        raise ValueError(
+            f"checkpoint.save = {str(run.folder)!r} holds whole checkpoints of the iterations "
+            f"{whole}, but no {LATEST}; write the one to go on from into that file, or begin anew "
+            "with another --save"
+        )
     if not run.config.checkpoint.load:
         return None
     source = Path(run.config.checkpoint.load)

@@ -15,6 +15,7 @@ from megatron_gad.stage_ends import begin_stage
 from megatron_gad.stages import adversarial_step, seqkd_step
 from megatron_gad.train import _run_stage, _StopRequest
 from megatron_gad.training import parallel
+from megatron_gad.training.checkpoint import LATEST
 
 STEPS = {"seqkd": seqkd_step, "adversarial": adversarial_step}
 
@@ -96,6 +97,16 @@ def test_a_checkpoint_cut_off_while_it_was_replaced_is_gone_on_from(build, tmp_p
     again = build(tmp_path, "--stages", "seqkd")
     assert load_latest(again)
     assert again.progress.iteration == 1
+
+
+def test_checkpoints_without_a_marker_are_not_begun_over(build, tmp_path) -> None:
+    run_and_save(build(tmp_path, "--stages", "seqkd"), 1)
+    (tmp_path / LATEST).rename(tmp_path / "elsewhere")
+    again = build(tmp_path, "--stages", "seqkd")
+    with pytest.raises(ValueError, match=rf"iterations \[1\], but no {LATEST}; write the one"):
+        load_latest(again)
+    (tmp_path / LATEST).write_text("1")
+    assert load_latest(again)
 
 
 def test_a_half_written_checkpoint_is_not_seen(build, tmp_path) -> None:
