@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
+from uuid import uuid4
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -23,6 +24,7 @@ from megatron_gad.records import keep_until, open_text, replace_file, sync, to_j
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 TENSORBOARD_FOLDER = "tensorboard"
+WANDB_ID_FILE = "wandb_id.txt"
 
 # The numbers of the log line, in its order; metrics.jsonl has all of them.
 LOG_LINE_KEYS = (
@@ -252,7 +254,17 @@ def _start_wandb(project: str, run_folder: Path) -> Any:
             f"wandb_project = {project!r} needs the package wandb, which is not installed: "
             "pip install 'megatron-gad[wandb]', or leave wandb_project empty"
         ) from error
-    return wandb.init(project=project, name=run_folder.resolve().name, dir=str(run_folder))
+    # Without an id of its own a run that resumes would be another run there.
+    file = run_folder / WANDB_ID_FILE
+    if not file.exists():
+        replace_file(file, [uuid4().hex])
+    return wandb.init(
+        project=project,
+        name=run_folder.resolve().name,
+        dir=str(run_folder),
+        id=file.read_text(encoding="utf-8").strip(),
+        resume="allow",
+    )
 
 
 def _log_line(counted: str, record: dict[str, Any], milliseconds: float) -> str:

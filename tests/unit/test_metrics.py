@@ -5,9 +5,11 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,6 +209,18 @@ def test_lines_can_be_made_sure_of(tmp_path, monkeypatch):
 def test_wandb_without_the_package_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"wandb_project = 'gad'.*megatron-gad\[wandb\]"):
         MetricsWriter(tmp_path, LogConfig(wandb_project="gad"), is_writer=True)
+
+
+def test_a_run_that_resumes_is_the_same_run_at_wandb(tmp_path, monkeypatch):
+    asked = []
+    wandb = SimpleNamespace(init=lambda **given: asked.append(given))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name in ("one", "one", "other"):
+        MetricsWriter(tmp_path / name, LogConfig(wandb_project="gad"), is_writer=True)
+    first, again, other = (given["id"] for given in asked)
+    assert first == again != other
+    assert [given["resume"] for given in asked] == ["allow"] * 3
+    assert [given["name"] for given in asked] == ["one", "one", "other"]
 
 
 def test_timers_add_up_a_phase_and_start_again(monkeypatch):
