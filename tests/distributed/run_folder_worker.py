@@ -44,7 +44,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     place = initialize(ParallelConfig(), seed=0)
     own = folder / f"own_{place.rank}"
-    mine = {
+    mine: dict = {
         "shared": problem_with(folder / "shared", place),
         "unshared": problem_with(own, place),
     }
