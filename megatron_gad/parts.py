@@ -26,7 +26,7 @@ from megatron_gad.schedule import Schedule
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.reference import Reference
-from megatron_gad.training.run_folder import check_is_shared
+from megatron_gad.training.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
 
@@ -70,6 +70,7 @@ class Run:
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
         check_is_shared(self.folder, parallel)
+        self._lock = RunFolderLock(self.folder, parallel)
         self.timers = Timers(parallel.device, watch)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
         self.codec = ChatCodec.from_folder(
@@ -192,6 +193,7 @@ class Run:
         """Stop the engine and finish all files."""
         self.sampler.close()
         self.writer.close()
+        self._lock.close()
 
     def _share(self, rows: list[int]) -> list[Prompt]:
         return [self.prompts[row] for row in self.parallel.share(rows)]

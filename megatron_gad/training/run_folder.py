@@ -1,10 +1,14 @@
 """One run directory for all ranks: is it the same one, and what does it say?"""
 
+import errno
+import fcntl
+import logging
+import os
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 from uuid import uuid4
 
 from megatron_gad.records import sync
@@ -14,7 +18,12 @@ T = TypeVar("T")
 
 # NFS may keep a folder as it was for 60 s by default.
 PATIENCE_S = 70.0
+# NFS frees what a dead host had locked after 90 s by default; a killed process frees it at once.
+LOCK_PATIENCE_S = 120.0
+LOCK_FILE = "run.lock"
 POLL_S = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 def check_is_shared(folder: Path, parallel: Parallel, patience_s: float = PATIENCE_S) -> None:
@@ -43,6 +52,57 @@ def check_is_shared(folder: Path, parallel: Parallel, patience_s: float = PATIEN
             f"not seen on {', '.join(sorted(blind))}; name a directory on a file system that all "
             "hosts of the run share, by a path that is the same on all"
         )
+
+
+class RunFolderLock:
+    """Keeps a second run out of a run directory until it is closed or its process ends."""
+
+    def __init__(self, folder: Path, parallel: Parallel, patience_s: float = LOCK_PATIENCE_S):
+        """Take the directory. All ranks call it.
+
+        Raises ValueError, alike on all ranks, where another run has it for longer than a run
+        that was killed would.
+        """
+        self._path = folder / LOCK_FILE
+        self._file: TextIO | None = None
+        ask_first_rank(parallel, lambda: self._take(time.monotonic() + patience_s))
+
+    def close(self) -> None:
+        """Let others have the directory."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _take(self, deadline: float) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file = self._path.open("a+")
+        is_said = False
+        while not self._is_free(file):
+            file.seek(0)
+            in_use = f"is in use by another run ({file.read().strip()})"
+            if time.monotonic() >= deadline:
+                self.close()
+                raise ValueError(
+                    f"checkpoint.save = {str(self._path.parent)!r} {in_use}; end that run, or use "
+                    "another --save"
+                )
+            if not is_said:
+                logger.warning("%s %s; waiting for its end", self._path.parent, in_use)
+                is_said = True
+            time.sleep(POLL_S)
+        file.truncate(0)
+        file.write(f"{socket.gethostname()}, process {os.getpid()}\n")
+        file.flush()
+
+    def _is_free(self, file: TextIO) -> bool:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            # Lustre without -o flock, for one, has no locks; a run can do without.
+            logger.warning("%s cannot be locked against a second run: %s", self._path, error)
+        return True
 
 
 def ask_first_rank(parallel: Parallel, question: Callable[[], T]) -> T:
