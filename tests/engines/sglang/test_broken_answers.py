@@ -21,6 +21,7 @@ from tests.engines.sglang.servers import (
     BOUND,
     CONFIG,
     MARKS,
+    STOP,
     largest_gap,
     make_prompts,
     rollouts_of,
@@ -125,9 +126,11 @@ def test_checksums_are_compared_on_the_first_and_every_second_swap(engine, folde
 
 def test_an_engine_that_is_closed_while_it_samples_stops_its_requests(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, {}, path="/abort_request")
-    with behind(proxy, folders["new"]) as by_url, ThreadPoolExecutor() as pool:
+    settings: dict[str, Any] = {"max_running_requests": 16}
+    with behind(proxy, folders["new"], **settings) as by_url, ThreadPoolExecutor() as pool:
         by_url.load_weights(weights_of(folders["new"]), version=91)
-        sampling = SamplingConfig(num_samples=500, max_new_tokens=50)
+        # Of many lengths, so that most of those on their way are amid when the first one ends.
+        sampling = SamplingConfig(num_samples=500, max_new_tokens=50, stop_ids=STOP)
         sampled = pool.submit(by_url.generate, make_prompts(4), sampling)
         while not proxy.answered and not sampled.done():
             time.sleep(0.01)
