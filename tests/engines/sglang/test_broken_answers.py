@@ -3,6 +3,7 @@
 A real server cannot be made to do so. A proxy in front of it can.
 """
 
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,10 @@ from tests.engines.sglang.servers import (
     CONFIG,
     MARKS,
     STOP,
+    harm_scheduler,
     largest_gap,
     make_prompts,
+    processes_of,
     rollouts_of,
     weights_of,
 )
@@ -129,12 +132,17 @@ def test_an_engine_that_is_closed_while_it_samples_stops_its_requests(engine, fo
     settings: dict[str, Any] = {"max_running_requests": 16}
     with behind(proxy, folders["new"], **settings) as by_url, ThreadPoolExecutor() as pool:
         by_url.load_weights(weights_of(folders["new"]), version=91)
-        # Of many lengths, so that most of those on their way are amid when the first one ends.
         sampling = SamplingConfig(num_samples=500, max_new_tokens=50, stop_ids=STOP)
         sampled = pool.submit(by_url.generate, make_prompts(4), sampling)
         while not proxy.answered and not sampled.done():
             time.sleep(0.01)
-        by_url.close()
+        # Stopped amid requests of many lengths, it finds them ended when it goes on.
+        harm_scheduler(processes_of(engine), signal.SIGSTOP)
+        closing = pool.submit(by_url.close)
+        while proxy.num_calls < 8 and not closing.done():
+            time.sleep(0.01)
+        harm_scheduler(processes_of(engine), signal.SIGCONT)
+        closing.result()
         with pytest.raises(RuntimeError, match="closed while it sampled"):
             sampled.result()
         assert proxy.num_calls
