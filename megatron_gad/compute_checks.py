@@ -17,17 +17,16 @@ from megatron_gad.training.options import ComputeConfig, ParallelConfig
 
 # What megatron-core 0.16.1 asks for.
 TE_VERSIONS = (Version("2.9"), Version("2.12"))
-# The compute capability that a recipe begins with, and the first cards that have it.
+# The compute capabilities from which and to which Transformer Engine takes a recipe, the second not
+# included, and the first cards that have it.
 RECIPE_CAPABILITY = {
-    "delayed": ((8, 9), "Ada or Hopper"),
-    "tensorwise": ((8, 9), "Ada or Hopper"),
-    "blockwise": ((9, 0), "Hopper"),
-    "mxfp8": ((10, 0), "Blackwell"),
+    "delayed": ((8, 9), (99, 0), "Ada or Hopper"),
+    "tensorwise": ((8, 9), (99, 0), "Ada or Hopper"),
+    "blockwise": ((9, 0), (99, 0), "Hopper"),
+    "mxfp8": ((10, 0), (12, 0), "Blackwell"),
 }
 # Optimizer states of these are scaled into their range.
 SCALED_TYPES = ("fp16", "fp8")
-# The compute capability from which Transformer Engine does not take it yet.
-MXFP8_ENDS = (12, 0)
 
 
 @dataclass(frozen=True)
@@ -133,17 +132,19 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
 
 def _check_recipe(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
     """Yield why the GPU does not scale values like that."""
-    needed, cards = RECIPE_CAPABILITY[compute.fp8_recipe]
-    if machine.capability is not None and machine.capability < needed:
+    needed, end, cards = RECIPE_CAPABILITY[compute.fp8_recipe]
+    if machine.capability is None:
+        return
+    if machine.capability < needed:
         yield (
             f"compute.fp8_recipe = {compute.fp8_recipe!r} needs a GPU of compute capability "
             f"{needed[0]}.{needed[1]} ({cards}) or above, and this one has "
             f"{machine.capability[0]}.{machine.capability[1]}; {_other_recipe(machine.capability)}"
         )
-    if compute.fp8_recipe == "mxfp8" and (machine.capability or (0, 0)) >= MXFP8_ENDS:
+    if machine.capability >= end:
         yield (
-            "compute.fp8_recipe = 'mxfp8' is not taken by Transformer Engine from compute "
-            f"capability {MXFP8_ENDS[0]}.{MXFP8_ENDS[1]} on; {_other_recipe(MXFP8_ENDS)}"
+            f"compute.fp8_recipe = {compute.fp8_recipe!r} is not taken by Transformer Engine from "
+            f"compute capability {end[0]}.{end[1]} on; {_other_recipe(machine.capability)}"
         )
 
 
@@ -182,9 +183,7 @@ def _needs_fp8(setting: str) -> str:
 
 def _other_recipe(capability: tuple[int, int]) -> str:
     fitting = [
-        name
-        for name, (needed, _) in RECIPE_CAPABILITY.items()
-        if capability >= needed and (name != "mxfp8" or capability < MXFP8_ENDS)
+        name for name, (needed, end, _) in RECIPE_CAPABILITY.items() if needed <= capability < end
     ]
     if not fitting:
         return "leave fp8_format out and use compute.bf16 = true"

@@ -180,25 +180,21 @@ class Replica:
         """
         self.num_failed_loads += 1
         if self.num_failed_loads > self._limits.max_failures:
-            raise RuntimeError(
-                f"the SGLang server at {self.name} failed at {self.num_failed_loads} swaps of "
-                f"weights in a row, last with: {error} (sglang.max_restarts = "
-                f"{self._limits.max_failures}){self._last_words()}"
-            ) from error
-
-    def _last_words(self) -> str:
-        return f"; {self._process.last_log_lines()}" if self._process else ""
+            raise self._given_up(f"at {self.num_failed_loads} swaps of weights", error) from error
 
     def _count_failure(self, error: Exception) -> None:
         self._refuse_if_closed()
         self.num_failures += 1
         logger.warning("SGLang server failed (%d): %s", self.num_failures, error)
         if self.num_failures > self._limits.max_failures:
-            raise RuntimeError(
-                f"the SGLang server at {self.name} failed {self.num_failures} times in a row, "
-                f"last with: {error} (sglang.max_restarts = {self._limits.max_failures})"
-                f"{self._last_words()}"
-            ) from error
+            raise self._given_up(f"{self.num_failures} times", error) from error
+
+    def _given_up(self, failed: str, error: Exception) -> RuntimeError:
+        log = f"; {self._process.last_log_lines()}" if self._process else ""
+        return RuntimeError(
+            f"the SGLang server at {self.name} failed {failed} in a row, last with: {error} "
+            f"(sglang.max_restarts = {self._limits.max_failures}){log}"
+        )
 
     def restart(self) -> None:
         """Start the server anew, or wait for one that is not ours. Its weights are gone."""
