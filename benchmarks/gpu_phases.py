@@ -23,9 +23,9 @@ from benchmarks.step_arithmetic import (
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.embedded import EmbeddedEngine
-from megatron_gad.judging import judge
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.shapes import ModelShape
+from megatron_gad.stages.judging import judge
 from megatron_gad.training.options import (
     ComputeConfig,
     DiscriminatorConfig,

@@ -34,11 +34,12 @@ from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.expert_checks import check_experts, experts_in
 from megatron_gad.layer_checks import check_layers
 from megatron_gad.layout_checks import check_own_layout, check_parallel
-from megatron_gad.metrics import LogConfig
 from megatron_gad.model_checks import check_models
 from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
 from megatron_gad.planning.choice import ScheduleConfig
 from megatron_gad.planning.layout import HOST_GPUS
+from megatron_gad.runtime.metrics import LogConfig
+from megatron_gad.runtime.watchdog import WatchdogConfig
 from megatron_gad.sglang_checks import check_deadlines, check_served_student, check_sglang
 from megatron_gad.stage_checks import (
     DataSizes,
@@ -62,7 +63,6 @@ from megatron_gad.training.options import (
     ParallelConfig,
     StudentConfig,
 )
-from megatron_gad.watchdog import WatchdogConfig
 
 StageName = Literal["seqkd", "warmup", "adversarial"]
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from megatron_gad.data.dataset import DataConfig
 from megatron_gad.engines.base import RolloutConfig
-from megatron_gad.metrics import LogConfig
 from megatron_gad.planning.choice import ScheduleConfig
+from megatron_gad.runtime.metrics import LogConfig
+from megatron_gad.runtime.watchdog import WatchdogConfig
 from megatron_gad.stage_config import GadConfig
 from megatron_gad.training.options import (
     CheckpointConfig,
@@ -23,7 +24,6 @@ from megatron_gad.training.options import (
     OptimizerConfig,
     ParallelConfig,
 )
-from megatron_gad.watchdog import WatchdogConfig
 
 
 class Rule(NamedTuple):

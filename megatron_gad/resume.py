@@ -4,10 +4,11 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_gad.parts import Progress, Run
+from megatron_gad.runtime.run import Progress, Run
+from megatron_gad.runtime.run_folder import ask_first_rank
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig
-from megatron_gad.stage_ends import needs_reference, set_schedules
-from megatron_gad.step_rollouts import ahead_state, restore_ahead
+from megatron_gad.stages.ends import needs_reference, set_schedules
+from megatron_gad.stages.rollouts import ahead_state, restore_ahead
 from megatron_gad.training.checkpoint import (
     LATEST,
     Residents,
@@ -21,7 +22,6 @@ from megatron_gad.training.checkpoint import (
     whole_iterations,
 )
 from megatron_gad.training.reference import Reference
-from megatron_gad.training.run_folder import ask_first_rank
 
 logger = logging.getLogger(__name__)
 

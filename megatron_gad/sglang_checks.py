@@ -9,8 +9,8 @@ import torch
 from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.engines.sglang.launch import ALLOCATOR_VARIABLES, SGLangConfig, count_servers
 from megatron_gad.expert_checks import experts_in
+from megatron_gad.runtime.watchdog import WatchdogConfig
 from megatron_gad.training.environment import environment_variable
-from megatron_gad.watchdog import WatchdogConfig
 
 # Arguments of a server that the run has to choose itself, and what decides them.
 CHOSEN = {

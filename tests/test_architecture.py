@@ -13,21 +13,17 @@ PACKAGE = "megatron_gad"
 # each other only within one entry, or in the upper two layers, where the parts are put together.
 LAYERS = (
     ("types", "errors", "records", "training.cpu"),
-    ("algorithms", "data", "models", "metrics", "watchdog"),
+    ("algorithms", "data", "models"),
     ("training", "engines"),
-    (
-        *("rollout", "judging", "agreement", "schedule", "planning"),
-        *("teacher", "evaluation", "reporting"),
-    ),
+    (*("planning", "teacher", "evaluation"),),
     (
         *(
             "__main__",
             "train",
             "stages",
-            "stage_ends",
-            "step_rollouts",
+            "runtime",
+            "reporting",
             "resume",
-            "parts",
             "plan",
             "residency",
             "workloads",

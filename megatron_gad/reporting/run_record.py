@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 
 import tomli
 
-from megatron_gad.metrics import METRICS_FILE, SAMPLES_FOLDER, samples_step
 from megatron_gad.records import read_records
+from megatron_gad.runtime.metrics import METRICS_FILE, SAMPLES_FOLDER, samples_step
 
 CONFIG_FILE = "config.toml"
 RESULTS_FILE = "results.json"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.engines.base import SamplingConfig
-from megatron_gad.judging import judge
+from megatron_gad.stages.judging import judge
 from megatron_gad.training.exchange import Moved, move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.options import ComputeConfig, ParallelConfig

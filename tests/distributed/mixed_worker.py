@@ -12,7 +12,7 @@ from torch.distributed import barrier, destroy_process_group
 
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.replay import ReplayEngine
-from megatron_gad.rollout import Request, Sampler
+from megatron_gad.runtime.sampler import Request, Sampler
 from megatron_gad.training.checkpoint import (
     Residents,
     iteration_folder,

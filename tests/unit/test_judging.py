@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_gad.judging import judge, score_only
+from megatron_gad.stages.judging import judge, score_only
 from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.types import Loss, PairBatch, ScorerOutput

@@ -15,8 +15,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_gad.metrics import LogConfig, MetricsWriter, Timers, advance, progress, samples_step
 from megatron_gad.records import read_records
+from megatron_gad.runtime.metrics import (
+    LogConfig,
+    MetricsWriter,
+    Timers,
+    advance,
+    progress,
+    samples_step,
+)
 
 QUIET = LogConfig(tensorboard=False)
 
@@ -225,7 +232,7 @@ def test_a_run_that_resumes_is_the_same_run_at_wandb(tmp_path, monkeypatch):
 
 def test_timers_add_up_a_phase_and_start_again(monkeypatch):
     clock = iter([10.0, 11.5, 20.0, 20.25, 30.0, 34.0, 40.0, 41.0])
-    monkeypatch.setattr("megatron_gad.metrics.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("megatron_gad.runtime.metrics.time.monotonic", lambda: next(clock))
     timers = Timers()
     for phase in ("rollout", "rollout", "swap"):
         with timers(phase):

@@ -13,10 +13,10 @@ from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.replay import write_groups
-from megatron_gad.parts import Run
 from megatron_gad.resume import load_latest, save
-from megatron_gad.stage_ends import begin_stage
-from megatron_gad.stages import adversarial_step
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.ends import begin_stage
+from megatron_gad.stages.steps import adversarial_step
 from megatron_gad.training import parallel
 
 NUM_STEPS = 4

@@ -9,10 +9,10 @@ import pytest
 
 from examples.tiny.prepare import prepare
 from megatron_gad.config import RunConfig, load_config
-from megatron_gad.parts import Run
 from megatron_gad.resume import load_latest, save
-from megatron_gad.stage_ends import begin_stage
-from megatron_gad.stages import adversarial_step, seqkd_step
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.ends import begin_stage
+from megatron_gad.stages.steps import adversarial_step, seqkd_step
 from megatron_gad.train import _run_stage, _StopRequest
 from megatron_gad.training import parallel
 from megatron_gad.training.checkpoint import LATEST

@@ -8,12 +8,12 @@ import pytest
 
 from examples.tiny.prepare import prepare
 from megatron_gad.config import RunConfig, load_config
-from megatron_gad.parts import Run
 from megatron_gad.planning.choice import ScheduleConfig
 from megatron_gad.planning.devices import GIB
 from megatron_gad.residency import plan_residency
-from megatron_gad.stage_ends import begin_stage
-from megatron_gad.stages import adversarial_step
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.ends import begin_stage
+from megatron_gad.stages.steps import adversarial_step
 from megatron_gad.training import parallel
 from megatron_gad.training.offload import DeviceBytes
 

@@ -13,16 +13,16 @@ from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config import RunConfig, load_config
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.errors import RunStoppedError
-from megatron_gad.parts import Run
+from megatron_gad.runtime.run import Run
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.stage_ends import (
+from megatron_gad.stages.ends import (
     begin_stage,
     finish_stage,
     optimizer_steps,
     reason_to_end,
     refusal,
 )
-from megatron_gad.stages import StepResult, adversarial_step, seqkd_step, warmup_step
+from megatron_gad.stages.steps import StepResult, adversarial_step, seqkd_step, warmup_step
 from megatron_gad.training import parallel
 
 STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}

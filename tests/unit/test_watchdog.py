@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad import watchdog
-from megatron_gad.watchdog import (
+from megatron_gad.runtime import watchdog
+from megatron_gad.runtime.watchdog import (
     ALARM,
     HEARTBEATS_FOLDER,
     SILENT_S,

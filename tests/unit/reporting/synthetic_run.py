@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from megatron_gad.metrics import LogConfig, MetricsWriter
+from megatron_gad.runtime.metrics import LogConfig, MetricsWriter
 
 CONFIG = """\
 stages = ["seqkd", "warmup", "adversarial"]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.metrics import LOG_LINE_KEYS
 from megatron_gad.reporting.charts import WITHOUT_CURVE, charts_of, known_keys
 from megatron_gad.reporting.drawing import draw_chart
 from megatron_gad.reporting.run_record import read_run
+from megatron_gad.runtime.metrics import LOG_LINE_KEYS
 from tests.unit.reporting.synthetic_run import write_metrics, write_run
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"

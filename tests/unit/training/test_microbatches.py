@@ -10,7 +10,7 @@ import torch
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
-from megatron_gad.judging import judge
+from megatron_gad.stages.judging import judge
 from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_gad.runtime.run_folder import LOCK_FILE, RunFolderLock
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.training.run_folder import LOCK_FILE, RunFolderLock
 
 HOLD = """
 import fcntl, sys

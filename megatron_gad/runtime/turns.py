@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from megatron_gad.metrics import Timers
 from megatron_gad.planning.choice import Role
 from megatron_gad.planning.devices import GIB
-from megatron_gad.rollout import Sampler
+from megatron_gad.runtime.metrics import Timers
+from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 

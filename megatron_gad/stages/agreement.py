@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.errors import RunStoppedError
-from megatron_gad.rollout import Sampler
+from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch
 

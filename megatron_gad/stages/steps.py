@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_gad.agreement import check_gap
 from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
 from megatron_gad.algorithms.discriminator import split_scores
 from megatron_gad.algorithms.kl import sequence_kl
@@ -18,10 +17,11 @@ from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.balance import group_cost, prompt_cost
 from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
 from megatron_gad.errors import RunStoppedError
-from megatron_gad.judging import judge, score_only
-from megatron_gad.parts import Run
+from megatron_gad.runtime.run import Run
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.step_rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
+from megatron_gad.stages.agreement import check_gap
+from megatron_gad.stages.judging import judge, score_only
+from megatron_gad.stages.rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
 from megatron_gad.training.exchange import Moved, move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.rebalance import rebalance

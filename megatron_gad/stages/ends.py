@@ -5,7 +5,7 @@ from statistics import mean
 
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import teacher_batch
-from megatron_gad.parts import Run, StageConfig
+from megatron_gad.runtime.run import Run, StageConfig
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.reference import Reference
 

@@ -17,16 +17,16 @@ from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.engines.sglang.launch import SGLangConfig
-from megatron_gad.metrics import MetricsWriter, Timers
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.residency import plan_residency
-from megatron_gad.rollout import Ahead, Sampler
-from megatron_gad.schedule import Schedule
+from megatron_gad.runtime.metrics import MetricsWriter, Timers
+from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
+from megatron_gad.runtime.sampler import Ahead, Sampler
+from megatron_gad.runtime.turns import Schedule
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.reference import Reference
-from megatron_gad.training.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
 
