@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megatron_gad.engines.base import SamplingConfig
-from megatron_gad.engines.kv_cache import DecodingCache
+from megatron_gad.engines.kv_cache import DecodingCache, cache_argument
 from megatron_gad.engines.prefill import prefill
 from megatron_gad.engines.sampling import sample_tokens, uniform_draws
 from megatron_gad.types import FinishReason
@@ -59,8 +59,8 @@ class _LiveRows:
             input_ids=ids[:, None],
             attention_mask=mask,
             position_ids=self.positions[:, None],
-            past_key_values=self.cache,
             use_cache=True,
+            **{cache_argument(type(model)): self.cache},
         )
         self.cache.length += 1
         self.positions += 1

@@ -1,7 +1,10 @@
 """The keys and values of all tokens so far, in buffers that grow by blocks and shrink by rows."""
 
+import inspect
+from functools import cache
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BLOCK_COLUMNS = 256
 
@@ -78,6 +81,17 @@ class DecodingCache:
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Return how many columns the next attention reads, and the first of them."""
         return self.length + query_length, 0
+
+
+@cache
+def cache_argument(model_class: type[nn.Module]) -> str:
+    """Return the name of the argument through which a model's forward pass takes its cache.
+
+    Older releases of transformers 5 say ``past_key_values``, newer ones ``cache``. A release that
+    says ``cache`` takes the other name with a warning, before 5.40.
+    """
+    is_new = "cache" in inspect.signature(model_class.forward).parameters
+    return "cache" if is_new else "past_key_values"
 
 
 def _with_another_block(buffer: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from megatron_gad.engines.kv_cache import BLOCK_COLUMNS, DecodingCache
+from megatron_gad.engines.kv_cache import BLOCK_COLUMNS, DecodingCache, cache_argument
 
 # Bounds the activations of one forward pass, which are many times the cache of the same tokens.
 MAX_PREFILL_TOKENS = 16384
@@ -57,9 +57,9 @@ def _read(
         input_ids=torch.tensor(padded, device=model.device),
         attention_mask=_causal_mask(padding, width) if int(padding.max()) else None,
         position_ids=positions,
-        past_key_values=past,
         use_cache=True,
         logits_to_keep=1,
+        **{cache_argument(type(model)): past},
     )
     return past, output.logits[:, -1]
 

@@ -1,5 +1,6 @@
 """The embedded engine against plain transformers, and what its seeds promise."""
 
+import inspect
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.engines.decoding import Request, decode
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.types import Group, Prompt, Rollout
 from tests.tiny import make_hf_folder
@@ -62,6 +64,31 @@ def rows_of(groups: list[Group]) -> Iterator[tuple[Prompt, int, Rollout]]:
 
 def responses_by_index(groups: list[Group]) -> dict[int, list[tuple[int, ...]]]:
     return {group.prompt.index: [r.ids for r in group.rollouts] for group in groups}
+
+
+# The name that the installed transformers has for it.
+IS_NEW = "cache" in inspect.signature(LlamaForCausalLM.forward).parameters
+CACHE = "cache" if IS_NEW else "past_key_values"
+
+
+class TakesCache(LlamaForCausalLM):
+    """A model of a release of transformers that knows the new name only."""
+
+    def forward(self, input_ids, *, attention_mask, position_ids, cache, use_cache, **rest):
+        assert set(rest) <= {"logits_to_keep"}
+        rest |= {"attention_mask": attention_mask, "position_ids": position_ids, CACHE: cache}
+        return super().forward(input_ids, use_cache=use_cache, **rest)
+
+
+class TakesPastKeyValues(LlamaForCausalLM):
+    """A model of a release of transformers that knows the old name only."""
+
+    def forward(
+        self, input_ids, *, attention_mask, position_ids, past_key_values, use_cache, **rest
+    ):
+        assert set(rest) <= {"logits_to_keep"}
+        rest |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        return super().forward(input_ids, use_cache=use_cache, **rest, **{CACHE: past_key_values})
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +163,18 @@ def test_temperature_zero_equals_greedy_generation_of_transformers(tmp_path, fam
         expected_logprobs = torch.log_softmax(logits, dim=-1).amax(dim=-1)
         actual = torch.tensor(rollout.rollout_logprobs)
         torch.testing.assert_close(actual, expected_logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [TakesCache, TakesPastKeyValues])
+def test_models_of_older_and_newer_transformers_are_given_their_cache(tmp_path, model_class):
+    folder = make_hf_folder(tmp_path, "llama", VOCAB_SIZE)
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = make_prompts([3, 6])
+    requests = [Request(prompt.ids, seed=0) for prompt in prompts]
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=12)
+    expected = awake_engine(folder).generate(prompts, sampling)
+    texts = [response.ids for response in decode(model, requests, sampling)]
+    assert texts == [rollout.ids for _, _, rollout in rows_of(expected)]
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}], ids=["top_k", "top_p"])
