@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from examples.quickstart.arms import Assets, EqualComputeArm, run_gad
+from examples.quickstart.arms import CONFIG, Assets, EqualComputeArm, run_gad
 from examples.quickstart.data import collect_data
 from examples.quickstart.measure import measure, table
-from examples.quickstart.seeds import summarise_seeds
+from examples.quickstart.seeds import run_seeds
 from examples.quickstart.student import make_student
 from megatron_gad.reporting.page import build_report
 
@@ -29,9 +29,10 @@ class Options:
     """Teach a tiny student the robot turns, by SeqKD and by GAD, and compare.
 
     Attributes:
-        out: run directory; a finished or half-finished run in it is removed first.
-        seed: of the data, the student and the training.
-        seeds: several, each in a folder of its own under out, and a table over them.
+        out: run directory; a run that is in it is removed first.
+        seed: seed of the data, the student and the training.
+        seeds: several seeds, each in a folder of its own under out. summary.md there is written
+            anew after each; a seed that finished with the same settings is not run again.
     """
 
     out: Annotated[Path, tyro.conf.arg(help_behavior_hint="")] = Path("runs/quickstart")
@@ -45,10 +46,7 @@ def main(options: Options) -> None:
         print(table(run_seed(options.out, options.seed), ARMS))
         print(f"\nLook at {options.out}/report.html; the student is in {options.out}/student_hf/")
         return
-    results = {seed: run_seed(options.out / f"seed_{seed}", seed) for seed in options.seeds}
-    summary = summarise_seeds(results, ARMS)
-    (options.out / "summary.md").write_text(summary)
-    print(summary)
+    print(run_seeds(options.out, options.seeds, run_seed, CONFIG.read_text(), ARMS))
 
 
 def run_seed(out: Path, seed: int) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""How far a mean may be trusted: over prompts by the bootstrap, over seeds by Student's t."""
+"""How far a mean may be trusted: over prompts by the bootstrap, over seeds by Student's t.
+
+A share stays between 0 and 1, and so do both ends of its interval.
+"""
 
 import math
 from collections.abc import Sequence
@@ -78,20 +81,40 @@ def paired_bootstrap_interval(
     return bootstrap_interval(differences, generator, confidence, num_resamples)
 
 
-def seeds_interval(values: Sequence[float]) -> Interval:
-    """Return the mean over training seeds with its 95 % interval, taking runs as normal.
+def seeds_interval(shares: Sequence[float]) -> Interval:
+    """Return the mean of a share over training seeds with its 95 % interval, inside [0, 1].
 
-        mean +- t(n - 1) * s / sqrt(n),   s the unbiased standard deviation
+    Student's t on the scale of the log odds, carried back to shares:
 
-    Over 31 seeds the t of 31 is used, which errs on the wide side.
+        logit(m) +- t(n - 1) * s / (sqrt(n) m (1 - m)),   m the mean, s the unbiased std
+
+    s / sqrt(n) is the standard error of m, and 1 / (m (1 - m)) the slope of the logit at m. This
+    is the usual interval of a share from few clusters, here the seeds ("logit" in svyciprop of R's
+    package survey). Equal shares give an interval of no width. Over 31 seeds the t of 31 is used,
+    which errs on the wide side.
+
+    shares: one number between 0 and 1 per seed, such as an accuracy.
 
     Raises:
-        ValueError: fewer than two seeds, which say nothing about their spread.
+        ValueError: fewer than two seeds, which say nothing about their spread, or a number that
+            is no share.
     """
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} seeds; give the results of 2 or more")
-    count = len(values)
-    mean = math.fsum(values) / count
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = _T_QUANTILES[min(count - 1, len(_T_QUANTILES)) - 1] * deviation / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
+    if len(shares) < 2:
+        raise ValueError(f"{len(shares)} seeds; give the results of 2 or more")
+    outside = [share for share in shares if not 0.0 <= share <= 1.0]
+    if outside:
+        raise ValueError(f"{outside} are not shares; give numbers from 0 to 1, not per cent")
+    count = len(shares)
+    mean = math.fsum(shares) / count
+    deviation = math.sqrt(math.fsum((share - mean) ** 2 for share in shares) / (count - 1))
+    if deviation == 0.0:
+        return Interval(mean, mean, mean)
+    quantile = _T_QUANTILES[min(count - 1, len(_T_QUANTILES)) - 1]
+    half = quantile * deviation / (math.sqrt(count) * mean * (1.0 - mean))
+    centre = math.log(mean / (1.0 - mean))
+    return Interval(mean, _share(centre - half), _share(centre + half))
+
+
+def _share(log_odds: float) -> float:
+    # tanh neither overflows nor leaves [-1, 1].
+    return 0.5 + 0.5 * math.tanh(0.5 * log_odds)

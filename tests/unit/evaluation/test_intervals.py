@@ -47,20 +47,43 @@ def test_pairing_removes_what_both_share() -> None:
         paired_bootstrap_interval(values, baseline[1:], generator)
 
 
-def test_five_seeds_take_t_of_four_degrees_of_freedom() -> None:
-    # Mean 3, s = sqrt(10 / 4), t = 2.776: half width 2.776 * 1.5811 / 2.2361 = 1.963.
-    interval = seeds_interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert interval.mean == 3.0
-    assert interval.high - interval.mean == pytest.approx(1.963, abs=1e-3)
-    assert interval.mean - interval.low == pytest.approx(1.963, abs=1e-3)
+def test_five_seeds_take_t_of_four_degrees_of_freedom_on_the_log_odds() -> None:
+    # Mean 0.5, s = sqrt(0.1 / 4), t = 2.776, slope of the logit 4:
+    # half width 2.776 * 0.15811 / 2.2361 * 4 = 0.78517; 1 / (1 + exp(0.78517)) = 0.31319.
+    interval = seeds_interval([0.3, 0.4, 0.5, 0.6, 0.7])
+    assert interval.mean == 0.5
+    assert interval.low == pytest.approx(0.31319, abs=1e-4)
+    assert interval.high == pytest.approx(1 - 0.31319, abs=1e-4)
 
 
-def test_two_seeds_are_wide_and_one_is_refused() -> None:
-    interval = seeds_interval([0.0, 1.0])
-    assert interval.high == pytest.approx(0.5 + 12.706 * math.sqrt(0.5) / math.sqrt(2))
+def test_an_interval_of_shares_that_are_close_together_is_that_of_students_t() -> None:
+    shares = [0.6200, 0.6202, 0.6198, 0.6201, 0.6199]
+    interval = seeds_interval(shares)
+    half = 2.776 * np.std(shares, ddof=1) / math.sqrt(5)
+    assert interval.high - interval.mean == pytest.approx(half, rel=1e-3)
+    assert interval.mean - interval.low == pytest.approx(half, rel=1e-3)
+
+
+def test_no_interval_leaves_the_range_of_a_share() -> None:
+    # Student's t alone would end at 0.937 + 2.776 * 0.0963 / 2.2361 = 1.057.
+    interval = seeds_interval([0.765, 0.98, 0.98, 0.98, 0.98])
+    assert 0.0 < interval.low < interval.mean < interval.high < 1.0
+    for shares in ([1.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1e-9], [0.0, 1.0]):
+        interval = seeds_interval(shares)
+        assert 0.0 <= interval.low <= interval.mean <= interval.high <= 1.0
+
+
+def test_equal_shares_have_an_interval_of_no_width() -> None:
+    for share in (0.0, 0.25, 1.0):
+        interval = seeds_interval([share] * 40)
+        assert (interval.low, interval.mean, interval.high) == (share, share, share)
+
+
+def test_one_seed_and_per_cent_are_refused() -> None:
     with pytest.raises(ValueError, match="1 seeds"):
         seeds_interval([0.5])
-    assert seeds_interval([0.25] * 40).low == 0.25
+    with pytest.raises(ValueError, match=r"\[62\.0\] are not shares"):
+        seeds_interval([0.5, 62.0])
 
 
 def test_bad_input_is_named() -> None:
