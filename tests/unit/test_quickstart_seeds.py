@@ -20,7 +20,7 @@ def an_arm(accuracy: float) -> dict[str, Any]:
 
 
 class Runs:
-    """Takes the place of minutes of training: writes results; seed 12 fails until told otherwise."""
+    """Takes the place of minutes of training: writes results, and fails on one seed."""
 
     def __init__(self) -> None:
         self.seeds: list[int] = []
