@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from megatron_gad.types import Group, Prompt
+from megatron_gad.types import FinishReason, Group, Prompt
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,14 @@ def request_seed(seed: int, prompt_index: int, sample: int) -> int:
     """Return the seed of one response, a 63-bit integer mixed from its three coordinates."""
     text = f"{seed}/{prompt_index}/{sample}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def finish_reason(
+    ids: Sequence[int], stop_ids: Sequence[int], reported: FinishReason
+) -> FinishReason:
+    """Return "stop" for a response that ends in a stop id, else what was reported.
+
+    A server that meets its last allowed token and a stop id at once may report the length; then
+    the discriminator would read the response without its end token.
+    """
+    return "stop" if ids[-1] in stop_ids else reported

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.base import SamplingConfig, finish_reason
 from megatron_gad.records import replace_file, to_json
 from megatron_gad.types import Group, Prompt, Rollout
 
@@ -35,10 +35,12 @@ def as_record(group: Group) -> dict[str, Any]:
     return {"prompt_index": prompt.index, "prompt_ids": list(prompt.ids), "rollouts": rollouts}
 
 
-def from_record(record: dict[str, Any], prompt: Prompt, where: str) -> Group:
+def from_record(
+    record: dict[str, Any], prompt: Prompt, stop_ids: Sequence[int], where: str
+) -> Group:
     """Return the recorded responses to a prompt; their text is left to ``rollout.py``.
 
-    where: names the record's source in an error.
+    stop_ids: of this run's tokenizer. where: names the record's source in an error.
 
     Raises ValueError where they were sampled for other tokens than the prompt's.
     """
@@ -53,7 +55,7 @@ def from_record(record: dict[str, Any], prompt: Prompt, where: str) -> Group:
         Rollout(
             tuple(each["ids"]),
             tuple(map(float, each["logprobs"])),
-            each["finish_reason"],
+            finish_reason(each["ids"], stop_ids, each["finish_reason"]),
             each["weights_version"],
         )
         for each in record["rollouts"]
@@ -91,7 +93,7 @@ class ReplayEngine:
         """
         path = self._folder / (sampling.name + SUFFIX)
         records = self._read(path)
-        return [self._find(records, prompt, sampling.num_samples, path) for prompt in prompts]
+        return [self._find(records, prompt, sampling, path) for prompt in prompts]
 
     def held_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Return nothing."""
@@ -116,7 +118,11 @@ class ReplayEngine:
             return {record["prompt_index"]: record for record in map(json.loads, lines)}
 
     def _find(
-        self, records: dict[int, dict[str, Any]], prompt: Prompt, num_samples: int, path: Path
+        self,
+        records: dict[int, dict[str, Any]],
+        prompt: Prompt,
+        sampling: SamplingConfig,
+        path: Path,
     ) -> Group:
         record = records.get(prompt.index)
         if record is None:
@@ -125,10 +131,10 @@ class ReplayEngine:
                 f"none for row {prompt.index}, which this run takes in that step; use the seed, "
                 "the data and the prompts_per_step they were recorded with"
             )
-        if len(record["rollouts"]) != num_samples:
+        if len(record["rollouts"]) != sampling.num_samples:
             raise ValueError(
                 f"rollout.replay: {path} has {len(record['rollouts'])} rollouts for data row "
-                f"{prompt.index}, and {num_samples} are wanted; use the group_size they were "
-                "recorded with"
+                f"{prompt.index}, and {sampling.num_samples} are wanted; use the group_size "
+                "they were recorded with"
             )
-        return from_record(record, prompt, f"rollout.replay: {path}")
+        return from_record(record, prompt, sampling.stop_ids, f"rollout.replay: {path}")

@@ -105,7 +105,8 @@ def restore_ahead(run: Run, stage: AdversarialConfig, state: list[list[str]]) ->
     orders = run.order_states()
     requests = _take_requests(run, stage, run.progress.iteration)
     saved = [[json.loads(line) for line in lines] for lines in state]
-    found = [_find(*pair) for pair in zip(requests, saved, strict=False)]
+    stop_ids = run.codec.stop_ids
+    found = [_find(*pair, stop_ids) for pair in zip(requests, saved, strict=False)]
     groups = [run.sampler.with_text(each) for each in found if each is not None]
     fits = len(groups) == len(requests) == len(saved)
     if all(run.parallel.gather_over_data(fits)):
@@ -116,7 +117,9 @@ def restore_ahead(run: Run, stage: AdversarialConfig, state: list[list[str]]) ->
         logger.warning("the checkpoint's waiting rollouts do not fit the settings: sampled anew")
 
 
-def _find(request: Request, records: list[dict[str, Any]]) -> list[Group] | None:
+def _find(
+    request: Request, records: list[dict[str, Any]], stop_ids: Sequence[int]
+) -> list[Group] | None:
     """Return the recorded groups that a request asks for, None where some are not there."""
     by_row = {record["prompt_index"]: record for record in records}
     wanted = [by_row.get(prompt.index) for prompt in request.prompts]
@@ -128,7 +131,7 @@ def _find(request: Request, records: list[dict[str, Any]]) -> list[Group] | None
     if len(fitting) < len(wanted):
         return None
     pairs = zip(fitting, request.prompts, strict=True)
-    return [from_record(record, prompt, "the checkpoint") for record, prompt in pairs]
+    return [from_record(record, prompt, stop_ids, "the checkpoint") for record, prompt in pairs]
 
 
 def _sample_ahead(run: Run, stage: AdversarialConfig) -> Metrics:

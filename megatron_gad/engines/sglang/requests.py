@@ -4,7 +4,7 @@ import math
 import uuid
 from collections.abc import Iterator, Sequence
 
-from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.engines.base import SamplingConfig, finish_reason, request_seed
 from megatron_gad.engines.sglang.client import Json, ServerFailed
 from megatron_gad.types import FinishReason, Prompt, Rollout
 
@@ -62,7 +62,8 @@ def read_answer(answer: Json, sampling: SamplingConfig, version: int) -> Rollout
             "one whose config.json and generation_config.json name none"
         )
     logprobs = tuple(logprob for logprob, _ in pairs)
-    return Rollout(ids, logprobs, FINISH_REASONS[reason], version)
+    reason = finish_reason(ids, sampling.stop_ids, FINISH_REASONS[reason])
+    return Rollout(ids, logprobs, reason, version)
 
 
 def _problem(

@@ -39,6 +39,11 @@ def test_rollouts_come_back_to_the_bit_in_the_order_that_is_asked_for(engine: Re
     assert [group.rollouts for group in groups] == expected
 
 
+def test_a_recorded_response_that_ends_in_a_stop_id_is_a_stop(engine: ReplayEngine) -> None:
+    groups = engine.generate(PROMPTS, replace(SAMPLING, stop_ids=(6,)))
+    assert [[r.finish_reason for r in group.rollouts] for group in groups] == [["stop"] * 2] * 3
+
+
 def test_what_does_not_fit_the_recorded_rollouts_is_named(engine: ReplayEngine) -> None:
     with pytest.raises(ValueError, match="no rollouts 'step_0000004_0', it has step_0000003_0 to"):
         engine.generate(PROMPTS, replace(SAMPLING, name="step_0000004_0"))

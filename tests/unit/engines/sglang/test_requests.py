@@ -1,6 +1,7 @@
 """What is asked of a server, and which of its answers are believed."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,15 @@ def test_an_answer_becomes_a_rollout():
     assert rollout.ids == (16, 28, 3)
     assert rollout.rollout_logprobs == (-0.7, -1.6, -2.5)
     assert (rollout.finish_reason, rollout.weights_version) == ("stop", 12)
+
+
+def test_a_stop_id_as_the_last_allowed_token_is_a_stop():
+    answer = copy.deepcopy(ANSWER)
+    answer["meta_info"]["finish_reason"] = {"type": "length", "length": 3}
+    full = replace(SAMPLING, max_new_tokens=3)
+    assert read_answer(answer, full, version=12).finish_reason == "stop"
+    other = replace(full, stop_ids=(28,))  # sampled before the last token, so not what ended it
+    assert read_answer(answer, other, version=12).finish_reason == "length"
 
 
 SPOILT = {
