@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_gad.config import RunConfig, to_toml
-from megatron_gad.errors import RunStoppedError
+from megatron_gad.errors import RunStoppedError, only_warns
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
@@ -49,7 +49,7 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
             with contextlib.ExitStack() as parts:
                 try:
                     run = Run(config, place, watch)
-                    parts.callback(_report, run)
+                    parts.callback(_report, run.folder, run.parallel.is_writer)
                     parts.callback(run.close)
                     _write_config(run)
                     with stop.hearing(signal.SIGTERM, signal.SIGINT):
@@ -185,13 +185,16 @@ def _write_config(run: Run) -> None:
         draft.rename(run.folder / "config.toml")
 
 
-def _report(run: Run) -> None:
+def _report(folder: Path, is_writer: bool) -> None:
     """Show what there is, however the run ended; a run without a step has nothing to show."""
-    if run.parallel.is_writer and (run.folder / METRICS_FILE).exists():
-        # It draws, and what it draws with takes a second to import: at the end, on one rank.
-        from megatron_gad.reporting.page import build_report  # noqa: PLC0415
+    if is_writer and (folder / METRICS_FILE).exists():
+        with only_warns(
+            logger, f"{folder} gets no new report.html; the run itself is not affected"
+        ):
+            # It draws, and what it draws with takes a second to import: at the end, on one rank.
+            from megatron_gad.reporting.page import build_report  # noqa: PLC0415
 
-        build_report(run.folder)
+            build_report(folder)
 
 
 def _say(run: Run, message: str) -> None:

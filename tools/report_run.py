@@ -15,7 +15,7 @@ def main(run_folder: tyro.conf.Positional[Path]) -> None:
     """
     try:
         print(build_report(run_folder))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"report_run: {error}") from None
 
 

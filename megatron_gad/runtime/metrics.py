@@ -4,6 +4,7 @@ Every key, its unit and how to read it: docs/metrics.md.
 """
 
 import importlib
+import logging
 import math
 import re
 import time
@@ -19,7 +20,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from megatron_gad.errors import only_warns
 from megatron_gad.records import keep_until, open_text, replace_file, sync, to_json
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -157,10 +161,12 @@ class MetricsWriter:
             sync(self.run_folder / METRICS_FILE)
 
     def close(self) -> None:
-        """Finish all files."""
-        self._close_files()
+        """Finish all files; what fails is a warning, because the run is over."""
+        with only_warns(logger, f"{METRICS_FILE} or {TENSORBOARD_FOLDER}/ may lack the last steps"):
+            self._close_files()
         if self._wandb is not None:
-            self._wandb.finish()
+            with only_warns(logger, "Weights & Biases may lack the last steps"):
+                self._wandb.finish()
             self._wandb = None
 
     def _append(self, line: str) -> None:

@@ -230,6 +230,15 @@ def test_a_run_that_resumes_is_the_same_run_at_wandb(tmp_path, monkeypatch):
     assert [given["name"] for given in asked] == ["one", "one", "other"]
 
 
+def test_a_tracker_that_cannot_finish_is_a_warning(tmp_path, monkeypatch, caplog):
+    run = SimpleNamespace(init=lambda **_: run, finish=lambda: os.close(-1))
+    monkeypatch.setitem(sys.modules, "wandb", run)
+    MetricsWriter(tmp_path, LogConfig(wandb_project="gad"), is_writer=True).close()
+    assert caplog.messages == [
+        "Weights & Biases may lack the last steps: OSError: [Errno 9] Bad file descriptor"
+    ]
+
+
 def test_timers_add_up_a_phase_and_start_again(monkeypatch):
     clock = iter([10.0, 11.5, 20.0, 20.25, 30.0, 34.0, 40.0, 41.0])
     monkeypatch.setattr("megatron_gad.runtime.metrics.time.monotonic", lambda: next(clock))
