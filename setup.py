@@ -17,6 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["megatron_gad", "megatron_gad.*"]),
+    package_data={"megatron_gad.reporting": ["templates/*"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "torch>=2.6,<3",
@@ -54,6 +55,7 @@ setup(
             "ruff>=0.14,<1",
             "pyright[nodejs]>=1.1.400,<1.2",
             "pre-commit>=4,<5",
+            "setuptools>=70.1",  # a test builds the wheel without build isolation
         ],
     },
     entry_points={"console_scripts": ["megatron-gad = megatron_gad.__main__:main"]},
