@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 def save(run: Run) -> None:
     """Write a checkpoint of everything the run needs to go on bit for bit. All ranks call it."""
-    run.schedule.enter("save")
     models = {"student": run.student}
     if run.has_discriminator:
         models["discriminator"] = run.discriminator
@@ -45,16 +44,15 @@ def save(run: Run) -> None:
         "schedule_steps": {name: trainer.schedule.num_steps for name, trainer in models.items()},
         "snapshots": list(snapshots),
     }
-    with run.watch("save"):
-        run.writer.sync()
-        save_checkpoint(
-            run.folder,
-            run.progress.iteration,
-            Residents(models, snapshots),
-            state,
-            run.parallel,
-            run.config.checkpoint.keep_last,
-        )
+    run.writer.sync()
+    save_checkpoint(
+        run.folder,
+        run.progress.iteration,
+        Residents(models, snapshots, run.turn.save),
+        state,
+        run.parallel,
+        run.config.checkpoint.keep_last,
+    )
 
 
 def load_latest(run: Run) -> bool:

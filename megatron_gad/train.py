@@ -131,7 +131,7 @@ def _take_step(run: Run) -> StepResult:
     run.progress.consumed_samples += run.prompts_per_step
     run.progress.iteration += 1
     run.progress.step_in_stage += 1
-    result.metrics.update(run.schedule.take() | run.timers.take())
+    result.metrics.update(run.turn.take_metrics())
     result.metrics["time/step_s"] = time.monotonic() - start
     result.metrics["data/epoch"] = run.epoch
     return result
@@ -163,13 +163,12 @@ def _hand_over(run: Run) -> None:
 
 def _export(run: Run, suffix: str) -> None:
     """Write the models that [checkpoint] export names as Hugging Face folders."""
-    run.schedule.enter("save")
     for name in run.config.checkpoint.export:
         if name == "discriminator" and not run.has_discriminator:
             continue
         trainer = run.student if name == "student" else run.discriminator
         weights = trainer.hf_weights()
-        with run.watch("save"):
+        with run.turn("export"):
             if run.parallel.is_writer:
                 folder = run.folder / f"{name}_hf{suffix}"
                 save_hf_folder(weights, trainer.hf_config, run.config.student.path, folder)

@@ -103,12 +103,12 @@ def under_hf_names(trainer: Trainer, values: list[Tensor]) -> dict[str, Tensor]:
 
 def parameters(trainer: Trainer) -> list[Any]:
     """The parameters of this rank, in the order of a snapshot."""
-    return [parameter for chunk in trainer.modules for parameter in chunk.parameters()]
+    return [parameter for chunk in trainer.modules_to_read() for parameter in chunk.parameters()]
 
 
 def training_state(trainer: Trainer) -> list[Tensor]:
     """Copies of this rank's weights, of their float32 main copies if any, and of the moments."""
-    state = torch_optimizers(trainer.optimizer)[0].state
+    state = torch_optimizers(trainer.optimizer_to_write())[0].state
     values = []
     for parameter in parameters(trainer):
         main = getattr(parameter, "main_param", parameter)

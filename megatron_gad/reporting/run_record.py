@@ -9,13 +9,13 @@ from typing import Any, TypeGuard
 
 import tomli
 
+from megatron_gad.planning.turns import TIMERS
 from megatron_gad.records import read_records
 from megatron_gad.runtime.metrics import METRICS_FILE, SAMPLES_FOLDER, samples_step
 
 CONFIG_FILE = "config.toml"
 RESULTS_FILE = "results.json"
-PHASES = ("rollout", "swap", "discriminator", "student", "moves")
-PHASE_KEYS = tuple(f"time/{phase}_s" for phase in PHASES)
+PHASE_KEYS = tuple(f"time/{timer}_s" for timer in TIMERS)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -189,46 +188,6 @@ class MetricsWriter:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
-
-
-class Timers:
-    """Seconds per phase of a step: ``with timers("rollout"): ...``, then ``timers.take()``.
-
-    device: where the phase runs; a GPU is waited for at both ends, else its work would be counted
-        in whichever phase happens to wait for it.
-    watch: entered with the phase's name around the block.
-    """
-
-    def __init__(
-        self,
-        device: torch.device | str = "cpu",
-        watch: Callable[[str], AbstractContextManager[object]] = nullcontext,
-    ) -> None:
-        self.device = torch.device(device)
-        self._watch = watch
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time the block; several blocks of one phase add up."""
-        with self._watch(phase):
-            self._wait_for_device()
-            start = time.monotonic()
-            try:
-                yield
-                self._wait_for_device()
-            finally:
-                self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - start
-
-    def take(self) -> dict[str, float]:
-        """Return ``{"time/<phase>_s": seconds}`` since the last call and start again from zero."""
-        taken = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
-        self._seconds = {}
-        return taken
-
-    def _wait_for_device(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def progress(total: int | None, desc: str, is_writer: bool) -> tqdm:

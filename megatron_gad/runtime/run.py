@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.residency import plan_residency
-from megatron_gad.runtime.metrics import MetricsWriter, Timers
+from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.runtime.sampler import Ahead, Sampler
-from megatron_gad.runtime.turns import Schedule
+from megatron_gad.runtime.turns import Turns, Watch, no_watch
 from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.reference import Reference
@@ -62,16 +61,14 @@ class Run:
         self,
         config: RunConfig,
         parallel: Parallel,
-        watch: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        watch: Watch = no_watch,
     ) -> None:
-        """watch: entered with a phase's name for as long as the phase lasts."""
+        """watch: entered for as long as a turn lasts."""
         self.config = config
-        self.watch = watch
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
         check_is_shared(self.folder, parallel)
         self._lock = RunFolderLock(self.folder, parallel)
-        self.timers = Timers(parallel.device, watch)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
         self.codec = ChatCodec.from_folder(
             config.student.path, config.data.max_prompt_tokens, config.data.max_response_tokens
@@ -88,8 +85,8 @@ class Run:
             self.sampler.sleep()  # a server took its memory when all was free; now models need it
             parallel.barrier()
         self.student = _build_student(config, parallel, self.settings)
-        self.schedule = _build_schedule(self)
-        self.schedule.add("student", self.student)
+        self.turn = _build_turns(self, watch)
+        self.turn.add("student", self.student)
         self.progress = Progress()
         self.reference: Reference | None = None
         self.best_weights: list[torch.Tensor] | None = None
@@ -138,7 +135,7 @@ class Run:
         place = self.parallel if is_as_student else add_layout(layout, self.config.seed)
         settings = replace(self.settings, layout=layout)
         self._discriminator = Trainer.scorer(hf_config, config, place, settings)
-        self.schedule.add("discriminator", self._discriminator)
+        self.turn.add("discriminator", self._discriminator)
 
     def _check_sizes(self) -> None:
         """Raise ValueError where the data are too few for the ranks or for a step."""
@@ -212,11 +209,11 @@ def _build_student(config: RunConfig, parallel: Parallel, settings: TrainerSetti
     return student
 
 
-def _build_schedule(run: Run) -> Schedule:
+def _build_turns(run: Run, watch: Watch) -> Turns:
     residency = plan_residency(run.config, run.parallel.world_size)
     if run.parallel.is_writer:
         logger.info("schedule: %s", "; ".join(describe_residency(residency)))
-    return Schedule(residency.memory.leaves, run.sampler, run.parallel, run.timers)
+    return Turns(residency.memory.leaves, run.sampler, run.parallel, watch)
 
 
 def _build_engine(config: RunConfig, parallel: Parallel):

@@ -1,98 +1,118 @@
-"""Who is on the device in which phase of a step: models, engine and their buffers take turns.
+"""Models, engine and their buffers take turns on the device, each timed and watched."""
 
-A phase is entered before its work begins. First whoever is not at work leaves, then who is comes
-back, so that nothing waits for memory that another still holds. What is used unasked, as for a
-checkpoint, brings itself back.
-"""
-
-from collections.abc import Collection
-from typing import Literal
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from megatron_gad.planning.choice import Role
 from megatron_gad.planning.devices import GIB
-from megatron_gad.runtime.metrics import Timers
+from megatron_gad.planning.turns import TURNS, Part, TurnName
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 
-Phase = Literal["rollout", "score", "discriminator", "reference", "student", "save"]
-Part = Literal["weights", "all"]
-
-# What of the models is at work. A weight swap and the comparison with the engine belong to the
-# rollout; the reference borrows the student's buffers, which need not hold anything before.
-AT_WORK: dict[Phase, dict[Role, Part]] = {
-    "rollout": {"student": "weights"},
-    "score": {"discriminator": "weights"},
-    "discriminator": {"discriminator": "all"},
-    "reference": {},
-    "student": {"student": "all"},
-    "save": {},
-}
+# Enters the watch over a turn: (name of the turn, key of its deadline) -> context.
+Watch = Callable[[str, str], AbstractContextManager[object]]
 
 
-class Schedule:
-    """Moves models and engine between the phases of a step, and counts what that takes."""
+def no_watch(turn: str, deadline: str) -> AbstractContextManager[object]:
+    """Watch over nothing."""
+    return nullcontext()
+
+
+class Turns:
+    """Hands the device to one user after the other: ``with turns("student"): ...``.
+
+    At the beginning of a turn, whoever is not at work leaves first, and then who is comes back, so
+    that nothing waits for memory that another still holds. All ranks take the same turns.
+    """
 
     def __init__(
-        self, leaves: Collection[str], sampler: Sampler, parallel: Parallel, timers: Timers
+        self,
+        leaves: Collection[str],
+        sampler: Sampler,
+        parallel: Parallel,
+        watch: Watch = no_watch,
     ) -> None:
-        """Leaves: the roles that leave the device when they are not at work."""
+        """leaves: the roles that leave the device when they are not at work."""
         self.leaves = frozenset(leaves)
         self._sampler = sampler
         self._parallel = parallel
-        self._timers = timers
+        self._watch = watch
         self._trainers: dict[Role, Trainer] = {}
-        self._phase: Phase | None = None
-        self._peaks: dict[Phase, int] = {}
+        self._seconds: dict[str, float] = {}
+        self._peaks: dict[str, int] = {}
         self._copied_before = 0
 
     def add(self, role: Role, trainer: Trainer) -> None:
-        """Let a trainer take part from the next phase on."""
+        """Let a trainer take part from the next turn on."""
         self._trainers[role] = trainer
 
-    def enter(self, phase: Phase) -> None:
-        """Make room for a phase and bring what works in it. All ranks enter the same ones."""
-        self._measure()
-        with self._timers("moves"):
-            if phase != "rollout":
+    @contextmanager
+    def __call__(self, name: TurnName) -> Iterator[None]:
+        """Make room, bring who is at work, and time, watch and measure the block."""
+        turn = TURNS[name]
+        with self._timed("moves"):
+            if not turn.uses_engine:
                 self._send_engine_away()
-            needed = AT_WORK[phase]
             for role, trainer in self._trainers.items():
-                if role in self.leaves and role not in needed:
+                if role in self.leaves and role not in turn.models:
                     trainer.sleep()
-                elif needed.get(role) != "all":
+                elif turn.models.get(role) != "all":
                     trainer.memory.release_gradients()
-            for role, part in needed.items():
+            for role, part in turn.models.items():
                 if role in self._trainers:
                     self._bring(role, part)
-            if phase == "rollout":
+            if turn.uses_engine:
                 self._give_room_to_engine()
-        self._phase = phase
         if self._parallel.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        with self._watch(turn.name, turn.deadline), self._timed(turn.timer):
+            yield
+        self._peaks[name] = max(self._held(), self._peaks.get(name, 0))
 
-    def take(self) -> dict[str, float]:
-        """Return memory and moves since the last call, the largest of all ranks.
+    def save(self, trainer: Trainer) -> AbstractContextManager[None]:
+        """Give a trainer its turn to be saved."""
+        is_student = self._trainers["student"] is trainer
+        return self("save_student" if is_student else "save_discriminator")
 
-        ``memory/<phase>_gib``: on a GPU the most that this process had allocated in a phase; on a
-        CPU what models and embedded engine held at its end. ``moves/bytes``: copied between device
-        and host, in either direction.
+    def take_metrics(self) -> dict[str, float]:
+        """Return seconds, memory and moves since the last call, and start again from zero.
+
+        ``time/<timer>_s``: of this rank. ``memory/<turn>_gib``, the largest of all ranks: on a GPU
+        the most that the process had allocated in a turn; on a CPU what models and embedded engine
+        held at its end. ``moves/bytes``: copied between device and host, in either direction.
         """
-        self._measure()
-        self._phase = None
         copied = sum(trainer.memory.copied_bytes for trainer in self._trainers.values())
-        mine = {f"memory/{phase}_gib": peak / GIB for phase, peak in self._peaks.items()}
+        mine = {f"memory/{turn}_gib": peak / GIB for turn, peak in self._peaks.items()}
         mine["moves/bytes"] = float(copied - self._copied_before)
-        self._peaks, self._copied_before = {}, copied
+        seconds = {f"time/{timer}_s": each for timer, each in self._seconds.items()}
+        self._peaks, self._copied_before, self._seconds = {}, copied, {}
         ranks = self._parallel.gather_over_world(mine)
-        return {key: max(rank[key] for rank in ranks) for key in mine}
+        return {key: max(rank[key] for rank in ranks) for key in mine} | seconds
+
+    @contextmanager
+    def _timed(self, timer: str | None) -> Iterator[None]:
+        """Add the block's seconds to a timer. A GPU is waited for at both ends, because its work
+        would otherwise count in whichever turn happens to wait for it."""
+        self._wait_for_device()
+        start = time.monotonic()
+        try:
+            yield
+            self._wait_for_device()
+        finally:
+            if timer is not None:
+                seconds = time.monotonic() - start
+                self._seconds[timer] = self._seconds.get(timer, 0.0) + seconds
 
     def _bring(self, role: Role, part: Part) -> None:
         trainer = self._trainers[role]
         if part == "all":
             trainer.wake()
+        elif part == "states":
+            trainer.memory.wake_states()
         elif role in self.leaves:
             trainer.sleep(keep_weights=True)
 
@@ -108,13 +128,13 @@ class Schedule:
         if self._parallel.device.type == "cuda" or "engine" in self.leaves:
             self._parallel.barrier()
 
-    def _measure(self) -> None:
-        """Note what the phase that ends had on the device."""
-        if self._phase is None:
-            return
+    def _held(self) -> int:
+        """Return the bytes that the turn had on the device."""
         if self._parallel.device.type == "cuda":
-            held = torch.cuda.max_memory_allocated()
-        else:
-            held = self._sampler.device_bytes()
-            held += sum(t.memory.device_bytes().total for t in self._trainers.values())
-        self._peaks[self._phase] = max(held, self._peaks.get(self._phase, 0))
+            return torch.cuda.max_memory_allocated()
+        held = self._sampler.device_bytes()
+        return held + sum(t.memory.device_bytes().total for t in self._trainers.values())
+
+    def _wait_for_device(self) -> None:
+        if self._parallel.device.type == "cuda":
+            torch.cuda.synchronize(self._parallel.device)

@@ -48,7 +48,7 @@ class WatchdogConfig:
         rollout_s: sampling; an engine of servers notices sooner when one of them hangs.
         discriminator_s: scoring and training the discriminator.
         student_s: training the student.
-        save_s: one checkpoint, or one export.
+        save_s: saving one model of a checkpoint, or one export.
         between_s: what lies between these, such as waiting for other ranks.
     """
 
@@ -74,9 +74,9 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Watches the phases of one rank: ``with Watchdog(...) as watch``, then ``with watch("swap")``.
+    """Watches the phases of one rank: ``with Watchdog(...) as watch``, ``watch("swap", "swap_s")``.
 
-    Where a phase takes too long the process ends with status HUNG, after a report to stderr and to
+    If a phase takes too long, the process ends with status HUNG, after a report to stderr and to
     ``<run folder>/hang_rank_<rank>.txt``.
     """
 
@@ -99,7 +99,7 @@ class Watchdog:
         self._began = time.time()
         self._old_alarm = 0
         self._has_complained = False
-        self._phase = ("start", time.monotonic())
+        self._phase = ("start", "start_s", time.monotonic())
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -123,13 +123,13 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Watch the block under the deadline of a phase, or where it has none of ``between``."""
-        self._phase = (phase, time.monotonic())
+    def __call__(self, phase: str, deadline: str) -> Iterator[None]:
+        """Watch the block. deadline: the field of WatchdogConfig that bounds it."""
+        self._phase = (phase, deadline, time.monotonic())
         try:
             yield
         finally:
-            self._phase = ("between", time.monotonic())
+            self._phase = ("between", "between_s", time.monotonic())
 
     def _watch(self) -> None:
         next_beat = 0.0
@@ -156,8 +156,8 @@ class Watchdog:
 
     def _own_reason(self) -> str:
         """Say that this rank's phase takes too long, to the other ranks too; else be empty."""
-        phase, start = self._phase
-        seconds, key = time.monotonic() - start, self._key(phase)
+        phase, key, start = self._phase
+        seconds = time.monotonic() - start
         if not self._deadlines[key] or seconds <= self._deadlines[key]:
             return ""
         reason = (
@@ -184,16 +184,12 @@ class Watchdog:
         except OSError:
             return 0
 
-    def _key(self, phase: str) -> str:
-        key = f"{phase}_s"
-        return key if key in self._deadlines else "between_s"
-
     def _who(self) -> str:
         place = f"{socket.gethostname()}, process {os.getpid()}"
         return f"rank {self._rank} of {self._world_size} ({place})"
 
     def _beat(self) -> None:
-        phase, start = self._phase
+        phase, _, start = self._phase
         seconds = time.monotonic() - start
         beat = Heartbeat(self._rank, socket.gethostname(), os.getpid(), phase, seconds, time.time())
         self._write(self._folder / f"rank_{self._rank:05d}.json", json.dumps(asdict(beat)))
@@ -216,8 +212,8 @@ class Watchdog:
 
     def _arm_backstop(self) -> None:
         """Let a thread without Python end the process where a deadline finds this one stuck."""
-        phase, start = self._phase
-        deadline = self._deadlines[self._key(phase)]
+        _, key, start = self._phase
+        deadline = self._deadlines[key]
         if not deadline:
             faulthandler.cancel_dump_traceback_later()
             return

@@ -21,8 +21,7 @@ def begin_stage(run: Run) -> None:
     run.best_weights = None
     run.start_orders()
     if not isinstance(stage, SeqkdConfig) and not run.has_discriminator:
-        run.schedule.enter("rollout")  # of the student, no more than its weights
-        with run.watch("start"):  # a large model takes as long as when the run began
+        with run.turn("build"):
             run.build_discriminator()
             source = run.config.discriminator.path or run.student.hf_weights()
             run.discriminator.load_hf_weights(source)
@@ -131,7 +130,8 @@ def _evaluate(run: Run, stage: SeqkdConfig, metrics: dict[str, float]) -> None:
     """Measure the held-out loss, and remember the best weights."""
     progress = run.progress
     mine = run.eval_prompts[run.parallel.data_rank :: run.parallel.data_size]
-    loss = run.student.evaluate(teacher_batch(mine), supervised_loss).metrics["loss"]
+    with run.turn("evaluate"):
+        loss = run.student.evaluate(teacher_batch(mine), supervised_loss).metrics["loss"]
     metrics["student/eval_loss"] = loss
     if progress.best_eval_loss is None or loss < progress.best_eval_loss:
         progress.best_eval_loss, progress.num_evals_since_best = loss, 0

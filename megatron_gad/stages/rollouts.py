@@ -62,7 +62,7 @@ def adversarial_rollouts(run: Run, stage: AdversarialConfig) -> StepRollouts:
         requests = _take_requests(run, stage, run.progress.iteration)
         sampled, metrics = _sample_now(run, requests)
     else:
-        with run.timers("rollout"):
+        with run.turn("rollout"):
             sampled, metrics = run.ahead.result(), {}
         run.ahead = None
     if stage.overlap and run.progress.step_in_stage + 1 < run.stage_steps:
@@ -150,14 +150,14 @@ def _probe(run: Run, prompts: Sequence[Prompt]) -> Metrics:
     """Compare engine and trainer on a few tokens from the weights they both should hold."""
     most = min(PROBE_TOKENS, run.config.data.max_response_tokens)
     sampling = _sampling(run, 1, run.progress.iteration, draw=2, max_new_tokens=most)
-    with run.timers("rollout"):
+    with run.turn("rollout"):
         (groups,) = run.sampler.sample([Request(prompts, sampling)])
     return _compare(run, groups)
 
 
 def _sample_now(run: Run, requests: Sequence[Request]) -> tuple[list[list[Group]], Metrics]:
     metrics = _swap_weights(run)
-    with run.timers("rollout"):
+    with run.turn("rollout"):
         sampled = run.sampler.sample(requests)
     if metrics:
         first = [Group(group.prompt, group.rollouts[:1]) for group in sampled[0][:PROBE_PROMPTS]]
@@ -167,16 +167,16 @@ def _sample_now(run: Run, requests: Sequence[Request]) -> tuple[list[list[Group]
 
 def _compare(run: Run, groups: Sequence[Group]) -> Metrics:
     batch = policy_batch(groups)
-    logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
+    with run.turn("compare"):
+        logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
     gap = check_gap(run.student, run.sampler, logprobs, batch, logprob_gap_bound(run))
     return {"engine/logprob_gap_max": gap}
 
 
 def _swap_weights(run: Run) -> Metrics:
-    run.schedule.enter("rollout")
     if run.sampler.weights_version == run.progress.weights_version:
         return {}
-    with run.timers("swap"):
+    with run.turn("swap"):
         num_bytes = run.sampler.load_weights(run.student.hf_weights(), run.progress.weights_version)
     return {"swap/bytes": float(num_bytes)}
 

@@ -109,8 +109,7 @@ def _even_share(run: Run, groups: Sequence[Group]) -> list[Group]:
 
 def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
     batch = teacher_batch(rebalance(prompts, prompt_cost, run.parallel))
-    run.schedule.enter("student")
-    with run.timers("student"):
+    with run.turn("student"):
         learned = run.student.train(batch, supervised_loss)
     run.progress.weights_version += 1
     _check_finite("student", learned)
@@ -133,8 +132,7 @@ def _extra_pairs(run: Run, groups: Sequence[Group]) -> PairBatch:
 
 def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
     config = run.config
-    run.schedule.enter("discriminator")
-    with run.timers("discriminator"):
+    with run.turn("discriminator"):
         judged = judge(
             run.discriminator,
             pairs,
@@ -148,8 +146,7 @@ def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
 def _judge(run: Run, pairs: PairBatch, learns: bool) -> StepOutput:
     if learns:
         return _learn_from_pairs(run, pairs)
-    run.schedule.enter("score")
-    with run.timers("discriminator"):
+    with run.turn("score"):
         return score_only(run.discriminator, pairs, run.config.gad.discriminator_loss)
 
 
@@ -161,8 +158,7 @@ def _discriminator_learns(run: Run, stage: AdversarialConfig) -> bool:
 def _with_reference(run: Run, batch: Batch) -> Batch:
     if run.reference is None:
         return batch
-    run.schedule.enter("reference")
-    with run.timers("student"):
+    with run.turn("reference"):
         return batch.with_ref_logprobs(
             run.reference.logprobs(batch, run.config.rollout.temperature)
         )
@@ -173,7 +169,7 @@ def _rewards(run: Run, batch: Batch, scores_PG: Tensor) -> Tensor:
     gad = run.config.gad
     if gad.kl_in == "loss" or batch.ref_logprobs is None:
         return scores_PG
-    with run.timers("student"):
+    with run.turn("reference"):
         logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
     kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
     return scores_PG - gad.kl_coef * kl.view_as(scores_PG)
@@ -190,8 +186,7 @@ def _learn_from_rewards(run: Run, batch: Batch, num_updates: int) -> StepOutput:
         tis_cap=gad.tis_cap,
     )
     loss = partial(policy_loss, options=options)
-    run.schedule.enter("student")
-    with run.timers("student"):
+    with run.turn("student"):
         first = learned = run.student.train(batch, loss, temperature)
         for _ in range(num_updates - 1):
             # The first update's own forward gave the log-probabilities from before it.

@@ -8,6 +8,8 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,12 @@ class Residents:
 
     models: name -> trainer, saved with its optimizer.
     snapshots: name -> (trainer, parameters), saved without one.
+    turn: gives a trainer the device for as long as it is saved.
     """
 
     models: dict[str, Trainer]
     snapshots: dict[str, tuple[Trainer, list[Tensor]]] = field(default_factory=dict)
+    turn: Callable[[Trainer], AbstractContextManager[object]] = nullcontext
 
 
 def iteration_folder(run_folder: Path, iteration: int) -> Path:
@@ -99,17 +103,22 @@ def save_checkpoint(
             folder.mkdir(parents=True)
     parallel.barrier()
     for name, trainer in residents.models.items():
-        fill_moments(trainer.optimizer)
-        held = has_moments(trainer.optimizer)
-        with trainer.parallel.megatron_state.active():
+        with residents.turn(trainer), trainer.parallel.megatron_state.active():
+            optimizer = trainer.optimizer_to_write()
+            fill_moments(optimizer)
             facts = {
-                "has_moments": held,
+                "has_moments": has_moments(optimizer),
                 DISTRIBUTED: trainer.settings.layout.use_distributed_optimizer,
             }
             dist_checkpointing.save({**_sharded_state(trainer), **facts}, str(draft / name))
     for name, (trainer, snapshot) in residents.snapshots.items():
-        with trainer.lent(snapshot), trainer.parallel.megatron_state.active():
-            dist_checkpointing.save(sharded_weights(trainer.modules), str(draft / name))
+        with (
+            residents.turn(trainer),
+            trainer.lent(snapshot),
+            trainer.parallel.megatron_state.active(),
+        ):
+            state_dict = sharded_weights(trainer.modules_to_read())
+            dist_checkpointing.save(state_dict, str(draft / name))
     parallel.barrier()
     if parallel.is_writer:
         (draft / STATE).write_text(json.dumps(state, indent=1))
@@ -147,15 +156,16 @@ def load_model(folder: Path, trainer: Trainer) -> None:
         )
     # An optimizer that took no step saved no moments, and has to be asked for none.
     held = facts["has_moments"]
+    optimizer = trainer.optimizer_to_write()
     if held:
-        fill_moments(trainer.optimizer)
+        fill_moments(optimizer)
     else:
-        forget_moments(trainer.optimizer)
+        forget_moments(optimizer)
     with trainer.parallel.megatron_state.active():
         loaded = read_sharded(_sharded_state(trainer, is_loading=held), folder)
-        take_weights(trainer.modules, loaded)
-        with float32_weights_known(trainer.optimizer):
-            load_optimizer(trainer.optimizer, loaded["optimizer"])
+        take_weights(trainer.modules_to_write(), loaded)
+        with float32_weights_known(optimizer):
+            load_optimizer(optimizer, loaded["optimizer"])
 
 
 def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
@@ -163,7 +173,8 @@ def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
     own = trainer.snapshot()
     try:
         with trainer.parallel.megatron_state.active():
-            take_weights(trainer.modules, read_sharded(sharded_weights(trainer.modules), folder))
+            modules = trainer.modules_to_write()
+            take_weights(modules, read_sharded(sharded_weights(modules), folder))
     finally:
         trainer.swap(own)
     return own
@@ -197,12 +208,13 @@ RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
-    state = sharded_weights(trainer.modules)
-    with places_without_padding(trainer.optimizer), float32_weights_known(trainer.optimizer):
-        optimizer = trainer.optimizer.sharded_state_dict(
+    state = sharded_weights(trainer.modules_to_read())
+    optimizer = trainer.optimizer_to_read()
+    with places_without_padding(optimizer), float32_weights_known(optimizer):
+        optimizer_state = optimizer.sharded_state_dict(
             state["model"], is_loading=is_loading, metadata=RESHARDABLE
         )
-    return {**state, "optimizer": without_classes(optimizer)}
+    return {**state, "optimizer": without_classes(optimizer_state)}
 
 
 def _clear(run_folder: Path) -> None:

@@ -159,10 +159,14 @@ class TrainerMemory:
         """Bring the weights back."""
         self.weights.come_back()
 
-    def wake(self) -> None:
-        """Bring everything back; gradients are zero."""
+    def wake_states(self) -> None:
+        """Bring the weights and the optimizer states back."""
         self.weights.come_back()
         self._states.come_back()
+
+    def wake(self) -> None:
+        """Bring everything back; gradients are zero."""
+        self.wake_states()
         for key, storage in self._gradients().items():
             if storage.nbytes() == 0:
                 storage.resize_(self._gradient_sizes.pop(key))

@@ -170,10 +170,12 @@ class Trainer:
         In bf16 the float32 main weights begin at the rounded ones; those of weights held in FP8 at
         the ones from before rounding. The optimizer's moments stay.
         """
-        with plain_weights(self.modules) as unrounded:
-            load_hf_weights(self.modules, self.hf_config, source)
-        reload_main_parameters(self.optimizer)
-        set_main_parameters(self.optimizer, unrounded)
+        modules = self.modules_to_write()
+        with plain_weights(modules) as unrounded:
+            load_hf_weights(modules, self.hf_config, source)
+        optimizer = self.optimizer_to_write()
+        reload_main_parameters(optimizer)
+        set_main_parameters(optimizer, unrounded)
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield full tensors under their Hugging Face names; all ranks of the model iterate."""
@@ -191,8 +193,9 @@ class Trainer:
         """Return a folder's weights as a snapshot; the trainer's own stay as they are."""
         own = self.snapshot()
         try:
-            with plain_weights(self.modules):
-                load_hf_weights(self.modules, self.hf_config, folder)
+            modules = self.modules_to_write()
+            with plain_weights(modules):
+                load_hf_weights(modules, self.hf_config, folder)
         finally:
             self.swap(own)
         return own
@@ -203,7 +206,7 @@ class Trainer:
 
         Bit for bit, but for parameters held in FP8, which are rounded to it again.
         """
-        self._begin_to_write()
+        self.modules_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             current = parameter.detach().to("cpu", copy=True)
             parameter.copy_(host)
@@ -233,21 +236,30 @@ class Trainer:
         In bf16 the float32 main weights begin at them too: what they held beyond is not part of a
         snapshot. The optimizer's moments stay.
         """
-        self._begin_to_write()
+        self.modules_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             parameter.copy_(host)
-        reload_main_parameters(self.optimizer)
+        reload_main_parameters(self.optimizer_to_write())
 
-    @property
-    def modules(self) -> list[Any]:
-        """Megatron's model chunks, on the device; who asks may write to them."""
-        self._begin_to_write()
+    def modules_to_read(self) -> list[Any]:
+        """Bring the weights to the device and return Megatron's model chunks."""
+        self.memory.wake_weights()
         return self._modules
 
-    @property
-    def optimizer(self) -> Any:
-        """Megatron's optimizer, with all its states on the device; who asks may write to them."""
-        self.wake()
+    def modules_to_write(self) -> list[Any]:
+        """Bring the weights to the device, count them as changed, and return the model chunks."""
+        self.memory.wake_weights()
+        self.memory.weights.note_change()
+        return self._modules
+
+    def optimizer_to_read(self) -> Any:
+        """Bring weights and optimizer states to the device and return Megatron's optimizer."""
+        self.memory.wake_states()
+        return self._optimizer
+
+    def optimizer_to_write(self) -> Any:
+        """Bring weights and optimizer states, count both as changed, and return the optimizer."""
+        self.memory.wake_states()
         self.memory.note_change()
         return self._optimizer
 
@@ -258,10 +270,6 @@ class Trainer:
     def wake(self) -> None:
         """Come back to the device as a whole; what only reads the weights brings only them."""
         self.memory.wake()
-
-    def _begin_to_write(self) -> None:
-        self.memory.wake_weights()
-        self.memory.weights.note_change()
 
     def _pass_forward(
         self, batch: Batch | PairBatch, loss: LossFunction | None, temperature: float

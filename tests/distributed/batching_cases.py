@@ -97,7 +97,7 @@ def train(case: Case, folder: Path, place: Parallel, batch: Any) -> Trained:
     """Take one step."""
     trainer = case.make(folder / "qwen2", place, compute=case.compute)
     shapes: list[tuple[int, ...]] = []
-    trainer.modules[0].register_forward_pre_hook(
+    trainer.modules_to_read()[0].register_forward_pre_hook(
         lambda _module, arguments: shapes.append(tuple(arguments[0].shape))
     )
     output = case.step(trainer, batch)

@@ -55,7 +55,11 @@ def everything(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     found = {"weights": weights(trainer)}
     if trainer.settings.layout.use_distributed_optimizer:
         return found
-    state = {p: s for part in torch_optimizers(trainer.optimizer) for p, s in part.state.items()}
+    state = {
+        p: s
+        for part in torch_optimizers(trainer.optimizer_to_write())
+        for p, s in part.state.items()
+    }
     for moment in ("exp_avg", "exp_avg_sq"):
         values = [state[p][moment] for p in parameters(trainer)]
         found[moment] = under_hf_names(trainer, values)

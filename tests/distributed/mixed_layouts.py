@@ -118,7 +118,9 @@ class Pair:
 
     def _parameters(self) -> list[Any]:
         trainer: Trainer = self.student
-        return [parameter for chunk in trainer.modules for parameter in chunk.parameters()]
+        return [
+            parameter for chunk in trainer.modules_to_read() for parameter in chunk.parameters()
+        ]
 
 
 def _named(models: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

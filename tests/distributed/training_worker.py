@@ -143,7 +143,7 @@ class Pair:
             found[name] = weights(trainer)
             if trainer.settings.layout.use_distributed_optimizer:
                 continue
-            state = torch_optimizers(trainer.optimizer)[0].state
+            state = torch_optimizers(trainer.optimizer_to_write())[0].state
             for moment in ("exp_avg", "exp_avg_sq"):
                 mains = [getattr(p, "main_param", p) for p in parameters(trainer)]
                 values = [state[main][moment] for main in mains]

@@ -100,7 +100,7 @@ def test_models_are_gone_before_the_next_one_is_built(tmp_path: Path) -> None:
         bench.train()
         parameters = [
             weakref.ref(parameter)
-            for chunk in bench.trainer.modules
+            for chunk in bench.trainer.modules_to_read()
             for parameter in chunk.parameters()
         ]
         del bench

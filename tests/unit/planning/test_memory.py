@@ -53,18 +53,19 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
 
 def allocated(trainer: Trainer) -> dict[str, int]:
     """Return the bytes of the tensors behind parameters, gradients and optimizer."""
-    parameters = [p for chunk in trainer.modules for p in chunk.parameters()]
+    parameters = [p for chunk in trainer.modules_to_read() for p in chunk.parameters()]
     weights = storages([p.detach() for p in parameters])
-    parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+    optimizer = trainer.optimizer_to_read()
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
     states = [(p, s) for part in parts for p, s in part.optimizer.state.items()]
     kept = [value for _, state in states for value in state.values() if isinstance(value, Tensor)]
     main = [parameter.detach() for parameter, _ in states]
-    optimizer = {k: v for k, v in storages(kept + main).items() if k not in weights}
+    moved = {k: v for k, v in storages(kept + main).items() if k not in weights}
     gradients = [p.main_grad for p in parameters]  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "weights": sum(weights.values()),
         "gradients": sum(storages(gradients).values()),
-        "optimizer": sum(optimizer.values()),
+        "optimizer": sum(moved.values()),
     }
 
 
@@ -152,7 +153,7 @@ def test_a_forward_pass_keeps_the_bytes_that_are_planned(
         compute = ComputeConfig(bf16=bf16, pack_sequences=is_packed)
         settings = TrainerSettings(ParallelConfig(), compute, seed=0)
         trainer = make_trainer(folder, place, settings, is_scorer=True)
-        weights = storages([p for chunk in trainer.modules for p in chunk.parameters()])
+        weights = storages([p for chunk in trainer.modules_to_read() for p in chunk.parameters()])
         kept: list[Tensor] = []
 
         def keep(tensor: Tensor) -> Tensor:

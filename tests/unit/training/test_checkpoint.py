@@ -194,10 +194,10 @@ def test_norms_of_either_kind_read_what_the_other_saved(
 ) -> None:
     """As after a conversion, whose layers are local ones."""
     saved, loaded = (make_student(qwen3_moe, place, compute=ComputeConfig()) for _ in range(2))
-    named = (saved if saves_states else loaded).modules[0].named_modules()
+    named = (saved if saves_states else loaded).modules_to_read()[0].named_modules()
     fused = "input_layernorm"  # a part of the next layer in Transformer Engine
     norms = [norm for name, norm in named if isinstance(norm, RMSNorm) and fused not in name]
-    assert len(norms) == 1 + 3 * len(saved.modules[0].decoder.layers)
+    assert len(norms) == 1 + 3 * len(saved.modules_to_read()[0].decoder.layers)
     for norm in norms:
         norm.__class__ = TransformerEngineNorm
     saved.train(student_batch(V), POLICY)
@@ -377,11 +377,11 @@ def test_an_offloaded_optimizer_is_saved_before_its_first_step(
     save_checkpoint(tmp_path, 1, Residents({"student": student}), {}, place, keep_last=0)
     for parameter in parameters(other):
         parameter.data.zero_()
-    other.optimizer.reload_model_params()
+    other.optimizer_to_write().reload_model_params()
     load_model(iteration_folder(tmp_path, 1) / "student", other)
     assert all(map(torch.equal, weights(other).values(), weights(student).values()))
     expected = torch.cat([p.detach().float().flatten() for p in parameters(student)])
-    found = [s for part in torch_optimizers(other.optimizer) for s in part.state.items()]
+    found = [s for part in torch_optimizers(other.optimizer_to_write()) for s in part.state.items()]
     # Megatron orders and cuts them in its own way.
     main = torch.cat([main.detach().flatten() for main, _ in found])
     assert torch.equal(main.sort().values, expected.sort().values)

@@ -74,7 +74,7 @@ def test_the_model_never_runs_over_more_tokens_than_the_bound(place: Parallel, q
     compute = ComputeConfig(max_tokens_per_microbatch=24, pack_sequences=False)
     student = make_student(qwen2, place, compute=compute)
     seen: list[tuple[int, ...]] = []
-    hook = student.modules[0].register_forward_pre_hook(
+    hook = student.modules_to_read()[0].register_forward_pre_hook(
         lambda _module, arguments: seen.append(tuple(arguments[0].shape))
     )
     output = student.evaluate(student_batch(V), POLICY)

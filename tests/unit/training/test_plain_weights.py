@@ -20,11 +20,11 @@ def test_weights_are_rounded_once_and_main_weights_are_not(place: Parallel, qwen
         parameter.data.zero_()
     own = parameters(student)
     matrices = [parameter for parameter in own if parameter.dim() == 2]
-    with plain_weights(student.modules, is_away=lambda p: p.dim() == 2) as unrounded:
+    with plain_weights(student.modules_to_write(), is_away=lambda p: p.dim() == 2) as unrounded:
         assert {p.dtype for p in parameters(student) if p.dim() == 2} == {torch.float32}
-        load_hf_weights(student.modules, student.hf_config, qwen2)
-    student.optimizer.reload_model_params()
-    set_main_parameters(student.optimizer, unrounded)
+        load_hf_weights(student.modules_to_write(), student.hf_config, qwen2)
+    student.optimizer_to_write().reload_model_params()
+    set_main_parameters(student.optimizer_to_write(), unrounded)
 
     assert all(a is b for a, b in zip(parameters(student), own, strict=True))
     source = load_file(qwen2 / "model.safetensors")
@@ -32,7 +32,9 @@ def test_weights_are_rounded_once_and_main_weights_are_not(place: Parallel, qwen
         assert torch.equal(loaded, source[name].bfloat16()), name
     assert set(unrounded) == set(matrices)
     # Gate lies over up; the other matrices of a layer are covered by the rounded ones above.
-    (layer,) = [layer for layer in student.modules[0].decoder.layers if layer.layer_number == 1]
+    (layer,) = [
+        layer for layer in student.modules_to_read()[0].decoder.layers if layer.layer_number == 1
+    ]
     fc1 = layer.mlp.linear_fc1.weight
     names = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up")]
     expected = torch.cat([source[name] for name in names])

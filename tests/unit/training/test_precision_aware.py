@@ -48,13 +48,13 @@ def compute(request: pytest.FixtureRequest) -> ComputeConfig:
 
 def make(folder: Path, place: Parallel, compute: ComputeConfig) -> Trainer:
     student = make_student(folder, place, SHARDED, compute, lr=LR, weight_decay=0.0)
-    assert [type(part) for part in torch_optimizers(student.optimizer)] == [FusedAdam]
+    assert [type(part) for part in torch_optimizers(student.optimizer_to_write())] == [FusedAdam]
     return student
 
 
 def states(student: Trainer) -> list[Tensor]:
     """Copies of the weights, and of all that the optimizer holds."""
-    (optimizer,) = torch_optimizers(student.optimizer)
+    (optimizer,) = torch_optimizers(student.optimizer_to_write())
     held = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
     values = [state[name] for state in held for name in sorted(state)]
     return [value.detach().clone() for value in (*parameters(student), *values)]

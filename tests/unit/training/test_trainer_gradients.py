@@ -181,7 +181,7 @@ def test_packing_runs_the_model_over_real_tokens_only(place: Parallel, qwen2: Pa
     compute = ComputeConfig(micro_batch_size=8, pack_sequences=True)
     student = make_student(qwen2, place, compute=compute)
     seen: list[int] = []
-    hook = student.modules[0].register_forward_pre_hook(
+    hook = student.modules_to_read()[0].register_forward_pre_hook(
         lambda _module, arguments: seen.append(arguments[0].numel())
     )
     student.logprobs(batch)
@@ -221,7 +221,7 @@ def test_recomputing_activations_keeps_the_gradient_bit_for_bit(
 def count_forwards(trainer: Trainer) -> list[int]:
     """A list that grows with every forward of a layer."""
     calls: list[int] = []
-    for layer in trainer.modules[0].decoder.layers:
+    for layer in trainer.modules_to_read()[0].decoder.layers:
         layer.register_forward_pre_hook(lambda module, _: calls.append(module.layer_number))
     return calls
 

@@ -93,7 +93,7 @@ def test_looking_does_not_change_the_next_step(
 def test_layers_are_in_training_only_where_a_backward_follows(place: Parallel, qwen2: Path) -> None:
     full = ComputeConfig(recompute_granularity="full")
     student, batch, seen = make_student(qwen2, place, compute=full), student_batch(V), set()
-    for layer in student.modules[0].decoder.layers:
+    for layer in student.modules_to_read()[0].decoder.layers:
         layer.register_forward_pre_hook(lambda layer, _: seen.add(layer.training))
 
     def seen_during(use: Callable[[], object]) -> set[bool]:

@@ -19,7 +19,6 @@ from megatron_gad.records import read_records
 from megatron_gad.runtime.metrics import (
     LogConfig,
     MetricsWriter,
-    Timers,
     advance,
     progress,
     samples_step,
@@ -237,26 +236,6 @@ def test_a_tracker_that_cannot_finish_is_a_warning(tmp_path, monkeypatch, caplog
     assert caplog.messages == [
         "Weights & Biases may lack the last steps: OSError: [Errno 9] Bad file descriptor"
     ]
-
-
-def test_timers_add_up_a_phase_and_start_again(monkeypatch):
-    clock = iter([10.0, 11.5, 20.0, 20.25, 30.0, 34.0, 40.0, 41.0])
-    monkeypatch.setattr("megatron_gad.runtime.metrics.time.monotonic", lambda: next(clock))
-    timers = Timers()
-    for phase in ("rollout", "rollout", "swap"):
-        with timers(phase):
-            pass
-    assert timers.take() == {"time/rollout_s": 1.75, "time/swap_s": 4.0}
-    with timers("rollout"):
-        pass
-    assert timers.take() == {"time/rollout_s": 1.0}
-
-
-def test_timers_count_a_phase_that_fails():
-    timers = Timers()
-    with pytest.raises(KeyError), timers("student"):
-        raise KeyError("lost")
-    assert list(timers.take()) == ["time/student_s"]
 
 
 def test_the_progress_bar_is_silent_without_a_terminal(capsys):

@@ -1,8 +1,9 @@
 """Models and engine take turns: who is on the device at the moments that matter."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -10,8 +11,13 @@ from examples.tiny.prepare import prepare
 from megatron_gad.config import RunConfig, load_config
 from megatron_gad.planning.choice import ScheduleConfig
 from megatron_gad.planning.devices import GIB
+from megatron_gad.planning.turns import TURNS
 from megatron_gad.residency import plan_residency
+from megatron_gad.resume import save
 from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.sampler import Sampler
+from megatron_gad.runtime.turns import Turns
+from megatron_gad.runtime.watchdog import WatchdogConfig
 from megatron_gad.stages.ends import begin_stage
 from megatron_gad.stages.steps import adversarial_step
 from megatron_gad.training import parallel
@@ -48,7 +54,7 @@ def start(configured: RunConfig, place: parallel.Parallel) -> Callable[[Schedule
         run = Run(dataclasses.replace(configured, schedule=schedule), place)
         begin_stage(run)
         adversarial_step(run, run.config.adversarial)
-        run.schedule.take()
+        run.turn.take_metrics()
         return run
 
     return build
@@ -75,7 +81,7 @@ def watch(run: Run) -> list[tuple[str, tuple[DeviceBytes, DeviceBytes, int]]]:
     engine.load_weights = lambda *inputs: (note("swap"), load(*inputs))[1]
     engine.generate = lambda *inputs: (note("sample"), generate(*inputs))[1]
     for name, trainer in (("student", run.student), ("discriminator", run.discriminator)):
-        trainer.modules[0].register_forward_pre_hook(lambda *_, name=name: note(name))
+        trainer.modules_to_read()[0].register_forward_pre_hook(lambda *_, name=name: note(name))
     adversarial_step(run, run.config.adversarial)
     return seen
 
@@ -96,9 +102,9 @@ def test_everybody_takes_turns(start: Callable[[ScheduleConfig], Run]) -> None:
         ("student", (shown, AWAY, 0)),  # lent the reference's weights
         ("student", (student, AWAY, 0)),
     ]
-    run.schedule.take()
+    run.turn.take_metrics()
     adversarial_step(run, run.config.adversarial)
-    found = run.schedule.take()
+    found = run.turn.take_metrics()
     assert found["memory/discriminator_gib"] == discriminator.total / GIB
     assert found["memory/student_gib"] == student.total / GIB
     assert found["memory/rollout_gib"] == (student.weights + engine) / GIB
@@ -122,10 +128,10 @@ def test_who_stays_keeps_all_but_the_gradients(start: Callable[[ScheduleConfig],
         ("student", (idle[0], idle[1], engine)),
         ("student", (student, idle[1], engine)),
     ]
-    run.schedule.take()
+    run.turn.take_metrics()
     adversarial_step(run, run.config.adversarial)
     # The reference's weights in; the student's own out before that, and in after it.
-    assert run.schedule.take()["moves/bytes"] == 3 * student.weights
+    assert run.turn.take_metrics()["moves/bytes"] == 3 * student.weights
 
 
 def test_bytes_decide_who_leaves(configured: RunConfig) -> None:
@@ -150,3 +156,45 @@ def test_what_fits_in_no_way_is_said(configured: RunConfig) -> None:
     schedule = ScheduleConfig(device_memory_gib=0.0005)
     residency = plan_residency(dataclasses.replace(configured, schedule=schedule), 1)
     assert residency.memory.missing > 0
+
+
+def test_timers_add_up_the_turns_of_a_step(
+    place: parallel.Parallel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = Turns((), Sampler(None, cast(Any, None), place), place)
+    # Two readings for the moves before each turn, and two for the turn.
+    clock = iter([0.0, 0.0, 10.0, 11.5, 12.0, 12.5, 20.0, 20.25, 30.0, 30.0, 30.0, 34.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    for name in ("rollout", "rollout", "swap"):
+        with turns(name):
+            pass
+    seconds = {key: value for key, value in turns.take_metrics().items() if "time/" in key}
+    assert seconds == {"time/moves_s": 0.5, "time/rollout_s": 1.75, "time/swap_s": 4.0}
+    assert not [key for key in turns.take_metrics() if "time/" in key]
+
+
+def test_a_turn_that_fails_is_timed(place: parallel.Parallel) -> None:
+    turns = Turns((), Sampler(None, cast(Any, None), place), place)
+    with pytest.raises(KeyError), turns("student"):
+        raise KeyError("lost")
+    assert "time/student_s" in turns.take_metrics()
+
+
+def test_every_turn_has_a_deadline_that_can_be_set() -> None:
+    keys = {field.name for field in dataclasses.fields(WatchdogConfig)}
+    assert {turn.deadline for turn in TURNS.values()} < keys
+
+
+def test_a_save_brings_one_model_at_a_time_and_no_gradients(
+    start: Callable[[ScheduleConfig], Run],
+) -> None:
+    run = start(ScheduleConfig(leaves=EVERYBODY))
+    run.student.wake()
+    run.discriminator.wake()
+    student, discriminator, _ = on_device(run)
+    save(run)
+    found = run.turn.take_metrics()
+    saved_student = student.weights + student.optimizer
+    assert found["memory/save_student_gib"] == saved_student / GIB
+    saved_discriminator = discriminator.weights + discriminator.optimizer
+    assert found["memory/save_discriminator_gib"] == saved_discriminator / GIB

@@ -133,7 +133,7 @@ def test_one_forward_of_every_group_gives_rewards_and_gradients(
     compute = ComputeConfig(micro_batch_size=5, pack_sequences=False)
     discriminator = make_discriminator(folder, place, compute=compute)
     rows: list[int] = []
-    hook = discriminator.modules[0].register_forward_hook(
+    hook = discriminator.modules_to_read()[0].register_forward_hook(
         lambda module, inputs, output: rows.append(len(inputs[0]))
     )
     judge(discriminator, pair_rows(V), "bradley_terry", split_groups=False)
