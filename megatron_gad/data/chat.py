@@ -15,6 +15,7 @@ REPLACEMENT = "\ufffd"  # what decoding makes of an incomplete character
 TEMPLATE_DATE = "26 Jul 2024"
 HEAD_CHARACTERS = 32  # characters per token of a limit that are tokenised first
 HEAD_GROWTH = 8  # how much more is tokenised where that was not enough
+SETTLING_ROUNDS = 16  # of cutting, decoding and encoding again; one or two are the rule
 
 
 class ChatCodec:
@@ -101,23 +102,36 @@ class ChatCodec:
         """Return a response's ids and whether it is truncated, that is, lacks its end token.
 
         The one path of teacher texts and of rollouts. Control tokens spelled out in the text stay
-        text. Ids are cut at ``max_response_tokens``; the end token follows where it still fits.
+        text. Ids are cut at ``max_response_tokens``, as ``cut_response`` does; the end token
+        follows where it still fits.
 
         hit_cap: the engine stopped at the cap, so no end token was sampled and none is added.
         """
         return self.encode_responses([text], hit_cap)[0]
+
+    def cut_response(self, ids: Sequence[int], limit: int) -> tuple[int, ...]:
+        """Return the beginning of a response, at most ``limit`` ids that read back as themselves.
+
+        The ids of a whole text, cut, are not always those of the text that is left: a token may
+        end inside a character, and what stands before the cut may merge otherwise. A rollout is
+        decoded and encoded again, so the teacher's text has to be, too.
+        """
+        return self._shared(self._settled([list(ids)], limit)[0])
 
     def encode_responses(
         self, texts: Sequence[str], hit_cap: bool = False
     ) -> list[tuple[tuple[int, ...], bool]]:
         """Return ``encode_response`` of every text, in one call of the tokenizer."""
         cap = self.max_response_tokens
-        encoded: list[tuple[tuple[int, ...], bool]] = []
-        for ids in self._leading_ids(texts, cap, split_special=True):
-            truncated = hit_cap or len(ids) >= cap
-            whole = self._whole_characters(ids[:cap]) if truncated else [*ids, self.end_id]
-            encoded.append((self._shared(whole), truncated))
-        return encoded
+        if hit_cap:
+            texts = [text.rstrip(REPLACEMENT) for text in texts]
+        rows = self._leading_ids(texts, cap, split_special=True)
+        cut = [number for number, ids in enumerate(rows) if hit_cap or len(ids) >= cap]
+        settled = dict(zip(cut, self._settled([rows[number] for number in cut], cap), strict=True))
+        return [
+            (self._shared(settled.get(number, [*ids, self.end_id])), number in settled)
+            for number, ids in enumerate(rows)
+        ]
 
     def decode_response(self, ids: Sequence[int]) -> str:
         """Return the text of sampled ids without the one end token.
@@ -125,9 +139,11 @@ class ChatCodec:
         Special tokens in between are spelled out: a response that holds one must not read like a
         clean one.
         """
-        content = ids[:-1] if len(ids) > 0 and ids[-1] in self.stop_ids else ids
+        return self._decode(ids[:-1] if len(ids) > 0 and ids[-1] in self.stop_ids else ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(
-            list(content), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def _render(self, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
@@ -187,17 +203,23 @@ class ChatCodec:
                 rows[number] = self._tokenise([text[:size]], split_special)[0]
         return rows
 
-    def _whole_characters(self, ids: list[int]) -> list[int]:
-        """Return ids without the part of a character that a cut left at their end.
+    def _settled(self, rows: Sequence[list[int]], limit: int) -> list[list[int]]:
+        """Cut every row, decode and encode it, until that changes nothing.
 
-        Else the teacher's cut text would end in raw bytes, and a rollout's in the replacement
-        character that decoding puts there: a mark of the side it came from.
+        A text that encodes to more than ``limit`` ids again is cut again. What a cut leaves of a
+        character decodes to the replacement character, which goes. Every round makes a text
+        shorter or the last, unless the tokenizer does not keep its own text; hence the bound.
         """
-        for _ in range(3):  # a character has at most four bytes
-            if not self._tokenizer.decode(ids[-8:]).endswith(REPLACEMENT):
+        settled = list(rows)
+        moving = list(range(len(rows)))
+        for _ in range(SETTLING_ROUNDS):
+            if not moving:
                 break
-            ids = ids[:-1]
-        return ids
+            texts = [self._decode(settled[n][:limit]).rstrip(REPLACEMENT) for n in moving]
+            again = dict(zip(moving, self._tokenise(texts, split_special=True), strict=True))
+            moving = [n for n, ids in again.items() if ids != settled[n] or len(ids) > limit]
+            settled = [again.get(n, ids) for n, ids in enumerate(settled)]
+        return [ids[:limit] for ids in settled]
 
     def _shared(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(map(self._shared_ids.__getitem__, ids))

@@ -17,7 +17,7 @@ from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import Engine, SamplingConfig
 from megatron_gad.engines.replay import write_groups
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.types import Group, Prompt, Rollout
+from megatron_gad.types import Group, Prompt
 
 T = TypeVar("T")
 
@@ -128,16 +128,29 @@ class Sampler:
 
     def with_text(self, groups: Sequence[Group]) -> list[Group]:
         """Give rollouts that hold token ids only their text and what D reads of it."""
-        return [
-            replace(group, rollouts=tuple(self._read(rollout) for rollout in group.rollouts))
-            for group in groups
-        ]
+        return [self._read(group) for group in groups]
 
-    def _read(self, rollout: Rollout) -> Rollout:
-        """Decode, and tokenise again exactly as the teacher's text is."""
-        text = self._codec.decode_response(rollout.ids)
-        text_ids, _ = self._codec.encode_response(text, hit_cap=rollout.finish_reason == "length")
-        return replace(rollout, text=text, text_ids=text_ids)
+    def _read(self, group: Group) -> Group:
+        """Decode the rollouts, and tokenise them again exactly as the teacher's text is.
+
+        The cap counts the tokens that were sampled. Where the text has fewer, a cut rollout would
+        be shorter than a cut text of the teacher; so all cut texts of a group, the teacher's too,
+        are cut to the shortest of them.
+        """
+        codec, prompt = self._codec, group.prompt
+        texts = [codec.decode_response(rollout.ids) for rollout in group.rollouts]
+        read = [
+            codec.encode_response(text, hit_cap=rollout.finish_reason == "length")
+            for text, rollout in zip(texts, group.rollouts, strict=True)
+        ]
+        teacher, *read = _equally_cut(
+            [(prompt.teacher_ids, prompt.teacher_truncated), *read], codec.cut_response
+        )
+        rollouts = zip(group.rollouts, texts, read, strict=True)
+        return Group(
+            replace(prompt, teacher_ids=teacher),
+            tuple(replace(each, text=text, text_ids=ids) for each, text, ids in rollouts),
+        )
 
 
 class Ahead:
@@ -159,6 +172,20 @@ class Ahead:
         if self._groups is None:
             self._groups = self._take()
         return self._groups
+
+
+def _equally_cut(
+    responses: Sequence[tuple[tuple[int, ...], bool]],
+    cut: Callable[[Sequence[int], int], tuple[int, ...]],
+) -> list[tuple[int, ...]]:
+    """Return the ids of responses, of which those that are truncated are cut to the shortest.
+
+    responses: (ids, whether they are truncated). cut: of ids, at a limit.
+    """
+    limit = min((len(ids) for ids, truncated in responses if truncated), default=0)
+    return [
+        cut(ids, limit) if truncated and len(ids) > limit else ids for ids, truncated in responses
+    ]
 
 
 def in_background(work: Callable[[], T]) -> Future[T]:
@@ -184,7 +211,8 @@ def describe_rollouts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     count = len(rollouts)
     reasons = Counter(rollout.finish_reason for rollout in rollouts)
-    changed = sum(rollout.ids != rollout.text_ids for rollout in rollouts)
+    # What D reads of a cut rollout may be a beginning of it.
+    changed = sum(each.ids[: len(each.text_ids)] != each.text_ids for each in rollouts)
     return {
         "response/length_mean": (sum(len(rollout.ids) for rollout in rollouts), count),
         "response/truncated_share": (reasons["length"], count),

@@ -1,6 +1,7 @@
 """The codec: what the template writes comes back byte for byte, and both sides share one path."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,70 @@ def test_a_cut_inside_a_character_leaves_the_same_ids_on_both_sides(tmp_path: Pa
         assert text.startswith(decoded)
         assert teacher_ids == sampled[: len(teacher_ids)]
         assert cap - len(teacher_ids) <= 3
+
+
+PIECES = (
+    *(
+        "turn",
+        "right",
+        "I'll",
+        "don't",
+        "a",
+        "!",
+        "...",
+        "123",
+        "4",
+        "- item",
+        "**bold**",
+        "\u2019s",
+    ),
+    *(" ", "  ", "   ", "\n", "\n\n", " \n", "\t", "\r\n", "    return", "\u3000", "\u200b"),
+    *("東京", "🙂", "é", "e\u0301", "𒀀", "def f(x):", "\ufffd"),
+    *("<|im_end|>", "</s>", "<|eot_id|>", "\u2019s"),
+)
+
+
+def test_a_cut_text_reads_the_same_from_either_side_and_reads_back_as_itself(folder: Path) -> None:
+    """The student sampled the teacher's very ids, and met the cap there."""
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    codec = ChatCodec.from_folder(folder, 512, 512)
+    draw = random.Random(0)
+    num_recut = 0
+    for _ in range(1500):
+        text = "".join(draw.choices(PIECES, k=draw.randint(2, 14)))
+        codec.max_response_tokens = 512
+        whole = codec.encode_response(text)[0][:-1]
+        codec.max_response_tokens = cap = draw.randint(1, len(whole))
+        ids, truncated = codec.encode_response(text)
+        rollout_text = codec.decode_response(whole[:cap])
+        assert codec.encode_response(rollout_text, hit_cap=True) == (ids, truncated) == (ids, True)
+
+        left = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        back = tokenizer(left, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert tuple(back) == ids
+        assert len(ids) <= cap
+        assert not left.endswith("\ufffd")
+        everything = tokenizer.decode(whole, clean_up_tokenization_spaces=False)
+        assert everything.startswith(left)
+        # Nothing is lost but the rest of one character, and replacement characters at the end.
+        cut = tokenizer.decode(whole[:cap], clean_up_tokenization_spaces=False)
+        assert left == cut.rstrip("\ufffd")
+        num_recut += ids != whole[:cap]
+    assert num_recut > 50
+
+
+def test_a_response_in_other_pieces_is_cut_where_those_end(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, "minimal")
+    codec = ChatCodec.from_folder(tmp_path, 64, 64)
+    spaced = codec.encode_response("turn right")[0][:-1]
+    apart = [i for char in "turn right" for i in tokenizer.encode(char)]  # a token per character
+    assert len(apart) > len(spaced)
+    assert codec.cut_response(apart, 64) == spaced
+    for limit in range(len(apart)):
+        ids = codec.cut_response(apart, limit)
+        assert codec.decode_response(ids) == "turn right"[:limit]
+        assert codec.encode_response(codec.decode_response(ids))[0] == (*ids, codec.end_id)
+    assert codec.cut_response((), 5) == ()
 
 
 def test_a_replacement_character_in_a_whole_text_is_kept(codec: ChatCodec) -> None:

@@ -1,0 +1,86 @@
+"""What the discriminator reads of rollouts."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.runtime.sampler import Sampler, describe_rollouts
+from megatron_gad.training.options import ParallelConfig
+from megatron_gad.training.parallel import initialize, shut_down
+from megatron_gad.types import Group, Prompt, Rollout
+from tests.tiny_tokenizer import make_tokenizer
+
+CAP = 12
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> ChatCodec:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(folder)
+    return ChatCodec.from_folder(folder, 64, CAP)
+
+
+@pytest.fixture(scope="module")
+def sampler(codec: ChatCodec) -> Iterator[Sampler]:
+    yield Sampler(None, codec, initialize(ParallelConfig(), seed=0))
+    shut_down()
+
+
+def by_character(codec: ChatCodec, text: str) -> tuple[int, ...]:
+    return tuple(i for char in text for i in codec.encode_response(char)[0][:-1])
+
+
+Ids = tuple[int, ...]
+
+
+def read(sampler: Sampler, codec: ChatCodec, teacher_text: str, *sampled: Ids) -> Group:
+    teacher_ids, truncated = codec.encode_response(teacher_text)
+    prompt = Prompt(0, (), teacher_text, (1,), teacher_ids, truncated)
+    rollouts = tuple(
+        Rollout(ids, (-1.0,) * len(ids), "stop" if ids[-1] == codec.end_id else "length", 0)
+        for ids in sampled
+    )
+    return sampler.with_text([Group(prompt, rollouts)])[0]
+
+
+def test_no_cut_text_of_a_group_is_longer_than_another(sampler: Sampler, codec: ChatCodec) -> None:
+    """The cap counts sampled tokens, and a student may sample a text in more pieces than it has."""
+    long = "which way do you face? turn right, turn left, turn back"
+    content = codec.encode_response(long)[0]
+    assert len(content) == CAP
+    in_pieces = by_character(codec, "turn right, turn left")[:CAP]
+    shortest = codec.encode_response("turn right, ")[0][:-1]
+    assert 0 < len(shortest) < CAP - 2
+    whole = (*by_character(codec, "left"), codec.end_id)
+    group = read(sampler, codec, long, in_pieces, content, whole)
+    assert [rollout.text_ids for rollout in group.rollouts] == [
+        shortest,
+        content[: len(shortest)],
+        codec.encode_response("left")[0],
+    ]
+    assert group.prompt.teacher_ids == content[: len(shortest)]
+    assert [rollout.ids for rollout in group.rollouts][:2] == [in_pieces, content]
+
+
+def test_whole_texts_are_read_as_they_are(sampler: Sampler, codec: ChatCodec) -> None:
+    cut = codec.encode_response("which way do you face? turn right, turn left")[0]
+    whole = (*by_character(codec, "left"), codec.end_id)
+    group = read(sampler, codec, "turn right", cut, whole)
+    assert group.prompt.teacher_ids == codec.encode_response("turn right")[0]
+    assert [rollout.text_ids for rollout in group.rollouts] == [
+        cut,
+        codec.encode_response("left")[0],
+    ]
+
+
+def test_rollouts_that_read_back_otherwise_are_counted(sampler: Sampler, codec: ChatCodec) -> None:
+    long = codec.encode_response("which way do you face? turn right, turn left, turn back")[0]
+    short = by_character(codec, "turn right, turn left")[:CAP]
+    whole = codec.encode_response("left")[0]
+    in_pieces = (*by_character(codec, "left"), whole[-1])
+    group = read(sampler, codec, "turn right", long, short, whole, in_pieces)
+    described = describe_rollouts([group])
+    assert described["response/retokenized_share"] == (2, 4)
+    assert described["response/truncated_share"] == (2, 4)
+    assert described["response/length_mean"] == (2 * CAP + len(whole) + 5, 4)
