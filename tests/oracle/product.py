@@ -1,0 +1,184 @@
+"""The package as the oracle's tests drive it. What they need of its parts is in this file alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_gad.config import RunConfig, load_config
+from megatron_gad.resume import load_latest, save
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.ends import begin_stage, finish_stage, reason_to_end
+from megatron_gad.train import STEPS
+from megatron_gad.training.parallel import Parallel
+from megatron_gad.types import Group, Rollout
+from tests.oracle.models import Options
+from tests.oracle.texts import Response, Sampled
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did; the same on all ranks.
+
+    number: of the step in its stage, from 0.
+    groups: sampled for it. extra: for every further step of the discriminator.
+    metrics: as they are reported. samples: what it shows of its responses, by the prompt.
+    """
+
+    stage: str
+    number: int
+    groups: list[Sampled]
+    extra: list[list[Sampled]]
+    metrics: dict[str, float]
+    samples: dict[str, dict[str, Any]]
+
+
+class Product:
+    """A run, taken step by step through its stages."""
+
+    def __init__(
+        self,
+        options: Options,
+        place: Parallel,
+        engine_error: float = 0.0,
+        sampled: dict[str, list[Sampled]] | None = None,
+    ) -> None:
+        """Build a run; go on from its checkpoint where there is one.
+
+        engine_error: standard deviation of what is added to the engine's log-probabilities.
+        sampled: what was sampled before, by the name of the sampling.
+        """
+        self.options = options
+        self._error = engine_error
+        self._sampled = {} if sampled is None else sampled
+        self._run = Run(configure(options, place.world_size), place)
+        if self._run.sampler.engine is not None:
+            self._listen(self._run.sampler.engine)
+        self.is_inside_stage = load_latest(self._run)
+
+    @property
+    def stage(self) -> str | None:
+        """The stage of the next step; None at the end of the run."""
+        index = self._run.progress.stage_index
+        stages = self._run.config.stages
+        return stages[index] if index < len(stages) else None
+
+    @property
+    def is_at_start(self) -> bool:
+        """Whether the next step is its stage's first."""
+        return self._run.progress.step_in_stage == 0
+
+    def begin_stage(self) -> None:
+        """Set the stage up, from the models as they are."""
+        begin_stage(self._run)
+        self.is_inside_stage = True
+
+    def step(self) -> Step:
+        """Take the next step, and end the stage after its last."""
+        run, where = self._run, self._run.progress
+        stage, number, name = run.stage_name, where.step_in_stage, f"step_{where.iteration + 1:07d}"
+        result = STEPS[stage](run, run.stage)
+        where.iteration += 1
+        where.step_in_stage += 1
+        if reason_to_end(run, result.metrics):
+            finish_stage(run)
+            where.stage_index += 1
+            where.step_in_stage = 0
+            self.is_inside_stage = False
+        shares = self._over_data(self._sampled.get(f"{name}_0", []))
+        samples = {row["prompt"]: row for part in self._over_data(result.samples) for row in part}
+        metrics = dict(result.metrics)
+        groups = [group for share in shares for group in share]
+        return Step(stage, number, groups, self._extra(name), metrics, samples)
+
+    def weights(self, model: str) -> dict[str, Tensor]:
+        """Return the weights of "student" or "discriminator" under their Hugging Face names."""
+        trainer = self._run.student if model == "student" else self._run.discriminator
+        return {name: value.detach().clone() for name, value in trainer.hf_weights()}
+
+    def resumed(self) -> "Product":
+        """Save, end, and begin anew from the checkpoint."""
+        save(self._run)
+        self.close()
+        return Product(self.options, self._run.parallel, self._error, self._sampled)
+
+    def close(self) -> None:
+        """Stop the engine and finish all files."""
+        self._run.close()
+
+    def _extra(self, name: str) -> list[list[Sampled]]:
+        """Every data rank sampled its shares of all further steps one after the other."""
+        shares = self._over_data(self._sampled.get(f"{name}_1", []))
+        count = int(self.options["adversarial.extra-discriminator-steps"]) if shares[0] else 0
+        size = len(shares[0]) // max(1, count)
+        return [
+            [group for share in shares for group in share[i * size : (i + 1) * size]]
+            for i in range(count)
+        ]
+
+    def _over_data(self, value: Any) -> list[Any]:
+        """Return what all data ranks have; only the first of a model's ranks sampled."""
+        place = self._run.parallel
+        return place.gather_over_data(place.from_engine_rank(value))
+
+    def _listen(self, engine: Any) -> None:
+        """Note what the engine samples, and put an error on its log-probabilities."""
+        generate = engine.generate
+
+        def listening(prompts: Sequence[Any], sampling: Any) -> list[Group]:
+            groups = generate(prompts, sampling)
+            given = [_with_error(group, self._error) for group in groups]
+            self._sampled[sampling.name] = list(map(_noted, groups, given))
+            return given
+
+        engine.generate = listening
+
+
+def configure(options: Options, world_size: int = 1) -> RunConfig:
+    """Return the configuration that the options stand for, which has to be without a mistake."""
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(_switch(name, value))
+        elif value is not None:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words += [f"--{name}", *map(str, values)]
+    config, _ = load_config(words)
+    problems = config.check(world_size)
+    assert not problems, "\n".join(problems)
+    return config
+
+
+def _switch(name: str, value: bool) -> str:
+    table, dot, key = name.rpartition(".")
+    return f"--{name}" if value else f"--{table}{dot}no-{key}"
+
+
+def _with_error(group: Group, size: float) -> Group:
+    if not size:
+        return group
+    drawn = torch.Generator().manual_seed(sum(group.rollouts[0].ids))
+
+    def spoil(rollout: Rollout) -> Rollout:
+        error = size * torch.randn(len(rollout.ids), generator=drawn)
+        # No log-probability is above 0.
+        spoilt = (torch.tensor(rollout.rollout_logprobs) + error).clamp(max=0.0)
+        return replace(rollout, rollout_logprobs=tuple(spoilt.tolist()))
+
+    return replace(group, rollouts=tuple(map(spoil, group.rollouts)))
+
+
+def _noted(drawn: Group, given: Group) -> Sampled:
+    """Return in the oracle's terms what was drawn for a prompt and what of it was given on."""
+    responses = [
+        Response(
+            ids=after.ids,
+            logprobs=after.rollout_logprobs,
+            drawn_logprobs=before.rollout_logprobs,
+            is_cut=after.finish_reason == "length",
+        )
+        for before, after in zip(drawn.rollouts, given.rollouts, strict=True)
+    ]
+    return Sampled(drawn.prompt.index, drawn.prompt.ids, tuple(responses))

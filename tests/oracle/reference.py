@@ -1,0 +1,312 @@
+"""The published algorithm in plain transformers and torch.
+
+No line of it is shared with the package, and nothing but what was drawn at random comes from a run:
+the ids that its engine sampled. A mistake therefore has to be made twice to go unseen.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+from transformers import AutoModel, AutoModelForCausalLM
+
+from tests.oracle.models import (
+    Learner,
+    Number,
+    Options,
+    Row,
+    Scorer,
+    load,
+    plain,
+    response_logprobs,
+)
+from tests.oracle.texts import Sampled, Texts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step should report.
+
+    numbers: by the name of the metric.
+    drawn: the logprobs of every sampled response under the weights that should have sampled it.
+    scores, advantages: [P, G] in the order of the sampled groups; None without them.
+    """
+
+    numbers: dict[str, Number]
+    drawn: Sequence[Tensor] = ()
+    scores: Tensor | None = None
+    advantages: Tensor | None = None
+
+
+class Reference:
+    """Student, discriminator and what they learn by, taken through the stages of a run."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._folder = Path(options["student.path"])
+        cap = options["data.max-response-tokens"]
+        self.texts = Texts(self._folder, Path(options["data.path"]), cap)
+        self.temperature: float = options["rollout.temperature"]
+        self._student = load(AutoModelForCausalLM, self._folder)
+        self.student = Learner(dict(self._student.named_parameters()), options, "student")
+        self.discriminator: Learner | None = None
+        self._at_last_step = self._student
+
+    def begin(self, stage: str) -> None:
+        """Begin a stage, with the models as they are."""
+        get = self._in(stage)
+        steps = get("steps")
+        self._num_prompts = 0
+        if stage == "seqkd":
+            self.student.begin(get("lr"), steps, resets=False)
+            return
+        if self.discriminator is None:
+            self._make_discriminator()
+        assert self.discriminator is not None
+        student_steps, discriminator_steps = self._turns(stage, steps)
+        resets = get("reset-optimizer")
+        self.student.begin(get("student-lr"), student_steps, resets)
+        self.discriminator.begin(get("discriminator-lr"), discriminator_steps, resets)
+        is_base = self.options["gad.reference"] == "base"
+        self._anchor = (
+            load(AutoModelForCausalLM, self._folder) if is_base else copy.deepcopy(self._student)
+        )
+
+    def seqkd(self) -> Outcome:
+        """Fit the teacher's responses."""
+        rows = self.next_rows(self.options["seqkd.batch-size"])
+        return Outcome(_named("student", self._imitate(rows)))
+
+    def warmup(self, step: int, groups: Sequence[Sampled]) -> Outcome:
+        """Teach the discriminator, then let the student imitate the teacher."""
+        get = self._in("warmup")
+        numbers, drawn = self._described(groups), self._drawn(self._student, groups)
+        judged, scores = self._judge(groups, 0, learns=True)
+        numbers |= _named("discriminator", judged)
+        if get("train-student") and step >= get("discriminator-only-steps"):
+            rows = [group.row for group in groups]
+            numbers |= _named("student", self._imitate(rows))
+        return Outcome(numbers, drawn, scores)
+
+    def adversarial(
+        self, step: int, groups: Sequence[Sampled], extra: Sequence[Sequence[Sampled]]
+    ) -> Outcome:
+        """Score, teach the discriminator, raise what it scored above the group."""
+        get = self._in("adversarial")
+        # An engine that works ahead had the weights from before the step before.
+        is_old = get("overlap") and step > 0
+        drawn = self._drawn(self._at_last_step if is_old else self._student, groups)
+        if get("overlap"):
+            self._at_last_step = copy.deepcopy(self._student)
+        numbers = self._described(groups)
+
+        learns = step % get("discriminator-interval") == 0 and not get("freeze-discriminator")
+        judged, scores = self._judge(groups, get("discriminator-samples"), learns)
+        numbers |= _named("discriminator", judged)
+        for fresh in extra:
+            self._judge(fresh, 0, learns=True)
+
+        rows = self._sampled_rows(groups)
+        anchor = self._anchored(rows)
+        rewards = scores - self._penalty(rows, anchor).view_as(scores)
+        advantages = _advantages(rewards, self.options["gad.advantage"])
+        zeros = float((advantages == 0).all(dim=1).float().mean())
+        spread = float(rewards.std())
+        numbers |= {
+            "reward/mean": Number(float(rewards.mean()), spread),
+            "reward/std": Number(spread, spread),
+            "advantage/zero_share": Number(zeros, 1.0),
+        }
+        if step >= get("discriminator-only-steps"):
+            engine = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
+            learned = self._reinforce(rows, advantages.float().flatten(), anchor, engine)
+            numbers |= _named("student", learned)
+        return Outcome(numbers, drawn, scores, advantages)
+
+    def next_rows(self, count: int) -> list[int]:
+        """Return the next rows of the data, which are taken as they stand in the file."""
+        first, self._num_prompts = self._num_prompts, self._num_prompts + count
+        return list(range(first, first + count))
+
+    def _in(self, stage: str) -> Callable[[str], Any]:
+        return lambda key: self.options[f"{stage}.{key}"]
+
+    def _make_discriminator(self) -> None:
+        path = self.options["discriminator.path"]
+        network = load(AutoModel, Path(path)) if path else copy.deepcopy(self._student.model)
+        self._scorer = Scorer(network, self.options)
+        self.discriminator = Learner(self._scorer.named, self.options, "discriminator")
+
+    def _turns(self, stage: str, steps: int) -> tuple[int, int]:
+        """Return how many steps student and discriminator take in a stage."""
+        get = self._in(stage)
+        student = sum(step >= get("discriminator-only-steps") for step in range(steps))
+        if stage == "warmup":
+            return student if get("train-student") else 0, steps
+        if get("freeze-discriminator"):
+            return student * get("student-updates"), 0
+        own = sum(step % get("discriminator-interval") == 0 for step in range(steps))
+        return student * get("student-updates"), own + steps * get("extra-discriminator-steps")
+
+    def _described(self, groups: Sequence[Sampled]) -> dict[str, Number]:
+        responses = [response for group in groups for response in group.responses]
+        teachers = [self.texts.teacher(group.row) for group in groups]
+        changed = [list(response.ids) != self.texts.student(response) for response in responses]
+        values = {
+            "response/length_mean": _mean([len(response.ids) for response in responses]),
+            "response/truncated_share": _mean([response.is_cut for response in responses]),
+            "response/retokenized_share": _mean(changed),
+            "teacher/length_mean": _mean([len(ids) for ids in teachers]),
+        }
+        return {name: Number(value, 1.0) for name, value in values.items()}
+
+    def _sampled_rows(self, groups: Sequence[Sampled]) -> list[Row]:
+        return [
+            (self.texts.prompt(group.row), list(response.ids))
+            for group in groups
+            for response in group.responses
+        ]
+
+    def _drawn(self, sampled_by: Any, groups: Sequence[Sampled]) -> list[Tensor]:
+        with torch.no_grad():
+            return response_logprobs(sampled_by, self._sampled_rows(groups), self.temperature)[0]
+
+    def _judge(
+        self, groups: Sequence[Sampled], num_trained: int, learns: bool
+    ) -> tuple[dict[str, Number], Tensor]:
+        """Return what the discriminator reports, and its scores from before it learns."""
+        rows: list[Row] = []
+        for group in groups:
+            prompt = self.texts.prompt(group.row)
+            answers = [self.texts.student(response) for response in group.responses]
+            rows += [(prompt, ids) for ids in (self.texts.teacher(group.row), *answers)]
+        scores = self._scorer(rows).view(len(groups), -1)
+        students = scores[:, 1:][:, : num_trained or None]
+        teachers = scores[:, :1].expand_as(students)
+        if self.options["gad.discriminator-loss"] == "bradley_terry":
+            losses = -logsigmoid(teachers - students)
+        else:
+            losses = (softplus(-teachers) + softplus(students)) / 2
+        loss, margins = losses.mean(), (teachers - students).detach()
+        spread = float(scores.detach().abs().mean())
+        numbers = {
+            "loss": plain(loss),
+            "accuracy": Number(float(((margins.sign() + 1) / 2).mean()), 1.0),
+            "margin": Number(float(margins.mean()), spread),
+            "teacher_score": Number(float(teachers.detach().mean()), spread),
+            "student_score": Number(float(students.detach().mean()), spread),
+        }
+        if learns:
+            assert self.discriminator is not None
+            numbers |= self.discriminator.learn(loss)
+        return numbers, scores[:, 1:].detach()
+
+    def _imitate(self, data_rows: Sequence[int]) -> dict[str, Number]:
+        rows = [(self.texts.prompt(row), self.texts.teacher(row)) for row in data_rows]
+        logprobs, entropies = response_logprobs(self._student, rows, temperature=1.0)
+        loss = -torch.cat(logprobs).mean()
+        entropy = plain(torch.cat(entropies).mean())
+        return {"loss": plain(loss), "entropy": entropy, **self.student.learn(loss)}
+
+    def _anchored(self, rows: Sequence[Row]) -> list[Tensor] | None:
+        """Return the reference's logprobs of every response; None where no KL counts."""
+        if not self.options["gad.kl-coef"]:
+            return None
+        with torch.no_grad():
+            return response_logprobs(self._anchor, rows, self.temperature)[0]
+
+    def _kl(self, logprobs: Tensor, anchor: Tensor) -> Tensor:
+        gap = anchor - logprobs
+        kinds = {"k1": -gap, "k2": gap**2 / 2, "k3": torch.exp(gap) - 1 - gap}
+        return kinds[self.options["gad.kl-estimator"]]
+
+    def _penalty(self, rows: Sequence[Row], anchor: list[Tensor] | None) -> Tensor:
+        """Return what the KL takes off the reward of every response."""
+        if self.options["gad.kl-in"] == "loss" or anchor is None:
+            return torch.zeros(len(rows))
+        with torch.no_grad():
+            logprobs, _ = response_logprobs(self._student, rows, self.temperature)
+        kl = [self._kl(*pair).sum() for pair in zip(logprobs, anchor, strict=True)]
+        return self.options["gad.kl-coef"] * torch.stack(kl)
+
+    def _reinforce(
+        self,
+        rows: Sequence[Row],
+        advantages: Tensor,
+        anchor: list[Tensor] | None,
+        engine: list[Tensor],
+    ) -> dict[str, Number]:
+        """Take the student's steps on one batch; returns what the last of them reports."""
+        old: list[Tensor] | None = None
+        numbers: dict[str, Number] = {}
+        for _ in range(self.options["adversarial.student-updates"]):
+            logprobs, entropies = response_logprobs(self._student, rows, self.temperature)
+            old = old or [each.detach() for each in logprobs]
+            ratios = [torch.exp(now - then) for now, then in zip(logprobs, old, strict=True)]
+            terms, clipped = self._surrogates(ratios, advantages, old, engine)
+            kl = [self._kl(*pair) for pair in zip(logprobs, anchor, strict=True)] if anchor else []
+            if kl and self.options["gad.kl-in"] == "loss":
+                coefficient = self.options["gad.kl-coef"]
+                terms = [a + coefficient * b for a, b in zip(terms, kl, strict=True)]
+            loss = self._average(terms)
+            size = float(self._average([term.detach().abs() for term in terms]))
+            numbers = {
+                "loss": Number(float(loss.detach()), size),
+                "entropy": plain(torch.cat(entropies).mean()),
+                "ratio_mean": plain(torch.cat(ratios).mean()),
+                "clipped_share": Number(float(torch.cat(clipped).float().mean()), 1.0),
+            }
+            if anchor:
+                # An error of a log-probability enters a divergence times the gap that it adds to.
+                gaps = (torch.cat(anchor) - torch.cat(logprobs).detach()).abs()
+                numbers["kl"] = Number(float(torch.cat(kl).detach().mean()), float(gaps.mean()))
+            numbers |= self.student.learn(loss)
+        return numbers
+
+    def _surrogates(
+        self,
+        ratios: list[Tensor],
+        advantages: Tensor,
+        old: list[Tensor],
+        engine: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the loss of every token without its KL, and where the clip took effect."""
+        reach, cap = self.options["gad.clip-range"], self.options["gad.tis-cap"]
+        terms, clipped = [], []
+        for ratio, advantage, before, sampled in zip(ratios, advantages, old, engine, strict=True):
+            bounded = ratio.clamp(1 - reach, 1 + reach)
+            is_held = bounded * advantage < ratio * advantage
+            objective = torch.where(is_held, bounded, ratio) * advantage
+            weight = torch.exp(before - sampled).clamp(max=cap) if cap else torch.ones(())
+            terms.append(-objective * weight)
+            clipped.append(is_held)
+        return terms, clipped
+
+    def _average(self, terms: list[Tensor]) -> Tensor:
+        if self.options["gad.aggregation"] == "token_mean":
+            return torch.cat(terms).mean()
+        return torch.stack([term.mean() for term in terms]).mean()
+
+
+def _advantages(rewards: Tensor, kind: str) -> Tensor:
+    rewards, size = rewards.double(), rewards.shape[1]  # equal ones have exactly their mean
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if kind == "grpo":
+        return centred / (rewards.std(dim=1, unbiased=True, keepdim=True) + 1e-6)
+    if kind == "dr_grpo":
+        return centred
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (size - 1)
+    return rewards - others
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _named(who: str, numbers: dict[str, Number]) -> dict[str, Number]:
+    return {f"{who}/{name}": value for name, value in numbers.items()}

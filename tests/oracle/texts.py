@@ -1,0 +1,83 @@
+"""The oracle's way from text to token ids, and what it is told of samples."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+
+@dataclass(frozen=True)
+class Response:
+    """What an engine sampled.
+
+    logprobs: as the trainer gets them. drawn_logprobs: as the engine computed them; they differ
+        only where a case puts an error between the two.
+    is_cut: it ended at the cap, without an end token.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    drawn_logprobs: tuple[float, ...]
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The responses to one row of the data, and the prompt ids that they were sampled for."""
+
+    row: int
+    prompt_ids: tuple[int, ...]
+    responses: tuple[Response, ...]
+
+
+class Texts:
+    """The data as text, and the one way from text to ids."""
+
+    def __init__(self, student: Path, data: Path, cap: int) -> None:
+        """cap: tokens of a response, the end token included."""
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(student)
+        self.rows = [json.loads(line) for line in data.read_text().splitlines()]
+        self.cap = cap
+        whole = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        _, _, tail = self._tokenizer.apply_chat_template(whole, tokenize=False).rpartition("b")
+        self.end = self._encode(tail, is_text=False)[0]
+
+    def prompt(self, row: int) -> list[int]:
+        """Return the ids of a conversation, up to where the assistant begins to speak."""
+        text = self._tokenizer.apply_chat_template(
+            self.rows[row]["content"], tokenize=False, add_generation_prompt=True
+        )
+        return self._encode(text, is_text=False)
+
+    def teacher(self, row: int) -> list[int]:
+        """Return the ids of the teacher's response."""
+        return self._response(self.rows[row]["teacher_response"], is_cut=False)
+
+    def student(self, response: Response) -> list[int]:
+        """Return the ids that the discriminator reads of a sampled response."""
+        return self._response(self.text(response), response.is_cut)
+
+    def text(self, response: Response) -> str:
+        """Return a sampled response as text, without its end token."""
+        return self._decode(response.ids if response.is_cut else response.ids[:-1])
+
+    def _response(self, text: str, is_cut: bool) -> list[int]:
+        ids = self._encode(text, is_text=True)
+        if not is_cut and len(ids) < self.cap:
+            return [*ids, self.end]
+        before, ids = None, ids[: self.cap]
+        while ids != before:  # what is cut reads like a text that ended there
+            before, ids = ids, self._encode(self._decode(ids), is_text=True)[: self.cap]
+        return ids
+
+    def _encode(self, text: str, is_text: bool) -> list[int]:
+        """is_text: a control token that the text spells out is no control token."""
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=is_text)[
+            "input_ids"
+        ]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
