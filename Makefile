@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
-.PHONY: help quickstart quickstart-seeds test test-gpu test-sglang lint env clean
+.PHONY: help quickstart quickstart-seeds test test-gpu test-sglang mutants lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,6 +30,9 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 test-sglang: $(READY) ## the tests against a real SGLang server on the CPU (.venv-sglang, 2.6 GB)
 	tools/make_sglang_env.sh
 	$(PYTEST) -m sglang
+
+mutants: $(READY) ## put faults into copies of the package, one by one; the tests have to fail
+	$(PYTHON_IN) -m tests.mutants --jobs $(TEST_PROCESSES)
 
 lint: $(READY) ## ruff (rules and format) and pyright
 	$(PYTHON_IN) -m ruff check .

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.tiny.prepare import prepare
 from megatron_gad.config import RunConfig, load_config
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import begin_stage
+from megatron_gad.stages.ends import begin_stage, finish_stage
 from megatron_gad.stages.steps import adversarial_step, seqkd_step
 from megatron_gad.train import _run_stage, _StopRequest
 from megatron_gad.training import parallel
@@ -107,6 +108,25 @@ def test_checkpoints_without_a_marker_are_not_begun_over(build, tmp_path) -> Non
         load_latest(again)
     (tmp_path / LATEST).write_text("1")
     assert load_latest(again)
+
+
+def test_the_best_weights_so_far_are_kept_over_a_resume(build, tmp_path) -> None:
+    flags = ("--stages", "seqkd", "--seqkd.keep-best")
+    run = build(tmp_path, *flags)
+    begin_stage(run)
+    seqkd_step(run, run.stage)
+    best = run.student.snapshot()
+    run.best_weights = run.student.snapshot()
+    seqkd_step(run, run.stage)
+    run.progress = dataclasses.replace(run.progress, iteration=2, step_in_stage=2)
+    save(run)
+    again = build(tmp_path, *flags)
+    assert load_latest(again)
+    last = again.student.snapshot()
+    finish_stage(again)
+    held = again.student.snapshot()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(held, best, strict=True))
+    assert not all(torch.equal(ours, theirs) for ours, theirs in zip(held, last, strict=True))
 
 
 def test_a_half_written_checkpoint_is_not_seen(build, tmp_path) -> None:

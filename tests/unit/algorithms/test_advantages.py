@@ -18,6 +18,13 @@ def test_grpo_divides_by_the_unbiased_std():
     torch.testing.assert_close(group_advantages(REWARDS, "grpo"), expected)
 
 
+def test_grpo_keeps_a_group_of_nearly_equal_rewards_small():
+    # A floor of 1e-6 under a spread of that size: std = 1e-6 sqrt(14 / 3).
+    expected = DEVIATIONS / (math.sqrt(14 / 3) + 1)
+    advantages = group_advantages(1e-6 * REWARDS, "grpo")
+    torch.testing.assert_close(advantages, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_dr_grpo_only_centres():
     torch.testing.assert_close(group_advantages(REWARDS, "dr_grpo"), DEVIATIONS)
 

@@ -61,6 +61,13 @@ def test_bradley_terry_by_hand():
     assert loss.count.item() == 3.0
 
 
+def test_the_margin_is_how_far_the_teacher_is_ahead():
+    pairs = _pair_batch(torch.tensor([True, True, True]), 2)
+    loss = discriminator_loss(ScorerOutput(torch.tensor([2.0, 0.5, 1.0])), pairs, "bradley_terry")
+    total, count = loss.metrics["margin"]
+    assert (total.item(), count.item()) == (1.5 + 1.0, 2.0)
+
+
 def test_cross_entropy_by_hand():
     loss = discriminator_loss(ScorerOutput(SCORES), _pair_batch(TRAINED, 2), "cross_entropy")
     # Teacher ln 3 costs log 4/3, 0 costs log 2; student 0 costs log 2, ln 3 costs log 4.

@@ -258,7 +258,8 @@ def test_patience_ends_seqkd(start) -> None:
     while not (reason := reason_to_end(run, take_step(run).metrics)):
         steps += 1
     assert "has not fallen below" in reason
-    assert steps <= 5 * 64 // 8
+    # The first of an evaluation for each pass over 64 rows stays the best.
+    assert steps == (1 + 2) * 64 // 8
 
 
 def test_warmup_ends_when_the_discriminator_separates(start) -> None:

@@ -1,0 +1,218 @@
+"""Faults between the files and the batches: order, shares, masks, text and tokens."""
+
+from tests.mutants.mutant import Mutant, in_settings, oracle
+
+UNIT = "tests/unit/data/"
+ORDER = (f"{UNIT}test_order.py",)
+BALANCE = (f"{UNIT}test_balance.py",)
+BATCHING = (f"{UNIT}test_batching.py",)
+CHAT = (f"{UNIT}test_chat.py",)
+DATASET = (f"{UNIT}test_dataset.py",)
+SAMPLER = ("tests/unit/runtime/test_sampler.py",)
+
+ORDER_MUTANTS = (
+    Mutant(
+        "every epoch has the same order",
+        'f"{self._seed}/{self._epoch}"',
+        'f"{self._seed}"',
+        ORDER,
+    ),
+    Mutant(
+        "the order does not depend on the seed",
+        'f"{self._seed}/{self._epoch}"',
+        'f"{self._epoch}"',
+        ORDER,
+    ),
+    Mutant(
+        "data.shuffle = false is ignored",
+        "PromptOrder(rows, seed, self.config.data.shuffle)",
+        "PromptOrder(rows, seed, True)",
+        oracle("as published, with everything uneven"),
+    ),
+    Mutant(
+        "the order of the data does not depend on the run's seed",
+        "rows, seed = len(self.prompts), self.config.seed + 1000 * self.progress.stage_index",
+        "rows, seed = len(self.prompts), 1000 * self.progress.stage_index",
+        in_settings("test_the_orders_of_a_stage_follow_from_seed_and_stage"),
+    ),
+    Mutant(
+        "all stages take the data in the same order",
+        "self.config.seed + 1000 * self.progress.stage_index",
+        "self.config.seed",
+        in_settings("test_the_orders_of_a_stage_follow_from_seed_and_stage"),
+    ),
+    Mutant(
+        "a resumed order begins its epoch anew",
+        'self._position = state["position"]',
+        "self._position = 0",
+        ORDER,
+    ),
+    Mutant(
+        "a resumed order is in its first epoch",
+        'self._epoch = state["epoch"]',
+        "self._epoch = 0",
+        ORDER,
+    ),
+    Mutant(
+        "shares of equal cost drop what does not divide",
+        "return [sorted(share) for share in shares]",
+        "return [sorted(share)[: len(costs) // num_shares] for share in shares]",
+        BALANCE,
+    ),
+    Mutant(
+        "shares lose the order of their items",
+        "return [sorted(share) for share in shares]",
+        "return shares",
+        BALANCE,
+    ),
+    Mutant(
+        "a step trains on half of its prompts",
+        "return [self.prompts[row] for row in self.parallel.share(rows)]",
+        "return [self.prompts[row] for row in self.parallel.share(rows)[: len(rows) // 2]]",
+        oracle("as published, with everything uneven"),
+    ),
+    Mutant(
+        "the number of a row counts usable rows only",
+        "index=row.index,",
+        "index=row.index - counts['num_dropped_long_prompt'],",
+        DATASET,
+    ),
+)
+
+MASK_MUTANTS = (
+    Mutant(
+        "the first token of a response does not train",
+        "response_mask = (position >= starts[:, None])",
+        "response_mask = (position > starts[:, None])",
+        BATCHING,
+    ),
+    Mutant(
+        "the last token of the prompt trains",
+        "response_mask = (position >= starts[:, None])",
+        "response_mask = (position >= starts[:, None] - 1)",
+        BATCHING,
+    ),
+    Mutant(
+        "the end token does not train",
+        "& (position < lengths[:, None])",
+        "& (position < lengths[:, None] - 1)",
+        BATCHING,
+    ),
+    Mutant(
+        "the mask leaves out tokens that equal the padding id",
+        "& (position < lengths[:, None])",
+        "& (tokens != 0)",
+        BATCHING,
+    ),
+    Mutant(
+        "the engine's log-probabilities stand one token early",
+        "logprobs[b, start : start + len(ids)] = ",
+        "logprobs[b, start - 1 : start - 1 + len(ids)] = ",
+        BATCHING,
+    ),
+    Mutant(
+        "the discriminator reads the sampled ids and not those of the text",
+        "(group.prompt.ids, rollout.text_ids) for rollout in group.rollouts",
+        "(group.prompt.ids, rollout.ids) for rollout in group.rollouts",
+        BATCHING,
+    ),
+    Mutant(
+        "the student trains on the ids of the text and not on those it sampled",
+        "rows = [(group.prompt.ids, rollout.ids) for group",
+        "rows = [(group.prompt.ids, rollout.text_ids) for group",
+        BATCHING,
+    ),
+    Mutant(
+        "one rollout too few trains the discriminator",
+        "trained = torch.arange(1 + group_size) <= (num_trained or group_size)",
+        "trained = torch.arange(1 + group_size) < (num_trained or group_size)",
+        BATCHING,
+    ),
+    Mutant(
+        "the microbatch that only fills up the number trains",
+        'masks = ("response_mask", "trained", "score_gradients")',
+        'masks = ("score_gradients",)',
+        BATCHING,
+    ),
+    Mutant(
+        "rows of a microbatch are taken from the beginning of the batch",
+        "taken = {name: value[index] for name, value in _tensors(batch).items()}",
+        "taken = {name: value[: len(index)] for name, value in _tensors(batch).items()}",
+        BATCHING,
+    ),
+)
+
+TEXT_MUTANTS = (
+    Mutant(
+        "rollouts reach the discriminator without their end token",
+        'hit_cap=rollout.finish_reason == "length"',
+        "hit_cap=True",
+        SAMPLER,
+    ),
+    Mutant(
+        "a rollout that hit the cap gets an end token",
+        'hit_cap=rollout.finish_reason == "length"',
+        "hit_cap=False",
+        SAMPLER,
+    ),
+    Mutant(
+        "a text of the cap's length carries an end token beyond it",
+        "if hit_cap or len(ids) >= cap]",
+        "if hit_cap or len(ids) > cap]",
+        CHAT,
+    ),
+    Mutant(
+        "the end token stays in the text",
+        "return self._decode(ids[:-1] if len(ids) > 0 and ids[-1] in self.stop_ids else ids)",
+        "return self._decode(ids)",
+        CHAT,
+    ),
+    Mutant(
+        "only the template's own end token is taken off",
+        "ids[-1] in self.stop_ids else ids",
+        "ids[-1] == self.end_id else ids",
+        CHAT,
+    ),
+    Mutant(
+        "control tokens inside a response vanish from its text",
+        "skip_special_tokens=False",
+        "skip_special_tokens=True",
+        CHAT,
+    ),
+    Mutant(
+        "control tokens spelled out in a response become control tokens",
+        "self._leading_ids(texts, cap, split_special=True)",
+        "self._leading_ids(texts, cap, split_special=False)",
+        CHAT,
+    ),
+    Mutant(
+        "a cut may leave a part of a character",
+        "texts = [self._decode(settled[n][:limit]).rstrip(REPLACEMENT) for n in moving]",
+        "texts = [self._decode(settled[n][:limit]) for n in moving]",
+        CHAT,
+    ),
+    Mutant(
+        "the template writes the date of today",
+        "                date_string=TEMPLATE_DATE,\n",
+        "",
+        CHAT,
+    ),
+    Mutant(
+        "prompts end without the header of the assistant",
+        "self._render(messages, add_generation_prompt=True)",
+        "self._render(messages, add_generation_prompt=False)",
+        CHAT,
+    ),
+    Mutant(
+        "prompts over the cap are cut and not dropped",
+        "self._shared(ids) if len(ids) <= limit else None for ids in rows",
+        "self._shared(ids[:limit]) for ids in rows",
+        DATASET,
+    ),
+    Mutant(
+        "further stop ids of generation_config.json are ignored",
+        "return cls(tokenizer, max_prompt_tokens, max_response_tokens, stop_ids)",
+        "return cls(tokenizer, max_prompt_tokens, max_response_tokens)",
+        CHAT,
+    ),
+)

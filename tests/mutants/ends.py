@@ -1,0 +1,214 @@
+"""Faults in how stages begin, learn at which rate, end, and hand over."""
+
+from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
+
+PUBLISHED = oracle("as published, with everything uneven")
+RESUMED = oracle("resumed in every stage")
+MOMENTS = in_stages("test_the_first_update_of_a_stage_shows_whether_moments_were_kept")
+RESUME = "tests/unit/test_resume.py::"
+BEST = in_stages("test_seqkd_hands_over_its_best_weights")
+SEPARATES = in_stages("test_warmup_ends_when_the_discriminator_separates")
+
+END_MUTANTS = (
+    Mutant(
+        "the discriminator starts from the base model and not from the student as it is",
+        "run.config.discriminator.path or run.student.hf_weights()",
+        "run.config.discriminator.path or run.config.student.path",
+        PUBLISHED,
+    ),
+    Mutant(
+        "discriminator.path is ignored",
+        "source = run.config.discriminator.path or run.student.hf_weights()",
+        "source = run.student.hf_weights()",
+        oracle("a discriminator from another folder"),
+    ),
+    Mutant(
+        "seqkd.lr is ignored",
+        "run.student.begin_stage(stage.lr, student_steps)",
+        "run.student.begin_stage(run.config.student.lr, student_steps)",
+        in_stages("test_seqkd_learns_and_touches_no_engine"),
+    ),
+    Mutant(
+        "the stage's rate of the student is ignored",
+        "run.config.student.lr if stage.student_lr is None else stage.student_lr",
+        "run.config.student.lr",
+        PUBLISHED,
+    ),
+    Mutant(
+        "the stage's rate of the discriminator is ignored",
+        "lr = run.config.discriminator.lr if lr is None else lr",
+        "lr = run.config.discriminator.lr",
+        PUBLISHED,
+    ),
+    Mutant(
+        "the discriminator without a rate of its own takes the student's",
+        "lr = run.config.discriminator.lr if lr is None else lr",
+        "lr = run.config.student.lr if lr is None else lr",
+        in_settings("test_a_stage_without_rates_takes_those_of_the_models"),
+    ),
+    Mutant(
+        "reset_optimizer is ignored by both models",
+        "        if reset_optimizer:\n            forget_moments",
+        "        if False:\n            forget_moments",
+        MOMENTS,
+    ),
+    Mutant(
+        "reset_optimizer is ignored by the discriminator",
+        "run.discriminator.begin_stage(lr, discriminator_steps, reset_optimizer)",
+        "run.discriminator.begin_stage(lr, discriminator_steps)",
+        oracle("moments forgotten between the stages"),
+    ),
+    Mutant(
+        "every stage forgets the moments",
+        "        if reset_optimizer:\n            forget_moments",
+        "        if True:\n            forget_moments",
+        MOMENTS,
+    ),
+    Mutant(
+        "the schedule of the discriminator leaves out a last interval that is not whole",
+        "math.ceil(num_steps / stage.discriminator_interval)",
+        "num_steps // stage.discriminator_interval",
+        in_stages("test_schedules_are_as_long_as_the_models_learn"),
+    ),
+    Mutant(
+        "the schedule of the student does not count several updates of a batch",
+        "return student_turns * stage.student_updates, judged + extra",
+        "return student_turns, judged + extra",
+        in_stages("test_schedules_are_as_long_as_the_models_learn"),
+    ),
+    Mutant(
+        "patience lasts one evaluation too long",
+        "run.progress.num_evals_since_best < stage.patience",
+        "run.progress.num_evals_since_best <= stage.patience",
+        in_stages("test_patience_ends_seqkd"),
+    ),
+    Mutant(
+        "an evaluation that is worse counts as the best",
+        "loss < progress.best_eval_loss",
+        "loss > progress.best_eval_loss",
+        BEST,
+    ),
+    Mutant(
+        "seqkd.keep_best is ignored",
+        "stage.keep_best and run.best_weights is not None",
+        "False",
+        BEST,
+    ),
+    Mutant(
+        "the held-out loss is taken on the training rows",
+        "mine = run.eval_prompts[",
+        "mine = run.prompts[",
+        BEST,
+    ),
+    Mutant(
+        "the held-out loss is taken after every step",
+        "return done * per_step // rows > (done - 1) * per_step // rows",
+        "return True",
+        BEST,
+    ),
+    Mutant(
+        "the warm-up ends while the discriminator's loss is above stop_below",
+        "mean(recent) < stage.stop_below",
+        "mean(recent) > stage.stop_below",
+        SEPARATES,
+    ),
+    Mutant(
+        "the warm-up ends on the loss of a single step",
+        "len(recent) == RUNNING_STEPS and mean(recent) < stage.stop_below",
+        "recent and recent[-1] < stage.stop_below",
+        SEPARATES,
+    ),
+    Mutant(
+        "refuse_above lets a discriminator pass that separates nothing",
+        "if mean(recent) <= stage.refuse_above:",
+        "if mean(recent) >= stage.refuse_above:",
+        in_stages("test_a_warmup_that_failed_is_refused_with_the_remedy"),
+    ),
+    Mutant(
+        "the discriminator's losses of a stage before count in the next",
+        "    progress.recent_losses = []\n",
+        "",
+        in_settings("test_a_stage_begins_without_the_numbers_of_the_one_before"),
+    ),
+)
+
+RESUME_MUTANTS = (
+    Mutant(
+        "the student's schedule begins anew after a resume",
+        'run.student.schedule.resume(state["schedule_steps"]["student"])',
+        "pass",
+        RESUMED,
+    ),
+    Mutant(
+        "the discriminator's schedule begins anew after a resume",
+        'run.discriminator.schedule.resume(state["schedule_steps"]["discriminator"])',
+        "pass",
+        RESUMED,
+    ),
+    Mutant(
+        "the data order begins anew after a resume",
+        "    run.load_order_states(state)\n    set_schedules(run)",
+        "    set_schedules(run)",
+        RESUMED,
+    ),
+    Mutant(
+        "the reference is the student of the moment after a resume",
+        'Reference(run.student, load_snapshot(folder / "reference", run.student))',
+        "Reference(run.student, run.student.snapshot())",
+        RESUMED,
+    ),
+    Mutant(
+        "the discriminator's weights are not restored",
+        '        load_model(folder / "discriminator", run.discriminator)\n',
+        "        run.discriminator.load_hf_weights(run.student.hf_weights())\n",
+        RESUMED,
+    ),
+    Mutant(
+        "the optimizer's states are not restored",
+        'load_optimizer(optimizer, loaded["optimizer"])',
+        "pass",
+        ("tests/unit/training/test_checkpoint.py::test_going_on_from_a_checkpoint_is_going_on",),
+    ),
+    Mutant(
+        "the model's weights are not restored",
+        "        take_weights(trainer.modules_to_write(), loaded)\n",
+        "",
+        RESUMED,
+    ),
+    Mutant(
+        "the version of the weights is not restored",
+        'run.progress = Progress(**state["progress"])',
+        'run.progress = Progress(**state["progress"] | {"weights_version": 0})',
+        (f"{RESUME}test_a_half_written_checkpoint_is_not_seen", *RESUMED),
+    ),
+    Mutant(
+        "the best weights so far are not saved",
+        "    if run.best_weights is not None:\n        snapshots",
+        "    if False:\n        snapshots",
+        (f"{RESUME}test_the_best_weights_so_far_are_kept_over_a_resume",),
+    ),
+    Mutant(
+        "prompts that wait for the next step are lost in a resume",
+        "            return self.ahead.orders\n",
+        "            pass\n",
+        oracle("resumed while sampling while training"),
+    ),
+    Mutant(
+        "a checkpoint forgets the rollouts that wait",
+        '"ahead": ahead_state(run),',
+        '"ahead": [],',
+        ("tests/unit/stages/test_overlap.py::test_a_checkpoint_holds_the_rollouts_that_wait",),
+    ),
+    Mutant(
+        "a snapshot that is read leaves its weights in the student",
+        "        trainer.swap(own)\n    return own",
+        "        pass\n    return own",
+        RESUMED,
+    ),
+    Mutant(
+        "a state of another data order is accepted",
+        "if state[key] != own[key]:",
+        "if False:",
+        ("tests/unit/data/test_order.py",),
+    ),
+)

@@ -1,0 +1,251 @@
+"""Faults in sampling: draws, filters, ends, caches, weights; and in comparing with the trainer."""
+
+from tests.mutants.mutant import Mutant, in_settings, oracle
+
+PUBLISHED = oracle("as published, with everything uneven")
+SAMPLING = ("tests/unit/engines/test_sampling.py",)
+CACHE = ("tests/unit/engines/test_kv_cache.py",)
+EMBEDDED = "tests/engines/test_embedded.py::"
+PLAIN = (f"{EMBEDDED}test_rollout_logprobs_equal_a_plain_forward",)
+STOPS = (f"{EMBEDDED}test_the_stop_id_is_kept_as_the_last_and_the_cap_cuts_without_one",)
+BATCH_SIZE = (f"{EMBEDDED}test_the_batch_size_does_not_change_the_text",)
+REQUESTS = ("tests/unit/engines/sglang/test_requests.py",)
+AGREEMENT = ("tests/unit/stages/test_agreement.py",)
+SAMPLER = ("tests/unit/runtime/test_sampler.py",)
+
+DRAW_MUTANTS = (
+    Mutant(
+        "the embedded engine has no temperature",
+        "torch.log_softmax(logits.float() / sampling.temperature, dim=-1)",
+        "torch.log_softmax(logits.float(), dim=-1)",
+        SAMPLING,
+    ),
+    Mutant(
+        "top-k keeps one token too many",
+        "ordered[:, top_k:] = 0.0",
+        "ordered[:, top_k + 1 :] = 0.0",
+        SAMPLING,
+    ),
+    Mutant(
+        "top-p counts its share before top-k",
+        "mass_before < top_p * cumulative[:, -1:]",
+        "mass_before < top_p",
+        SAMPLING,
+    ),
+    Mutant(
+        "top-p leaves out the token that reaches it",
+        "mass_before < top_p * cumulative[:, -1:]",
+        "cumulative < top_p * cumulative[:, -1:]",
+        SAMPLING,
+    ),
+    Mutant(
+        "log-probabilities are those after the filters",
+        "    return ids, logprobs.gather(-1, ids[:, None])[:, 0]",
+        "    kept = candidates(logprobs, sampling.top_k, sampling.top_p)\n"
+        "    logprobs = (kept / kept.sum(-1, keepdim=True)).log().float()\n"
+        "    return ids, logprobs.gather(-1, ids[:, None])[:, 0]",
+        SAMPLING,
+    ),
+    Mutant(
+        "rollout.top_p is ignored",
+        "top_p=config.rollout.top_p,",
+        "top_p=1.0,",
+        in_settings("test_sampling_takes_every_setting_of_the_configuration"),
+    ),
+    Mutant(
+        "rollout.top_k is ignored",
+        "top_k=config.rollout.top_k,",
+        "top_k=0,",
+        in_settings("test_sampling_takes_every_setting_of_the_configuration"),
+    ),
+    Mutant(
+        "all samples of a prompt have the same seed",
+        "Request(prompt.ids, request_seed(sampling.seed, prompt.index, sample))",
+        "Request(prompt.ids, request_seed(sampling.seed, prompt.index, 0))",
+        (f"{EMBEDDED}test_samples_differ_and_repeat_with_the_seed",),
+    ),
+    Mutant(
+        "a server draws all samples of a prompt with the same seed",
+        "seed = request_seed(sampling.seed, prompt.index, sample)",
+        "seed = request_seed(sampling.seed, prompt.index, 0)",
+        REQUESTS,
+    ),
+    Mutant(
+        "the seed of a response does not depend on its prompt",
+        'text = f"{seed}/{prompt_index}/{sample}".encode()',
+        'text = f"{seed}/{sample}".encode()',
+        ("tests/unit/engines/test_request_seed.py",),
+    ),
+    Mutant(
+        "every step draws with the same seed",
+        "seed=request_seed(config.seed, iteration, draw),",
+        "seed=request_seed(config.seed, 0, draw),",
+        in_settings("test_sampling_takes_every_setting_of_the_configuration"),
+    ),
+    Mutant(
+        "extra steps draw with the seed of the step's groups",
+        "Request(extra, _sampling(run, 1, iteration, draw=1))",
+        "Request(extra, _sampling(run, 1, iteration, draw=0))",
+        (
+            "tests/unit/stages/test_overlap.py::test_it_equals_a_schedule_by_hand_that_samples_one_step_early",
+        ),
+    ),
+)
+
+DECODING_MUTANTS = (
+    Mutant(
+        "the stop id is cut off",
+        "stops.int().argmax(dim=1) + 1",
+        "stops.int().argmax(dim=1)",
+        STOPS,
+    ),
+    Mutant(
+        "every response is said to have stopped",
+        '"stop" if ended else "length")',
+        '"stop")',
+        STOPS,
+    ),
+    Mutant(
+        "a step writes the log-probabilities of other rows",
+        "logprobs[live.rows, step] = ids_logprobs",
+        "logprobs[live.rows.flip(0), step] = ids_logprobs",
+        PLAIN,
+    ),
+    Mutant(
+        "rows that stay take the keys and values of the first rows",
+        "self.keys[layer] = self.keys[layer][rows]\n"
+        "            self.values[layer] = self.values[layer][rows]",
+        "self.keys[layer] = self.keys[layer][: len(rows)]\n"
+        "            self.values[layer] = self.values[layer][: len(rows)]",
+        CACHE,
+    ),
+    Mutant(
+        "the samples of all prompts begin with the keys of the first",
+        "source = prompt_of_row[rows] - first",
+        "source = torch.zeros_like(rows)",
+        PLAIN,
+    ),
+    Mutant(
+        "tokens attend to the padding before shorter prompts",
+        "mask = (columns >= (cache.length - lengths)[:, None])[:, None, None]",
+        "mask = (columns >= 0 * lengths[:, None])[:, None, None]",
+        PLAIN,
+    ),
+    Mutant(
+        "new tokens have positions that count the padding",
+        "        positions=lengths,",
+        "        positions=torch.full_like(lengths, cache.length),",
+        PLAIN,
+    ),
+    Mutant(
+        "responses come back in the order of the prompts' lengths",
+        "return [responses[i] for i in range(len(requests))]",
+        "return list(responses.values())",
+        (f"{EMBEDDED}test_order_and_other_prompts_do_not_change_the_text",),
+    ),
+    Mutant(
+        "the cap is ignored and responses have one token less",
+        "max_new_tokens=max_new_tokens or config.data.max_response_tokens,",
+        "max_new_tokens=max_new_tokens or config.data.max_response_tokens - 1,",
+        in_settings("test_sampling_takes_every_setting_of_the_configuration"),
+    ),
+)
+
+WEIGHT_MUTANTS = (
+    Mutant(
+        "rollouts carry another version than that of their weights",
+        "Rollout(r.ids, r.logprobs, r.finish_reason, self._weights_version)",
+        "Rollout(r.ids, r.logprobs, r.finish_reason, 0)",
+        (f"{EMBEDDED}test_new_weights_replace_the_old_and_their_version_is_on_every_rollout",),
+    ),
+    Mutant(
+        "the engine keeps its first weights for ever",
+        "if run.sampler.weights_version == run.progress.weights_version:",
+        "if run.sampler.weights_version >= 0:",
+        PUBLISHED,
+    ),
+    Mutant(
+        "an answer from other weights is accepted",
+        "if answered_version != str(version):",
+        "if False:",
+        REQUESTS,
+    ),
+    Mutant(
+        "log-probabilities of other tokens are accepted",
+        "if tuple(token for _, token in pairs) != ids or not ids:",
+        "if not ids:",
+        REQUESTS,
+    ),
+    Mutant(
+        "a gap between engine and trainer stops nothing",
+        "if bound and not gap <= bound:",
+        "if False:",
+        AGREEMENT,
+    ),
+    Mutant(
+        "a gap that is no number stops nothing",
+        "if bound and not gap <= bound:",
+        "if bound and gap > bound:",
+        AGREEMENT,
+    ),
+    Mutant(
+        "the gap is the mean over tokens and not the largest",
+        "float(torch.where(batch.response_mask, difference, 0.0).max())",
+        "float(torch.where(batch.response_mask, difference, 0.0).mean())",
+        AGREEMENT,
+    ),
+    Mutant(
+        "weights that are missing in a swap stay as they were",
+        'problems += [f"{name} is missing" for name in missing]',
+        "problems += []",
+        ("tests/unit/engines/test_hf_module.py",),
+    ),
+    Mutant(
+        "a rollout of a server loses its last log-probability",
+        "logprobs = tuple(logprob for logprob, _ in pairs)",
+        "logprobs = tuple(logprob for logprob, _ in pairs[:-1])",
+        REQUESTS,
+    ),
+)
+
+NUMBER_MUTANTS = (
+    Mutant(
+        "the share of truncated responses counts those that stopped",
+        '"response/truncated_share": (reasons["length"], count),',
+        '"response/truncated_share": (reasons["stop"], count),',
+        SAMPLER,
+    ),
+    Mutant(
+        "the share of retokenised responses counts those that stayed",
+        "sum(each.ids[: len(each.text_ids)] != each.text_ids for each in rollouts)",
+        "sum(each.ids[: len(each.text_ids)] == each.text_ids for each in rollouts)",
+        SAMPLER,
+    ),
+    Mutant(
+        "the mean length is the sum of lengths over prompts",
+        "(sum(len(rollout.ids) for rollout in rollouts), count)",
+        "(sum(len(rollout.ids) for rollout in rollouts), len(groups))",
+        SAMPLER,
+    ),
+    Mutant(
+        "metrics are sums over a batch and not means",
+        "means = total[:, 0] / total[:, 1].clamp(min=1e-12)",
+        "means = total[:, 0]",
+        (
+            "tests/unit/training/test_trainer_gradients.py::"
+            "test_the_supervised_loss_is_the_cross_entropy_of_all_response_tokens",
+        ),
+    ),
+    Mutant(
+        "the trained tokens count one update of several",
+        "+= stage.student_updates * _num_tokens(run.student, batch)",
+        "+= _num_tokens(run.student, batch)",
+        in_settings("test_the_trained_tokens_are_those_of_every_pass"),
+    ),
+    Mutant(
+        "the trained tokens leave out the discriminator's extra steps",
+        "trained = [pairs, *extra_pairs] if learns else extra_pairs",
+        "trained = [pairs] if learns else []",
+        in_settings("test_the_trained_tokens_are_those_of_every_pass"),
+    ),
+)

@@ -1,0 +1,270 @@
+"""Faults in the formulas: advantages, the student's loss, the discriminator's loss."""
+
+from tests.mutants.mutant import Mutant, oracle
+
+FOLDER = "tests/unit/algorithms/"
+ADVANTAGES = (f"{FOLDER}test_advantages.py",)
+POLICY = (f"{FOLDER}test_policy.py",)
+KL = (f"{FOLDER}test_kl.py",)
+MASKING = (f"{FOLDER}test_masking.py",)
+DISCRIMINATOR = (f"{FOLDER}test_discriminator.py",)
+JUDGING = ("tests/unit/stages/test_judging.py",)
+
+ADVANTAGE_MUTANTS = (
+    Mutant(
+        "advantages are negated",
+        "centred = rewards - rewards.mean(dim=-1, keepdim=True)",
+        "centred = rewards.mean(dim=-1, keepdim=True) - rewards",
+        ADVANTAGES,
+    ),
+    Mutant(
+        "advantages are centred over the batch and not over the group",
+        "centred = rewards - rewards.mean(dim=-1, keepdim=True)",
+        "centred = rewards - rewards.mean()",
+        ADVANTAGES,
+    ),
+    Mutant(
+        "the group's standard deviation is the biased one",
+        "rewards.std(dim=-1, keepdim=True)",
+        "rewards.std(dim=-1, keepdim=True, unbiased=False)",
+        ADVANTAGES,
+    ),
+    Mutant(
+        "the standard deviation has no floor",
+        " + STD_FLOOR)",
+        ")",
+        ADVANTAGES,
+    ),
+    Mutant(
+        "the floor of the standard deviation is 1e-4",
+        "STD_FLOOR = 1e-6",
+        "STD_FLOOR = 1e-4",
+        ADVANTAGES,
+    ),
+    Mutant(
+        "dr_grpo divides by the standard deviation",
+        'elif kind == "dr_grpo":\n        advantages = centred',
+        'elif kind == "dr_grpo":\n        advantages = centred / rewards.std(dim=-1, keepdim=True)',
+        ADVANTAGES,
+    ),
+    Mutant(
+        "rloo has its factor upside down",
+        "centred * (group_size / (group_size - 1))",
+        "centred * ((group_size - 1) / group_size)",
+        ADVANTAGES,
+    ),
+    Mutant(
+        "a group of equal rewards gets the advantages of its rounding",
+        "torch.where(are_equal, ",
+        "torch.where(are_equal & False, ",
+        ADVANTAGES,
+    ),
+    Mutant(
+        "a group with one advantage of zero counts as one that teaches nothing",
+        "is_zero = (advantages == 0).all(dim=-1)",
+        "is_zero = (advantages == 0).any(dim=-1)",
+        ADVANTAGES,
+    ),
+)
+
+POLICY_MUTANTS = (
+    Mutant(
+        "the student descends on the objective that it should ascend",
+        "losses = -objective",
+        "losses = objective",
+        POLICY,
+    ),
+    Mutant(
+        "the ratio is clipped from above only",
+        "ratio.clamp(1 - clip_range, 1 + clip_range)",
+        "ratio.clamp(max=1 + clip_range)",
+        POLICY,
+    ),
+    Mutant(
+        "the ratio is clipped from below only",
+        "ratio.clamp(1 - clip_range, 1 + clip_range)",
+        "ratio.clamp(min=1 - clip_range)",
+        POLICY,
+    ),
+    Mutant(
+        "the clip takes the larger of the two objectives",
+        "torch.minimum(unclipped, clipped)",
+        "torch.maximum(unclipped, clipped)",
+        POLICY,
+    ),
+    Mutant(
+        "a ratio out of range counts as clipped where the clip has no effect",
+        "clipped < unclipped",
+        "clipped != unclipped",
+        POLICY,
+    ),
+    Mutant(
+        "the probability ratio is upside down",
+        "(logprobs - old_logprobs).clamp(",
+        "(old_logprobs - logprobs).clamp(",
+        POLICY,
+    ),
+    Mutant(
+        "importance weights have no cap",
+        "probability_ratio(logprobs, rollout_logprobs).clamp(max=cap).detach()",
+        "probability_ratio(logprobs, rollout_logprobs).detach()",
+        POLICY,
+    ),
+    Mutant(
+        "importance weights carry a gradient",
+        ".clamp(max=cap).detach()",
+        ".clamp(max=cap)",
+        POLICY,
+    ),
+    Mutant(
+        "importance weights take the student after its update",
+        "_engine_weights(old_logprobs, batch, options.tis_cap)",
+        "_engine_weights(logprobs.detach(), batch, options.tis_cap)",
+        POLICY,
+    ),
+    Mutant(
+        "importance weights multiply the KL as well",
+        "        if options.kl_coef > 0:\n            losses = losses + options.kl_coef * kl",
+        "        if options.kl_coef > 0:\n            losses = losses + options.kl_coef * kl * (\n"
+        "                _engine_weights(old_logprobs, batch, options.tis_cap)\n"
+        "                if options.tis_cap > 0 else 1.0)",
+        POLICY,
+    ),
+    Mutant(
+        "the KL is subtracted from the loss",
+        "losses = losses + options.kl_coef * kl",
+        "losses = losses - options.kl_coef * kl",
+        POLICY,
+    ),
+    Mutant(
+        "the entropy metric counts prompt tokens too",
+        '"entropy": (masked_sum(output.entropy.detach(), mask), masked_count(mask)),',
+        '"entropy": (output.entropy.detach().sum(), masked_count(mask | ~mask)),',
+        POLICY,
+    ),
+    Mutant(
+        "the KL is taken from the reference to the policy",
+        "log_ratio = ref_logprobs - logprobs",
+        "log_ratio = logprobs - ref_logprobs",
+        KL,
+    ),
+    Mutant(
+        "k1 has the wrong sign",
+        "return -log_ratio",
+        "return log_ratio",
+        KL,
+    ),
+    Mutant(
+        "k2 is not halved",
+        "log_ratio.square() / 2",
+        "log_ratio.square()",
+        KL,
+    ),
+    Mutant(
+        "k3 adds the logarithm of the ratio",
+        "bounded.expm1() - bounded",
+        "bounded.expm1() + bounded",
+        KL,
+    ),
+    Mutant(
+        "the KL of a response is a mean over its width and not a sum",
+        "kl_estimate(logprobs, ref_logprobs, kind).sum(dim=-1)",
+        "kl_estimate(logprobs, ref_logprobs, kind).mean(dim=-1)",
+        KL,
+    ),
+    Mutant(
+        "the mean over tokens divides by prompt tokens and padding too",
+        "return masked_sum(token_values, response_mask), masked_count(response_mask)",
+        "return masked_sum(token_values, response_mask), masked_count(response_mask | True)",
+        MASKING,
+    ),
+    Mutant(
+        "rows without a response count in the mean over sequences",
+        "masked_count(num_tokens > 0)",
+        "masked_count(num_tokens >= 0)",
+        MASKING,
+    ),
+    Mutant(
+        "the mean over sequences adds up tokens",
+        "row_means = row_sums / num_tokens.clamp(min=1)",
+        "row_means = row_sums",
+        MASKING,
+    ),
+    Mutant(
+        "what is masked reaches the sum",
+        "return torch.where(mask, values, torch.zeros_like(values))",
+        "return values * mask",
+        MASKING,
+    ),
+    Mutant(
+        "cross-entropy pushes the teacher's tokens down",
+        "aggregate(-output.logprobs, batch.response_mask",
+        "aggregate(output.logprobs, batch.response_mask",
+        (f"{FOLDER}test_supervised.py",),
+    ),
+)
+
+DISCRIMINATOR_MUTANTS = (
+    Mutant(
+        "the discriminator prefers the student",
+        "losses = softplus(student_scores - teacher_scores)",
+        "losses = softplus(teacher_scores - student_scores)",
+        DISCRIMINATOR,
+    ),
+    Mutant(
+        "pairs that do not train enter the Bradley-Terry loss",
+        "losses = softplus(student_scores - teacher_scores)\n"
+        "    return masked_sum(losses, trained), masked_count(trained)",
+        "losses = softplus(student_scores - teacher_scores)\n"
+        "    return losses.sum(), masked_count(trained)",
+        DISCRIMINATOR,
+    ),
+    Mutant(
+        "the labels of the binary cross-entropy are exchanged",
+        "(softplus(-teacher_scores) + softplus(student_scores)) / 2",
+        "(softplus(teacher_scores) + softplus(-student_scores)) / 2",
+        DISCRIMINATOR,
+    ),
+    Mutant(
+        "the binary cross-entropy of a pair is a sum and not a mean",
+        "(softplus(-teacher_scores) + softplus(student_scores)) / 2",
+        "softplus(-teacher_scores) + softplus(student_scores)",
+        DISCRIMINATOR,
+    ),
+    Mutant(
+        "the teacher's closed-form gradient is a mean over its pairs",
+        "-zero_outside(per_teacher, trained).sum(dim=-1, keepdim=True)",
+        "-zero_outside(per_teacher, trained).mean(dim=-1, keepdim=True)",
+        (*DISCRIMINATOR, *oracle("groups split, pairs")),
+    ),
+    Mutant(
+        "the teacher's row is taken to be the last of its group",
+        "return groups[:, 0], groups[:, 1:]",
+        "return groups[:, -1], groups[:, :-1]",
+        DISCRIMINATOR,
+    ),
+    Mutant(
+        "a tie counts as a win of the discriminator",
+        "(margins == 0).float() / 2",
+        "(margins == 0).float()",
+        DISCRIMINATOR,
+    ),
+    Mutant(
+        "the margin has the wrong sign",
+        "margins = teacher_scores - student_scores",
+        "margins = student_scores - teacher_scores",
+        DISCRIMINATOR,
+    ),
+    Mutant(
+        "with split groups the teacher's row counts as a pair",
+        "counted[:: 1 + pairs.group_size] = False",
+        "counted[:: 1 + pairs.group_size] = True",
+        JUDGING,
+    ),
+    Mutant(
+        "with split groups the scores are those from after the update",
+        "**trained.metrics}, rows=scores)",
+        "**trained.metrics}, rows=discriminator.scores(pairs))",
+        JUDGING,
+    ),
+)

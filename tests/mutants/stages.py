@@ -1,0 +1,254 @@
+"""Faults in what a step does: options that are lost on the way, turns in the wrong order."""
+
+from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
+
+PUBLISHED = oracle("as published, with everything uneven")
+UPDATES = oracle("several updates of the student, clipped")
+IN_REWARD = oracle("rloo, k1 to the base in the reward")
+SUMMED = oracle("summed scores, cross-entropy, dr_grpo, k2 to the base")
+WAITING = oracle("a student that waits for the discriminator")
+
+OPTION_MUTANTS = (
+    Mutant(
+        "the policy loss has no temperature",
+        "first = learned = run.student.train(batch, loss, temperature)",
+        "first = learned = run.student.train(batch, loss)",
+        PUBLISHED,
+    ),
+    Mutant(
+        "the second update on a batch has no temperature",
+        "learned = run.student.train(old, loss, temperature)",
+        "learned = run.student.train(old, loss)",
+        UPDATES,
+    ),
+    Mutant(
+        "the reference has no temperature",
+        "run.reference.logprobs(batch, run.config.rollout.temperature)",
+        "run.reference.logprobs(batch, 1.0)",
+        PUBLISHED,
+    ),
+    Mutant(
+        "the KL of the reward has no temperature",
+        "logprobs = run.student.logprobs(batch, run.config.rollout.temperature)\n    kl = ",
+        "logprobs = run.student.logprobs(batch, 1.0)\n    kl = ",
+        IN_REWARD,
+    ),
+    Mutant(
+        "the comparison with the engine has no temperature",
+        "logprobs = run.student.logprobs(batch, run.config.rollout.temperature)\n    gap = ",
+        "logprobs = run.student.logprobs(batch, 1.0)\n    gap = ",
+        PUBLISHED,
+    ),
+    Mutant(
+        "the engine samples without a temperature",
+        "temperature=config.rollout.temperature,",
+        "temperature=1.0,",
+        PUBLISHED,
+    ),
+    Mutant(
+        "the teacher's responses are learned at the sampling temperature",
+        "run.student.train(batch, supervised_loss)",
+        "run.student.train(batch, supervised_loss, run.config.rollout.temperature)",
+        PUBLISHED,
+    ),
+    Mutant(
+        "gad.discriminator_loss is ignored",
+        "config.gad.discriminator_loss,\n            config.discriminator.split_groups,",
+        '"bradley_terry",\n            config.discriminator.split_groups,',
+        SUMMED,
+    ),
+    Mutant(
+        "gad.advantage is ignored",
+        "group_advantages(rewards_PG, run.config.gad.advantage)",
+        'group_advantages(rewards_PG, "grpo")',
+        IN_REWARD,
+    ),
+    Mutant(
+        "gad.clip_range is ignored",
+        "clip_range=gad.clip_range,",
+        "clip_range=0.2,",
+        UPDATES,
+    ),
+    Mutant(
+        "gad.kl_coef is ignored",
+        'kl_coef=gad.kl_coef if gad.kl_in == "loss" else 0.0,',
+        'kl_coef=0.001 if gad.kl_in == "loss" else 0.0,',
+        PUBLISHED,
+    ),
+    Mutant(
+        "a KL in the reward is in the loss as well",
+        'kl_coef=gad.kl_coef if gad.kl_in == "loss" else 0.0,',
+        "kl_coef=gad.kl_coef,",
+        oracle("k3 to the stage's start in the reward"),
+    ),
+    Mutant(
+        "gad.kl_in is ignored: the KL is never in the reward",
+        'if gad.kl_in == "loss" or batch.ref_logprobs is None:',
+        "if True:",
+        in_stages("test_kl_in_the_reward_lowers_it_by_the_summed_estimate"),
+    ),
+    Mutant(
+        "gad.kl_estimator is ignored in the loss",
+        "kl_estimator=gad.kl_estimator,",
+        'kl_estimator="k3",',
+        SUMMED,
+    ),
+    Mutant(
+        "gad.kl_estimator is ignored in the reward",
+        "batch.response_mask, gad.kl_estimator)",
+        'batch.response_mask, "k3")',
+        IN_REWARD,
+    ),
+    Mutant(
+        "gad.aggregation is ignored",
+        "aggregation=gad.aggregation,",
+        'aggregation="token_mean",',
+        SUMMED,
+    ),
+    Mutant(
+        "gad.tis_cap is ignored",
+        "tis_cap=gad.tis_cap,",
+        "tis_cap=0.0,",
+        oracle("an engine that is off, truncated importance weights"),
+    ),
+    Mutant(
+        "the reference is always the base model",
+        "run.student.snapshot_of(path) if is_base else run.student.snapshot()",
+        "run.student.snapshot_of(path)",
+        PUBLISHED,
+    ),
+    Mutant(
+        "gad.reference is ignored: the reference is the start of the stage",
+        "run.student.snapshot_of(path) if is_base else run.student.snapshot()",
+        "run.student.snapshot()",
+        IN_REWARD,
+    ),
+    Mutant(
+        "the reference follows the student",
+        "run.reference.logprobs(batch, run.config.rollout.temperature)",
+        "run.student.logprobs(batch, run.config.rollout.temperature)",
+        in_stages("test_kl_to_the_stage_start_begins_at_zero_and_grows"),
+    ),
+)
+
+REWARD_MUTANTS = (
+    Mutant(
+        "rewards are scores from after the discriminator's extra steps",
+        "    batch = _with_reference(run, batch)\n",
+        "    scores_PG = split_scores(\n"
+        "        moved.back(run.discriminator.scores(pairs)), stage.group_size)[1]\n"
+        "    batch = _with_reference(run, batch)\n",
+        PUBLISHED,
+    ),
+    Mutant(
+        "the KL is added to the reward",
+        "return scores_PG - gad.kl_coef * ",
+        "return scores_PG + gad.kl_coef * ",
+        in_stages("test_kl_in_the_reward_lowers_it_by_the_summed_estimate"),
+    ),
+    Mutant(
+        "rewards pass through a sigmoid",
+        "        return scores_PG\n    with run.turn",
+        "        return scores_PG.sigmoid()\n    with run.turn",
+        in_stages("test_rewards_are_the_raw_scores_from_before_the_update"),
+    ),
+    Mutant(
+        "advantages are given to the rollouts of other prompts",
+        "batch.with_advantages(advantages_PG.flatten())",
+        "batch.with_advantages(advantages_PG.t().flatten())",
+        PUBLISHED,
+    ),
+    Mutant(
+        "later updates take the ratio to the update before and not to the sampling student",
+        "old = batch.with_old_logprobs(first.rows)",
+        "old = batch.with_old_logprobs(learned.rows)",
+        UPDATES,
+    ),
+    Mutant(
+        "later updates take no ratio",
+        "old = batch.with_old_logprobs(first.rows)",
+        "old = batch",
+        in_stages("test_several_updates_on_one_batch_move_the_ratio"),
+    ),
+)
+
+TURN_MUTANTS = (
+    Mutant(
+        "the warm-up's student begins a step late",
+        "if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:",
+        "if stage.train_student and run.progress.step_in_stage > stage.discriminator_only_steps:",
+        in_stages("test_warmup_teaches_the_discriminator_alone_first"),
+    ),
+    Mutant(
+        "the warm-up's student does not wait for the discriminator",
+        "if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:",
+        "if stage.train_student:",
+        in_stages("test_warmup_teaches_the_discriminator_alone_first"),
+    ),
+    Mutant(
+        "warmup.train_student is ignored",
+        "if stage.train_student and run.progress.step_in_stage",
+        "if run.progress.step_in_stage",
+        in_stages("test_warmup_can_leave_the_student_alone"),
+    ),
+    Mutant(
+        "the adversarial student begins a step late",
+        "    if run.progress.step_in_stage >= stage.discriminator_only_steps:\n        batch = ",
+        "    if run.progress.step_in_stage > stage.discriminator_only_steps:\n        batch = ",
+        WAITING,
+    ),
+    Mutant(
+        "the adversarial student does not wait for the discriminator",
+        "    if run.progress.step_in_stage >= stage.discriminator_only_steps:\n        batch = ",
+        "    if True:\n        batch = ",
+        WAITING,
+    ),
+    Mutant(
+        "the discriminator's interval is counted from the next step",
+        "on_turn = run.progress.step_in_stage % stage.discriminator_interval == 0",
+        "on_turn = (run.progress.step_in_stage + 1) % stage.discriminator_interval == 0",
+        in_stages("test_extra_steps_and_the_interval_set_how_often_the_discriminator_learns"),
+    ),
+    Mutant(
+        "the discriminator learns in every step, whatever its interval",
+        "on_turn = run.progress.step_in_stage % stage.discriminator_interval == 0",
+        "on_turn = True",
+        in_stages("test_extra_steps_and_the_interval_set_how_often_the_discriminator_learns"),
+    ),
+    Mutant(
+        "a frozen discriminator learns",
+        "return on_turn and not stage.freeze_discriminator",
+        "return on_turn",
+        in_stages("test_a_frozen_discriminator_scores_and_never_learns"),
+    ),
+    Mutant(
+        "a frozen discriminator takes its extra steps",
+        "return 0 if stage.freeze_discriminator else stage.extra_discriminator_steps",
+        "return stage.extra_discriminator_steps",
+        in_stages("test_a_frozen_discriminator_scores_and_never_learns"),
+    ),
+    Mutant(
+        "adversarial.discriminator_samples is ignored",
+        "pair_batch(moved.items, stage.discriminator_samples)",
+        "pair_batch(moved.items)",
+        PUBLISHED,
+    ),
+    Mutant(
+        "extra steps take the prompts of the order that the step itself takes",
+        "return self._share(self.extra_order.take(count))",
+        "return self._share(self.order.take(count))",
+        in_stages("test_extra_steps_have_prompts_of_their_own"),
+    ),
+    Mutant(
+        "extra steps see the prompts of the step in the same order",
+        "PromptOrder(rows, seed + 500, shuffle=True)",
+        "PromptOrder(rows, seed, shuffle=True)",
+        in_settings("test_the_orders_of_a_stage_follow_from_seed_and_stage"),
+    ),
+    Mutant(
+        "every extra step trains on the samples of the first",
+        "extra[i * size : (i + 1) * size]",
+        "extra[:size]",
+        oracle("more turns of the discriminator"),
+    ),
+)

@@ -1,0 +1,174 @@
+"""Faults in an optimizer step: denominators, microbatches, AdamW, schedules, borrowed weights."""
+
+from tests.mutants.mutant import Mutant, in_stages, oracle
+
+UNIT = "tests/unit/training/"
+OPTIMIZER = f"{UNIT}test_optimizer.py::"
+ADAMW = (f"{OPTIMIZER}test_steps_equal_those_of_torch_adamw",)
+DECAY = (f"{OPTIMIZER}test_matrices_decay_and_norms_and_biases_do_not",)
+WARM_UP = (f"{OPTIMIZER}test_warm_up_is_linear",)
+RESET = (f"{OPTIMIZER}test_a_reset_optimizer_steps_like_a_new_one",)
+GRADIENTS = f"{UNIT}test_trainer_gradients.py::"
+SPLIT = (f"{GRADIENTS}test_splitting_and_padding_keep_the_students_gradient",)
+STUDENT = (f"{GRADIENTS}test_the_students_loss_and_gradients_equal_those_of_transformers",)
+STATE = f"{UNIT}test_trainer_state.py::"
+
+STEP_MUTANTS = (
+    Mutant(
+        "the loss is a mean over each microbatch",
+        "calculate_per_token_loss=True,",
+        "calculate_per_token_loss=False,",
+        SPLIT,
+    ),
+    Mutant(
+        "gradients are not divided by the global count",
+        "chunk.config.finalize_model_grads_func = finalize_model_grads",
+        "chunk.config.finalize_model_grads_func = lambda *_, **__: None",
+        STUDENT,
+    ),
+    Mutant(
+        "the gradients of the step before are still there",
+        "            chunk.zero_grad_buffer()\n",
+        "            pass\n",
+        (f"{GRADIENTS}test_gradients_of_the_step_before_are_gone",),
+    ),
+    Mutant(
+        "what a step computed per row comes back in the order of the microbatches",
+        "torch.empty_like(joined).index_copy(0, torch.tensor(rows), joined)",
+        "joined",
+        SPLIT,
+    ),
+    Mutant(
+        "the last microbatch of a batch is left out",
+        "    return [[row for u in part for row in units[u]] for part in parts]",
+        "    return [[row for u in part for row in units[u]] for part in parts[:-1] or parts]",
+        ("tests/unit/data/test_partition.py",),
+    ),
+    Mutant(
+        "a microbatch of tokens may be larger than its bound",
+        "for length in inside[u]]) <= max_tokens",
+        "for length in inside[u]]) <= 2 * max_tokens",
+        ("tests/unit/data/test_partition.py",),
+    ),
+    Mutant(
+        "packed log-probabilities are laid out in other rows",
+        "flat = flat.index_copy(0, self.places, output[0, : len(self.places)])",
+        "flat = flat.index_copy(0, self.places.flip(0), output[0, : len(self.places)])",
+        (f"{GRADIENTS}test_packing_keeps_the_students_gradient",),
+    ),
+)
+
+ADAMW_MUTANTS = (
+    Mutant("clip_grad is ignored", "clip_grad=config.clip_grad,", "clip_grad=0.0,", ADAMW),
+    Mutant(
+        "gradients are clipped to twice the bound",
+        "clip_grad=config.clip_grad,",
+        "clip_grad=2 * config.clip_grad,",
+        ADAMW,
+    ),
+    Mutant(
+        "weight_decay is ignored",
+        "start_wd=config.weight_decay,\n            end_wd=config.weight_decay,",
+        "start_wd=0.0,\n            end_wd=0.0,",
+        ADAMW,
+    ),
+    Mutant(
+        "norms and biases decay",
+        'group["max_lr"], group["min_lr"] = self._lr, min_lr',
+        'group["max_lr"], group["min_lr"], group["wd_mult"] = self._lr, min_lr, 1.0',
+        DECAY,
+    ),
+    Mutant(
+        "weight decay is part of the gradient",
+        'optimizer="adam",',
+        'optimizer="adam",\n        decoupled_weight_decay=False,',
+        ADAMW,
+    ),
+    Mutant(
+        "adam_beta1 is ignored",
+        "adam_beta1=config.adam_beta1,",
+        "adam_beta1=0.9,",
+        oracle("as published, with everything uneven"),
+    ),
+    Mutant(
+        "the second moment decays as fast as the first",
+        "adam_beta2=config.adam_beta2,",
+        "adam_beta2=config.adam_beta1,",
+        ADAMW,
+    ),
+    Mutant(
+        "the epsilon of AdamW is 1e-6",
+        'optimizer="adam",',
+        'optimizer="adam",\n        adam_eps=1e-6,',
+        ADAMW,
+    ),
+    Mutant(
+        "the rate of a step is set after it",
+        "lr = self.schedule.step()\n        grad_norm = take_step(self._optimizer)",
+        "grad_norm = take_step(self._optimizer)\n        lr = self.schedule.step()",
+        WARM_UP + oracle("as published, with everything uneven"),
+    ),
+    Mutant(
+        "the warm-up of the rate is left out",
+        "lr_warmup_steps=config.lr_warmup_steps,",
+        "lr_warmup_steps=0,",
+        WARM_UP,
+    ),
+    Mutant(
+        "the cosine takes twice the steps of the stage",
+        "lr_decay_steps=max(self._total_steps, config.lr_warmup_steps + 1),",
+        "lr_decay_steps=max(2 * self._total_steps, config.lr_warmup_steps + 1),",
+        (f"{OPTIMIZER}test_a_cosine_ends_at_its_minimum",),
+    ),
+    Mutant(
+        "min_lr is ignored",
+        "        min_lr = min(config.min_lr, self._lr)\n",
+        "        min_lr = 0.0\n",
+        (f"{OPTIMIZER}test_a_cosine_ends_at_its_minimum",),
+    ),
+    Mutant(
+        "a schedule that is resumed begins at its first step",
+        "self._scheduler = self._at(num_steps)",
+        "self._scheduler = self._at(0)",
+        (f"{OPTIMIZER}test_a_schedule_goes_on_where_it_was",),
+    ),
+    Mutant(
+        "forgetting the moments leaves them",
+        "            part.state.clear()\n",
+        "            pass\n",
+        RESET,
+    ),
+)
+
+MEMORY_MUTANTS = (
+    Mutant(
+        "the reference's weights stay in the student",
+        "            weights.copy_in()\n",
+        "            pass\n",
+        (f"{STATE}test_the_reference_computes_with_its_own_weights",),
+    ),
+    Mutant(
+        "borrowing weights undoes the update before",
+        "        self.wake()\n        self.memory.note_change()\n        for chunk",
+        "        self.wake()\n        for chunk",
+        in_stages("test_kl_to_the_stage_start_begins_at_zero_and_grows"),
+    ),
+    Mutant(
+        "restored weights are overwritten by the float32 ones of before",
+        "        reload_main_parameters(self.optimizer_to_write())\n",
+        "",
+        (f"{STATE}test_restored_weights_are_those_of_the_snapshot",),
+    ),
+    Mutant(
+        "loaded weights are overwritten by the float32 ones of before",
+        "        reload_main_parameters(optimizer)\n",
+        "",
+        (f"{STATE}test_loaded_weights_are_trained_from",),
+    ),
+    Mutant(
+        "a snapshot changes with the student",
+        "return [to_host(parameter) for parameter in self._parameters()]",
+        "return [parameter.detach() for parameter in self._parameters()]",
+        (f"{STATE}test_a_swap_lends_the_weights_and_gives_them_back",),
+    ),
+)

@@ -1,0 +1,143 @@
+"""What a stage takes from the configuration: rates, data orders, how to sample; what it counts."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.tiny.prepare import prepare
+from megatron_gad.config import RunConfig, load_config
+from megatron_gad.engines.base import request_seed
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.ends import begin_stage
+from megatron_gad.stages.steps import adversarial_step
+from megatron_gad.training import parallel
+from megatron_gad.types import Group
+
+SEED = 1234
+# One extra step of the discriminator, so that a step samples twice.
+GAME = {"prompts_per_step": 4, "group_size": 2, "extra_discriminator_steps": 1, "extra_prompts": 4}
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Student and data of the tiny example."""
+    folder = tmp_path_factory.mktemp("assets")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[parallel.Parallel]:
+    """A world of one."""
+    yield parallel.initialize(RunConfig().parallel, SEED)
+    parallel.shut_down()
+
+
+@pytest.fixture
+def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
+    """Return a function that builds a run at the beginning of its first stage."""
+
+    def build(*stages: str, seed: int = SEED, **sections: dict[str, Any]) -> Run:
+        flags = ["examples/tiny/run.toml", "--stages", *stages, "--seed", str(seed)]
+        flags += ["--save", str(tmp_path / f"{seed}"), "--no-tensorboard", "--data.eval-path", ""]
+        flags += ["--data.path", str(assets / "train.jsonl")]
+        config, _ = load_config([*flags, "--student.path", str(assets / "student")])
+        changed = {
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in sections.items()
+        }
+        run = Run(dataclasses.replace(config, **changed), place)
+        begin_stage(run)
+        return run
+
+    return build
+
+
+def take_step(run: Run) -> dict[str, float]:
+    metrics = adversarial_step(run, run.config.adversarial).metrics
+    run.progress.iteration += 1
+    run.progress.step_in_stage += 1
+    return metrics
+
+
+def test_sampling_takes_every_setting_of_the_configuration(start) -> None:
+    rollout = {"temperature": 0.7, "top_p": 0.9, "top_k": 11}
+    run = start("adversarial", adversarial=GAME, rollout=rollout)
+    asked = []
+    generate = run.sampler.engine.generate
+
+    def note(prompts, sampling):
+        asked.append(sampling)
+        return generate(prompts, sampling)
+
+    run.sampler.engine.generate = note
+    take_step(run)
+    take_step(run)
+    assert [each.num_samples for each in asked] == [2, 1, 2, 1]
+    for each in asked:
+        assert (each.temperature, each.top_p, each.top_k) == (0.7, 0.9, 11)
+        assert each.max_new_tokens == run.config.data.max_response_tokens
+        assert each.stop_ids == run.codec.stop_ids
+    # Of every step and sampling its own, from the run's seed.
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [each.seed for each in asked] == [request_seed(SEED, *each) for each in places]
+
+
+def test_the_orders_of_a_stage_follow_from_seed_and_stage(start) -> None:
+    def orders(run: Run) -> list[list[int]]:
+        run.start_orders()
+        return [run.order.take(64), run.extra_order.take(64)]
+
+    run = start("warmup", "adversarial")
+    first, again = orders(run), orders(run)
+    assert first == again
+    run.progress.stage_index = 1
+    second = orders(run)
+    other_seed = orders(start("warmup", "adversarial", seed=SEED + 1))
+    every = [tuple(rows) for pair in (first, second, other_seed) for rows in pair]
+    assert len(set(every)) == 6
+    assert all(sorted(rows) == list(range(64)) for rows in every)
+
+
+def test_a_stage_without_rates_takes_those_of_the_models(start) -> None:
+    run = start(
+        "adversarial",
+        adversarial={**GAME, "student_lr": None, "discriminator_lr": None},
+        student={"lr": 1.25e-3},
+        discriminator={"lr": 2.5e-3},
+    )
+    metrics = take_step(run)
+    assert (metrics["student/lr"], metrics["discriminator/lr"]) == (1.25e-3, 2.5e-3)
+
+
+def test_a_stage_begins_without_the_numbers_of_the_one_before(start) -> None:
+    run = start("warmup")
+    run.progress.recent_losses = [0.1] * 20
+    run.progress.best_eval_loss, run.progress.num_evals_since_best = 1.0, 3
+    begin_stage(run)
+    assert run.progress.recent_losses == []
+    assert (run.progress.best_eval_loss, run.progress.num_evals_since_best) == (None, 0)
+
+
+def test_the_trained_tokens_are_those_of_every_pass(start) -> None:
+    run = start("adversarial", adversarial={**GAME, "student_updates": 2})
+    sampled: list[list[Group]] = []
+    sample = run.sampler.sample
+
+    def keep(requests):
+        sampled.extend(sample(requests))
+        return sampled
+
+    run.sampler.sample = keep
+    found = take_step(run)["tokens/trained"]
+    groups, extra = sampled
+    student = sum(len(g.prompt.ids) + len(r.ids) for g in groups for r in g.rollouts)
+    discriminator = sum(
+        len(group.prompt.ids) + len(ids)
+        for group in (*groups, *extra)
+        for ids in (group.prompt.teacher_ids, *(r.text_ids for r in group.rollouts))
+    )
+    assert found == 2 * student + discriminator
