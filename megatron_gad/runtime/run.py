@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from megatron_gad.config import RunConfig, StageName
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
-from megatron_gad.data.order import PromptOrder
+from megatron_gad.data.order import PromptOrder, State
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.engines.sglang.launch import SGLangConfig
@@ -153,6 +153,16 @@ class Run:
                     "rows: the same prompt twice in a step gives the same responses twice; use "
                     "fewer prompts with a larger group_size, or more data"
                 )
+        stage = self.config.adversarial
+        total = stage.extra_prompts * stage.extra_discriminator_steps
+        if "adversarial" in self.config.stages and total > num_rows:
+            raise ValueError(
+                f"adversarial.extra_prompts = {stage.extra_prompts} in each of "
+                f"adversarial.extra_discriminator_steps = {stage.extra_discriminator_steps} take "
+                f"{total} prompts a step, but data.path has {num_rows} usable rows: the "
+                "discriminator would learn the same pairs again; make one of them smaller, or use "
+                "more data"
+            )
 
     def start_orders(self) -> None:
         """Begin the data orders of the current stage."""
@@ -161,13 +171,13 @@ class Run:
         self.extra_order = PromptOrder(rows, seed + 500, shuffle=True)
         self.ahead: Ahead | None = None
 
-    def order_states(self) -> dict[str, dict[str, int]]:
+    def order_states(self) -> dict[str, State]:
         """Return where the data orders are, without what was taken for rollouts ahead."""
         if self.ahead is not None:
             return self.ahead.orders
         return {"order": self.order.state_dict(), "extra_order": self.extra_order.state_dict()}
 
-    def load_order_states(self, states: Mapping[str, dict[str, int]]) -> None:
+    def load_order_states(self, states: Mapping[str, State]) -> None:
         """Go on where the data orders stood."""
         self.order.load_state_dict(states["order"])
         self.extra_order.load_state_dict(states["extra_order"])
@@ -182,9 +192,20 @@ class Run:
         """Return this data rank's share of the next ``count`` prompts."""
         return self._share(self.order.take(count))
 
-    def take_extra_prompts(self, count: int) -> list[Prompt]:
-        """Return this data rank's share of ``count`` prompts from an order of their own."""
-        return self._share(self.extra_order.take(count))
+    def take_with_extra(
+        self, count: int, extra_count: int, num_extra: int
+    ) -> tuple[list[Prompt], list[list[Prompt]]]:
+        """Return this data rank's share of the next prompts, and of those of each extra step.
+
+        Extra prompts have an order of their own. None comes twice in one call, and none is one of
+        the ``count`` if the data suffice: it would teach the discriminator less than another.
+        """
+        rows, total = self.order.take(count), extra_count * num_extra
+        besides = rows if count + total <= len(self.prompts) else ()
+        extra = self.extra_order.take(total, besides)
+        parts = [extra[i * extra_count : (i + 1) * extra_count] for i in range(num_extra)]
+        # Each step's prompts are shared out on their own: its batch is the same on any data ranks.
+        return self._share(rows), [self._share(part) for part in parts]
 
     def close(self) -> None:
         """Stop the engine and finish all files."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.order import State
 from megatron_gad.engines.base import Engine, SamplingConfig
 from megatron_gad.engines.replay import write_groups
 from megatron_gad.training.parallel import Parallel
@@ -159,9 +160,7 @@ class Ahead:
     orders: of the data, from before their prompts were taken.
     """
 
-    def __init__(
-        self, orders: dict[str, dict[str, int]], take: Callable[[], list[list[Group]]]
-    ) -> None:
+    def __init__(self, orders: dict[str, State], take: Callable[[], list[list[Group]]]) -> None:
         """take: waits for the groups of every request; called once, on all ranks."""
         self.orders = orders
         self._take = take

@@ -186,10 +186,10 @@ def _take_requests(run: Run, stage: AdversarialConfig, iteration: int) -> list[R
 
     One sample for each of many other prompts: the student does not change between extra steps.
     """
-    prompts = run.take_prompts(stage.prompts_per_step)
+    prompts, shares = run.take_with_extra(
+        stage.prompts_per_step, stage.extra_prompts, _num_extra_steps(stage)
+    )
     requests = [Request(prompts, _sampling(run, stage.group_size, iteration, draw=0))]
-    # Each step's prompts are shared over data ranks on their own: its batch is the same on any.
-    shares = [run.take_extra_prompts(stage.extra_prompts) for _ in range(_num_extra_steps(stage))]
     if shares:
         extra = list(chain.from_iterable(shares))
         requests.append(Request(extra, _sampling(run, 1, iteration, draw=1)))

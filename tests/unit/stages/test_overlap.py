@@ -95,7 +95,7 @@ def test_it_equals_a_schedule_by_hand_that_samples_one_step_early(
         """Record what step ``step`` (from 0) trains on, from the weights of this moment."""
         engine.load_weights(run.student.hf_weights(), version=step)
         rows = order.take(stage.prompts_per_step)
-        extra_rows = extra_order.take(2 * stage.extra_prompts)
+        extra_rows = extra_order.take(2 * stage.extra_prompts, besides=rows)
         for draw, (drawn, size) in enumerate([(rows, stage.group_size), (extra_rows, 1)]):
             sampling = SamplingConfig(
                 num_samples=size,

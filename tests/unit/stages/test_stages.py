@@ -1,6 +1,7 @@
 """What each stage and each of its options does to the two models, on one rank."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,20 @@ def take_step(run: Run) -> StepResult:
     run.progress.iteration += 1
     run.progress.step_in_stage += 1
     return result
+
+
+def record_prompts(run: Run) -> list[list[int]]:
+    """Return a list that gets the prompts of every sampling, by their rows."""
+    sampled: list[list[int]] = []
+    engine: Any = run.sampler.engine
+    generate = engine.generate
+
+    def record(prompts, sampling):
+        sampled.append([prompt.index for prompt in prompts])
+        return generate(prompts, sampling)
+
+    engine.generate = record
+    return sampled
 
 
 def are_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
@@ -209,9 +224,32 @@ def test_broken_numbers_stop_the_run_and_say_which_model(start) -> None:
 def test_extra_steps_have_prompts_of_their_own(start) -> None:
     run = start("adversarial", adversarial={"extra_discriminator_steps": 2, "extra_prompts": 4})
     before = run.extra_order.epoch
+    sampled = record_prompts(run)
     take_step(run)
     assert run.extra_order.epoch - before == pytest.approx(2 * 4 / 64)
     assert run.order.epoch == pytest.approx(4 / 64)
+    assert [len(rows) for rows in sampled] == [4, 8]
+    assert len({row for rows in sampled for row in rows}) == 12
+
+
+def test_no_step_has_a_prompt_twice_and_none_that_is_an_extra_one(start) -> None:
+    """48 + 16 prompts of 64 in a step, so that the epochs end inside steps."""
+    sizes = {"prompts_per_step": 48, "group_size": 2}
+    extra = {"extra_discriminator_steps": 2, "extra_prompts": 8}
+    run = start("adversarial", adversarial=sizes | extra)
+    sampled = record_prompts(run)
+    for _ in range(6):
+        take_step(run)
+    for rows, extra_rows in zip(sampled[::2], sampled[1::2], strict=True):
+        assert sorted([*rows, *extra_rows]) == list(range(64))
+    visits = Counter(row for rows in sampled[::2] for row in rows)
+    assert {visits[row] for row in range(64)} == {4, 5}
+
+
+def test_more_extra_prompts_than_the_data_has_are_refused(start) -> None:
+    extra = {"extra_discriminator_steps": 3, "extra_prompts": 22}
+    with pytest.raises(ValueError, match=r"extra_prompts = 22 .*_steps = 3 take 66 .* 64 usable"):
+        start("adversarial", adversarial=extra)
 
 
 def test_a_step_larger_than_the_data_is_refused(start) -> None:
