@@ -1,9 +1,8 @@
 """Trains on shares of very different size; started on two data ranks.
 
-Arguments: the folder with the Hugging Face folders, into which the results go.
+``main`` takes the folder with the Hugging Face folders, into which the results go.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,10 +44,9 @@ def sent_and_held(place: Parallel) -> tuple[list[int], list[int]]:
     return Noted.sent, [item.cost for item in held]
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Run everything."""
     torch.distributed.init_process_group("gloo")
-    folder = Path(sys.argv[1])
     place = initialize(ParallelConfig(), seed=0)
     results = {name: train_unevenly(case, folder, place) for name, case in CASES.items()}
     results["shares"] = place.gather_over_data(
@@ -60,7 +58,3 @@ def main() -> None:
     if place.is_writer:
         torch.save(results, folder / "batching.pt")
     destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

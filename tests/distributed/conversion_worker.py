@@ -1,10 +1,4 @@
-"""Converts several times on the same four ranks; started by test_conversion.py.
-
-Arguments: a JSON list with the command line of every conversion.
-"""
-
-import json
-import sys
+"""Converts several times on the same four ranks; started by test_conversion.py."""
 
 import torch.distributed as dist
 import tyro
@@ -13,9 +7,11 @@ from megatron_gad.training import parallel
 from tests.distributed.workers import drop_groups
 from tools.convert_checkpoint import Arguments, convert
 
-if __name__ == "__main__":
+
+def main(commands: list[list[str]]) -> None:
+    """Run them one after the other."""
     dist.init_process_group("gloo")
-    for argv in json.loads(sys.argv[1]):
+    for argv in commands:
         arguments = tyro.cli(Arguments, args=argv)
         drop_groups()
         place = parallel.initialize(arguments.layout(), seed=0)

@@ -9,6 +9,7 @@ from functools import partial
 from megatron_gad.models.layout_rules import expert_tensor_size
 from megatron_gad.stages.judging import judge
 from megatron_gad.training.options import ParallelConfig
+from tests.distributed.covering import covering
 from tests.distributed.training_cases import STUDENT, Case, four_groups, policy_step
 from tests.tiny_training import make_discriminator, make_student
 
@@ -84,6 +85,7 @@ LAYOUTS |= {
     for name, layout in LAYOUTS.items()
     if shares_states(name, layout)
 }
+COVERING = covering(LAYOUTS)
 POLICY = Case("qwen3_moe", make_student, STUDENT, policy_step)
 CASES = {
     "policy": POLICY,

@@ -1,9 +1,10 @@
 """Trains mixtures of experts at every layout, moves their checkpoints, converts; on four ranks.
 
-Arguments: the folder with the Hugging Face folders, into which the results go.
+``main`` takes the folder with the Hugging Face folders, into which the results go, and the names
+of the layouts.
 """
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -28,9 +29,10 @@ def start(layout: ParallelConfig) -> Parallel:
     return initialize(layout, seed=0)
 
 
-def run_layouts(folder: Path) -> None:
+def run_layouts(folder: Path, names: Sequence[str]) -> None:
     """Train every case at its layouts."""
-    for layout_name, layout in LAYOUTS.items():
+    for layout_name in names:
+        layout = LAYOUTS[layout_name]
         place = start(layout)
         for name in cases_of(layout_name):
             trained = train_case(CASES[name], folder, layout, place)
@@ -95,9 +97,10 @@ def run_conversions(folder: Path) -> None:
             assert convert(arguments, start(arguments.layout())) == 0, (name, paths)
 
 
-if __name__ == "__main__":
+def main(folder: Path, names: Sequence[str]) -> None:
+    """Run everything."""
     init_process_group("gloo")
-    run_layouts(Path(sys.argv[1]))
-    run_checkpoints(Path(sys.argv[1]))
-    run_conversions(Path(sys.argv[1]))
+    run_layouts(folder, names)
+    run_checkpoints(folder)
+    run_conversions(folder)
     destroy_process_group()

@@ -3,10 +3,9 @@
 from megatron_gad.models.build import ModelOptions
 
 HEAD_STD, SEED = 0.3, 5
-CASES = ("qwen2", "qwen2-tied", "qwen3", "scorer-qwen2", "scorer-qwen3")
+CASES = ("qwen2", "qwen2-tied", "qwen3", "scorer-qwen2")
 MIXTURE_CASES = ("qwen3_moe", "mixed", "mixtral", "scorer-qwen3_moe")
 LAYOUTS = {
-    "dp4": ModelOptions(),
     "tp2": ModelOptions(tensor_model_parallel_size=2),
     "tp2-sp": ModelOptions(tensor_model_parallel_size=2, sequence_parallel=True),
     "pp2": ModelOptions(pipeline_model_parallel_size=2, recompute_granularity="full"),

@@ -1,10 +1,9 @@
 """Trains pairs in mixed layouts and moves their checkpoints; started on four ranks.
 
-Arguments: the folder with the Hugging Face folders "qwen2-tied" and "tokenizer", and with
+``main`` takes the folder with the Hugging Face folders "qwen2-tied" and "tokenizer", and with
 "rollouts" to four prompts; the results go into it.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -87,15 +86,10 @@ def resumed(folder: Path, name: str) -> Learned:
     return pair.step()
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Run everything."""
     torch.distributed.init_process_group("gloo")
-    folder = Path(sys.argv[1])
     results = run(folder)
     save(folder / "results.pt", results)
     barrier()
     destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,8 @@
 """Runs a language model and a scorer at every layout; started by test_models.py on four ranks.
 
-Arguments: the folder with the Hugging Face folders and inputs.pt, into which the results go.
+``main`` takes the folder with the Hugging Face folders and inputs.pt, into which the results go.
 """
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -168,10 +167,9 @@ def run_case(folder: Path, case: str, layout: str, inputs: dict[str, Tensor]) ->
     save(folder / f"{case}-{layout}.weights.pt", (exported, gradients))
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Run all cases at all layouts."""
     torch.distributed.init_process_group("gloo")
-    folder = Path(sys.argv[1])
     inputs = torch.load(folder / "inputs.pt")
     for layout, options in ALL_LAYOUTS.items():
         initialize(options)
@@ -179,7 +177,3 @@ def main() -> None:
             run_case(folder, case, layout, inputs)
             torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

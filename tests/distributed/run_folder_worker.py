@@ -1,10 +1,9 @@
 """Asks what two ranks agree on about run directories; started on two ranks.
 
-Arguments: the folder into which the results go.
+``main`` takes the folder into which the results go.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 from megatron_gad.runtime.run_folder import ask_first_rank, check_is_shared
@@ -39,9 +38,8 @@ def resume_points(own: Path, place: Parallel) -> tuple[int | None, str]:
     return found, ""
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Write down what every rank saw."""
-    folder = Path(sys.argv[1])
     place = initialize(ParallelConfig(), seed=0)
     own = folder / f"own_{place.rank}"
     mine: dict = {
@@ -52,7 +50,3 @@ def main() -> None:
     mine["found"], mine["refused"] = resume_points(own, place)
     save(folder / "results.pt", place.gather_over_world(mine))
     shut_down()
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from tests.distributed import batching_worker
 from tests.distributed.batching_cases import CASES, make_groups, train, train_on_groups
-from tests.distributed.launch import run_on_ranks
+from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
 
 
@@ -20,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and what the worker found."""
     found = tmp_path_factory.mktemp("batching")
     make_hf_folder(found / "qwen2")
-    run_on_ranks(Path(__file__).with_name("batching_worker.py"), 2, str(found))
+    run_on_ranks(batching_worker.main, 2, found)
     return found
 
 

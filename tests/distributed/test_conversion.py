@@ -1,6 +1,5 @@
 """Weights pass between Hugging Face folders and Megatron checkpoints without a change."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.distributed.launch import run_on_ranks
+from tests.distributed import conversion_worker
 from tests.e2e import tiny_run
-from tests.e2e.tiny_run import ROOT
+from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
 from tests.tiny_tokenizer import make_tokenizer
 from tools.convert_checkpoint import main
@@ -51,7 +50,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         commands.append(["--from-hf", source, "--to-megatron", between, *TP2PP2, *shared])
         back = str(folder / f"{case}-tp4")
         commands.append(["--from-megatron", between, "--to-hf", back, *TP4, *shared])
-    run_on_ranks(Path(__file__).with_name("conversion_worker.py"), 4, json.dumps(commands))
+    run_on_ranks(conversion_worker.main, 4, commands)
     return folder
 
 
@@ -90,8 +89,7 @@ def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None
     command = ["--from-megatron", str(tmp_path / "run"), "--to-hf"]
     assert main([*command, str(tmp_path / "student")]) == 0
     layout = ["--pipeline-model-parallel-size", "2", "--model", "discriminator"]
-    script = ROOT / "tools/convert_checkpoint.py"
-    run_on_ranks(script, 2, *command, str(tmp_path / "discriminator"), *layout)
+    run_on_ranks(main, 2, [*command, str(tmp_path / "discriminator"), *layout])
     for model in ("student", "discriminator"):
         assert_same_weights(tmp_path / model, tmp_path / f"run/{model}_hf")
         assert (tmp_path / model / "tokenizer.json").exists()

@@ -10,14 +10,19 @@ from safetensors.torch import load_file
 
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
-from tests.distributed.experts_cases import CASES, LAYOUTS, RESUMED, cases_of
-from tests.distributed.launch import run_on_ranks
+from tests.distributed import experts_worker
+from tests.distributed.experts_cases import CASES, COVERING, LAYOUTS, RESUMED, cases_of
 from tests.distributed.results import assert_close, assert_updated_alike, load
 from tests.distributed.test_conversion import make_scorer
 from tests.distributed.training_cases import VOCAB_SIZE, Trained, train_case
+from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
 
-EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in cases_of(layout)]
+EVERYWHERE = [
+    pytest.param(case, layout, marks=() if layout in COVERING else pytest.mark.layouts)
+    for layout in LAYOUTS
+    for case in cases_of(layout)
+]
 EVERY_RESUME = [(saved, name) for saved, others in RESUMED.items() for name in others]
 # Four query groups of two heads, so that four tensor ranks can have one each.
 SHAPE: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4}
@@ -30,14 +35,14 @@ MODELS = (
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(all_layouts: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the worker found."""
     folder = tmp_path_factory.mktemp("experts")
     for name, family, num_layers in MODELS:
         make_hf_folder(folder / name, family, VOCAB_SIZE, num_hidden_layers=num_layers, **SHAPE)
     make_scorer(folder / "scorer")
-    worker = Path(__file__).with_name("experts_worker.py")
-    run_on_ranks(worker, 4, str(folder), timeout_s=1200)
+    names = tuple(LAYOUTS) if all_layouts else COVERING
+    run_on_ranks(experts_worker.main, 4, folder, names)
     return folder
 
 

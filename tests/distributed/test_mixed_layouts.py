@@ -13,7 +13,7 @@ from megatron_gad.engines.replay import ROLLOUTS_FOLDER, write_groups
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.types import Group, Prompt, Rollout
-from tests.distributed.launch import run_on_ranks
+from tests.distributed import mixed_worker
 from tests.distributed.mixed_layouts import (
     COSTS,
     LAYOUTS,
@@ -23,6 +23,7 @@ from tests.distributed.mixed_layouts import (
     Learned,
     Pair,
 )
+from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
 from tests.tiny_tokenizer import make_tokenizer
 
@@ -47,7 +48,7 @@ def group_of(prompt: Prompt) -> Group:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, Any]:
     """What the worker found."""
-    run_on_ranks(Path(__file__).with_name("mixed_worker.py"), 4, str(folder))
+    run_on_ranks(mixed_worker.main, 4, folder)
     return torch.load(folder / "results.pt", weights_only=False)
 
 

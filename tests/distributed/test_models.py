@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from tests.distributed.launch import run_on_ranks
+from tests.distributed import models_worker
 from tests.distributed.layouts import CASES, EVERYWHERE, HEAD_STD, MIXTURE_CASES, SEED
+from tests.ranks import run_on_ranks
 from tests.tiny import hub_tensors, make_hf_folder
 
 VOCAB_SIZE = 97
@@ -33,7 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "score_weights": torch.randn(4, 12, generator=generator),
     }
     torch.save(inputs, folder / "inputs.pt")
-    run_on_ranks(Path(__file__).with_name("models_worker.py"), 4, str(folder))
+    run_on_ranks(models_worker.main, 4, folder)
     return folder
 
 

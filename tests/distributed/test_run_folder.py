@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from megatron_gad.training.checkpoint import LATEST
-from tests.distributed.launch import run_on_ranks
+from tests.distributed import run_folder_worker
+from tests.ranks import run_on_ranks
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks left behind, of which each also had a directory of its own."""
     folder = tmp_path_factory.mktemp("run_folder")
-    run_on_ranks(Path(__file__).with_name("run_folder_worker.py"), 2, str(folder))
+    run_on_ranks(run_folder_worker.main, 2, folder)
     return folder
 
 

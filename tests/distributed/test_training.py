@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
-from tests.distributed.launch import run_on_ranks
+from tests.distributed import training_worker
 from tests.distributed.results import assert_close, assert_updated_alike, load
 from tests.distributed.training_cases import (
     BF16,
     CASES,
+    COVERING,
     LAYOUTS,
     OPTIMIZER,
     RESUMED,
@@ -25,6 +26,7 @@ from tests.distributed.training_cases import (
     cases_of,
     run_case,
 )
+from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
 from tests.tiny_training import student_batch
 
@@ -37,18 +39,22 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {"family": "llama"},
     "qwen3": {"family": "qwen3"},
 }
-EVERYWHERE = [(case, layout) for layout in LAYOUTS for case in cases_of(layout)]
+EVERYWHERE = [
+    pytest.param(case, layout, marks=() if layout in COVERING else pytest.mark.layouts)
+    for layout in LAYOUTS
+    for case in cases_of(layout)
+]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(all_layouts: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the worker found."""
     folder = tmp_path_factory.mktemp("training")
     for name, overrides in MODELS.items():
         make_hf_folder(folder / name, **{"vocab_size": VOCAB_SIZE, **SHAPE, **overrides})
     torch.save(vocabulary_inputs(), folder / "vocabulary.pt")
-    worker = Path(__file__).with_name("training_worker.py")
-    run_on_ranks(worker, 4, str(folder), timeout_s=1200)
+    names = tuple(LAYOUTS) if all_layouts else COVERING
+    run_on_ranks(training_worker.main, 4, folder, names)
     return folder
 
 
@@ -99,7 +105,7 @@ def test_float32_itself_is_as_far_from_float64_as_layouts_are_from_each_other(re
     """Of each tensor's largest entry, 3e-6 in transformers: no layout can be nearer than that."""
     truth = transformers_gradients(results / "llama", torch.float64)
     theirs = transformers_gradients(results / "llama", torch.float32)
-    layouts = [layout for case, layout in EVERYWHERE if case == "supervised-llama"]
+    layouts = [layout for layout in COVERING if "supervised-llama" in cases_of(layout)]
     ours = [load(results / f"supervised-llama-{layout}.pt").gradients for layout in layouts]
     error_of_transformers = largest_error(theirs, truth)
     assert error_of_transformers > 2e-6

@@ -16,6 +16,7 @@ from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, PairBatch
+from tests.distributed.covering import covering
 from tests.tiny_training import (
     PAIR_ROWS,
     gradients,
@@ -68,6 +69,14 @@ LAYOUTS |= {
     if layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size < 4
 }
 LAYOUTS |= {f"{name}-packed": LAYOUTS[name] for name in ("tp2-sp-pp2-vpp2", "dp4-distributed")}
+# Some of these by name, since tests look at them.
+COVERING = covering(
+    LAYOUTS,
+    wanted=(
+        *("dp4", "tp2-dp2", "tp2-sp-pp2", "tp4-sp", "pp2-dp2", "pp2-cp2", "pp4", "cp2-dp2"),
+        *("dp4-distributed", "pp2-vpp2-dp2-distributed", "tp2-sp-pp2-vpp2-packed"),
+    ),
+)
 
 
 # Where a checkpoint is saved, and where else it is loaded.

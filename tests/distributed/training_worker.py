@@ -1,10 +1,11 @@
 """Trains at every layout and moves checkpoints between them; started on four ranks.
 
-Arguments: the folder with the Hugging Face folders, into which the results go.
+``main`` takes the folder with the Hugging Face folders, into which the results go, and the names
+of the layouts.
 """
 
 import math
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,10 @@ def start(layout: ParallelConfig) -> Parallel:
     return initialize(layout, seed=0)
 
 
-def run_layouts(folder: Path) -> None:
+def run_layouts(folder: Path, names: Sequence[str]) -> None:
     """Train every case at every layout."""
-    for layout_name, layout in LAYOUTS.items():
-        place = start(layout)
+    for layout_name in names:
+        place = start(LAYOUTS[layout_name])
         save(folder / f"place-{layout_name}.pt", describe(place))
         for case in cases_of(layout_name):
             trained = run_case(case, folder, layout_name, place)
@@ -170,16 +171,11 @@ def run_checkpoints(folder: Path) -> None:
         save(folder / f"checkpoints-{saved_at}.pt", results)
 
 
-def main() -> None:
+def main(folder: Path, names: Sequence[str]) -> None:
     """Run everything."""
     torch.distributed.init_process_group("gloo")
-    folder = Path(sys.argv[1])
     run_vocabulary_shards(folder)
-    run_layouts(folder)
+    run_layouts(folder, names)
     run_checkpoints(folder)
     barrier()
     destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

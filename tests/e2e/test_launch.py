@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 
 from tests.e2e import tiny_run
 from tests.e2e.tiny_run import ROOT
@@ -100,7 +99,6 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.mark.slow
 def test_a_job_saves_before_its_time_is_up_and_goes_on_when_queued_again(
     tmp_path: Path,
 ) -> None:

@@ -1,4 +1,7 @@
-"""Starts ``examples/tiny/run.sh`` and reads what it leaves behind."""
+"""Runs the tiny example and reads what it leaves behind.
+
+``start`` starts its script, and with it a launcher; ``run`` has the same ranks for less time.
+"""
 
 import atexit
 import json
@@ -15,6 +18,8 @@ from typing import Any
 import psutil
 
 from examples.tiny.prepare import prepare
+from megatron_gad.__main__ import main
+from tests.ranks import statuses_of_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 # What depends on the clock, or on how a run is spread over ranks.
@@ -46,17 +51,39 @@ def assets() -> Path:
     return folder
 
 
-def run(
-    save: Path, *flags: str, num_ranks: int = 1, prepares: bool = False
-) -> list[dict[str, Any]]:
-    """Run to the end and return the metrics of every step."""
-    process = start(save, *flags, num_ranks=num_ranks, prepares=prepares)
+def run(save: Path, *flags: str, num_ranks: int = 1) -> list[dict[str, Any]]:
+    """Run to the end and return the metrics of every step; output goes to ``<save>.log``."""
+    if not (save / "assets").exists():
+        shutil.copytree(assets(), save / "assets")
+    paths = {
+        "--save": save,
+        "--data.path": save / "assets/train.jsonl",
+        "--data.eval-path": save / "assets/eval.jsonl",
+        "--student.path": save / "assets/student",
+    }
+    command = [str(ROOT / "examples/tiny/run.toml"), "--no-tensorboard"]
+    command += [word for flag, path in paths.items() for word in (flag, str(path))]
+    log = log_of(save)
+    statuses = statuses_of_ranks(_command, num_ranks, [*command, *flags], log=log, timeout_s=900)
+    assert set(statuses) == {0}, f"exit statuses {statuses}\n" + log.read_text()[-4000:]
+    return metrics(save)
+
+
+def run_script(save: Path, *flags: str) -> list[dict[str, Any]]:
+    """Do the same by the script, on one rank, with what it prepares itself."""
+    process = start(save, *flags, prepares=True)
     try:
         status = process.wait(timeout=900)
     finally:
         process.kill()  # the ranks end when it is gone
     assert status == 0, f"exit status {status}\n" + log_of(save).read_text()[-4000:]
     return metrics(save)
+
+
+def _command(arguments: list[str]) -> int:
+    """Be the command, in a process of its own."""
+    sys.argv[1:] = arguments
+    return main()
 
 
 def restore(whole: Path, save: Path, iteration: int) -> None:
