@@ -5,11 +5,11 @@ READY := $(VENV)/.ready
 
 # Small models compute slower, not faster, with more threads than cores per process.
 export OMP_NUM_THREADS ?= 1
-# Files of tests at once; those that start many ranks one after the other (tests/conftest.py).
+# Files of tests at once, of which one starts many ranks (tests/conftest.py).
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
-.PHONY: help quickstart quickstart-seeds test test-gpu test-sglang mutants lint env clean
+.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang mutants lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,7 +22,13 @@ quickstart-seeds: $(READY) ## the same on several seeds, with intervals; about a
 	$(PYTHON_IN) -m examples.quickstart --seeds 10 11 12 13 14 --out runs/quickstart_seeds
 
 test: $(READY) ## all tests that need neither a GPU nor SGLang
-	$(PYTEST) -m "not gpu and not sglang"
+	$(PYTEST) -m "not gpu and not sglang and not layouts"
+
+test-fast: $(READY) ## those of them that start no ranks, no server and no training run
+	$(PYTEST) -m "not gpu and not slow" tests/unit tests/engines/test_embedded.py tests/test_architecture.py
+
+test-layouts: $(READY) ## every layout of four ranks; make test has each two settings together
+	$(PYTHON_IN) -m pytest -m layouts tests/distributed
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	$(PYTHON_IN) -m pytest -m gpu
