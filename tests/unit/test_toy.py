@@ -77,6 +77,7 @@ def test_the_figure_is_a_png(case_e, tmp_path):
     assert (tmp_path / "new" / "toy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.slow
 def test_the_command_prints_case_f_and_writes_its_figure(tmp_path):
     command = [sys.executable, "-m", "examples.toy", "--case", "F", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -1,9 +1,9 @@
 """What a configuration computes in a step, and the command that plans it."""
 
 import json
-import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from megatron_gad.workloads import (
     stage_works,
 )
 from tests.tiny_run import make_run
+from tools.plan_run import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,13 +162,31 @@ def test_who_leaves_follows_from_both_layouts(run: RunConfig) -> None:
     assert leaves(None, needed - 1) == frozenset()
 
 
-def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
-    command = [sys.executable, "-m", "tools.plan_run", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_the_command_prints_a_plan_and_writes_it(run: RunConfig, tmp_path: Path) -> None:
+@pytest.fixture
+def plan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Return the command as a function of its arguments."""
+
+    def run_command(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["plan_run", *arguments])
+        status = main()
+        out, err = capsys.readouterr()
+        return Done(status, out, err)
+
+    return run_command
+
+
+def test_the_command_prints_a_plan_and_writes_it(plan, run: RunConfig, tmp_path: Path) -> None:
     file, out = tmp_path / "run.toml", tmp_path / "plan.json"
     file.write_text(to_toml(run))
     done = plan(str(file), "--gpus", "2", "--gpu-type", "h100-80g", "--json", str(out))
@@ -186,7 +205,7 @@ def test_the_command_prints_a_plan_and_writes_it(run: RunConfig, tmp_path: Path)
 
 
 def test_the_command_plans_a_layout_of_the_discriminators_own(
-    run: RunConfig, tmp_path: Path
+    plan, run: RunConfig, tmp_path: Path
 ) -> None:
     file, out = tmp_path / "run.toml", tmp_path / "plan.json"
     config = laid_out(run, student=2, discriminator=1)
@@ -207,7 +226,7 @@ def test_the_command_plans_a_layout_of_the_discriminators_own(
 
 
 def test_the_command_plans_the_engine_and_the_residency_that_are_configured(
-    run: RunConfig, tmp_path: Path
+    plan, run: RunConfig, tmp_path: Path
 ) -> None:
     file, out = tmp_path / "run.toml", tmp_path / "plan.json"
     config = replace(
@@ -242,7 +261,7 @@ def test_the_command_plans_the_engine_and_the_residency_that_are_configured(
     assert all("engine" not in each["leaves"] for each in found["plans"])
 
 
-def test_the_command_tells_what_it_cannot_plan(run: RunConfig, tmp_path: Path) -> None:
+def test_the_command_tells_what_it_cannot_plan(plan, run: RunConfig, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(to_toml(run))
     done = plan(str(file), "--gpus", "0", "--gpu-type", "h100-80g", "--assume.mfu", "2")

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from benchmarks.gpu_phases import Bench, Case, Options, let_go_of_models, measure_case
+from benchmarks.gpu_step import main
 from benchmarks.step_arithmetic import (
     SHAPES,
     Measured,
@@ -110,6 +111,7 @@ def test_models_are_gone_before_the_next_one_is_built(tmp_path: Path) -> None:
         shut_down()
 
 
+@pytest.mark.slow
 def test_the_whole_way_runs_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "lines.json"
     small = ["--prompts", "2", "--group-size", "2", "--prompt-tokens", "4"]
@@ -129,8 +131,6 @@ def test_the_whole_way_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "| tiny | bf16 | train student |" in done.stdout
 
 
-def test_without_cuda_the_benchmark_says_what_to_do() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu_step", "--shapes", "8b"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--shapes 8b: not one of 0.5b, 1.5b, 7b, tiny" in done.stderr
+def test_shapes_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(Options(shapes=("8b",))) == 2
+    assert "--shapes 8b: not one of 0.5b, 1.5b, 7b, tiny" in capsys.readouterr().err
