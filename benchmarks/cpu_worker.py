@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.cpu_sizes import SIZES
 from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.models import StudentConfig
 from megatron_gad.data.batching import take_rows
 from megatron_gad.models.families import load_hf_config
-from megatron_gad.training.options import ComputeConfig, ParallelConfig, StudentConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch

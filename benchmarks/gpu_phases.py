@@ -21,17 +21,14 @@ from benchmarks.step_arithmetic import (
     training_flops,
 )
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.stages.judging import judge
-from megatron_gad.training.options import (
-    ComputeConfig,
-    DiscriminatorConfig,
-    ParallelConfig,
-    StudentConfig,
-)
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch, PairBatch, Prompt

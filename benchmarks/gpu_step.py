@@ -27,11 +27,12 @@ from transformers import Qwen2Config
 
 from benchmarks.gpu_phases import Case, Options, measure_case
 from benchmarks.step_arithmetic import HEADER, SHAPES, Measured, as_record, as_row, device_named
-from megatron_gad.compute_checks import RECIPE_CAPABILITY, Machine, check_compute, this_machine
+from megatron_gad.checks.compute import RECIPE_CAPABILITY, Machine, check_compute, this_machine
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.planning.devices import DEVICES, Assumptions, usable_bytes
 from megatron_gad.planning.shapes import read_shape
 from megatron_gad.records import replace_file
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 
 

@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.cpu_sizes import Size
 from benchmarks.machine import describe_machine, write_measurements
+from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.sglang.engine import SGLangEngine
-from megatron_gad.engines.sglang.launch import SGLangConfig
 
 SIZES = {
     "small": Size(layers=2, hidden=64, ffn=192, vocab=512, rows=1, tokens=512),

@@ -6,13 +6,15 @@ import sys
 import traceback
 from functools import partial
 
-from megatron_gad.config import CliOptions, RunConfig, load_config
-from megatron_gad.errors import RunStoppedError
-from megatron_gad.training.environment import (
+from megatron_gad.checks.run import check_config
+from megatron_gad.config.command_line import CliOptions, load_config
+from megatron_gad.config.run import RunConfig
+from megatron_gad.environment import (
     environment_rank,
     environment_world_size,
     launched_without_torchrun,
 )
+from megatron_gad.errors import RunStoppedError
 
 # What the shell sees where the input is at fault; argparse and its relatives use the same.
 BAD_INPUT = 2
@@ -55,7 +57,7 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
             "start one task per node, and torchrun in it (examples/lmsys_qwen2.5_7b/slurm.sbatch)"
         )
     world_size = options.world_size or environment_world_size()
-    problems = config.check(world_size)
+    problems = check_config(config, world_size)
     if problems:
         if rank == 0:
             print(f"megatron_gad: {len(problems)} problem(s) in the configuration", file=sys.stderr)

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Iterator
 
-from megatron_gad.compute_checks import describe_kernels, this_machine
-from megatron_gad.config import RunConfig, to_toml
+from megatron_gad.checks.compute import describe_kernels, this_machine
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.config.toml import to_toml
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import HUB, load_prompts
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import describe_residency
-from megatron_gad.planning.shapes import shape_from_config
+from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.residency import plan_residency
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.settings import TrainerSettings
 
 
@@ -54,9 +55,10 @@ def _line(title: str, text: str) -> str:
 def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
     compute = config.compute
     yield _line("layout", _describe_layout(config.parallel, world_size))
-    if config.discriminator_layout != config.parallel and set(config.stages) != {"seqkd"}:
-        own = _describe_layout(config.discriminator_layout, world_size)
-        yield _line("", f"of the discriminator: {own}")
+    shape = _shape(config.discriminator.path or config.student.path)
+    own = config.discriminator_layout(has_experts=shape.num_experts > 0)
+    if own != config.parallel and set(config.stages) != {"seqkd"}:
+        yield _line("", f"of the discriminator: {_describe_layout(own, world_size)}")
     precision = "bf16" if compute.bf16 else "fp32"
     if compute.fp8_format:
         precision = f"FP8 {compute.fp8_format} ({compute.fp8_recipe})"
@@ -98,8 +100,12 @@ def _model_lines(config: RunConfig) -> Iterator[str]:
         yield _line("discriminator", start + text)
 
 
+def _shape(folder: str) -> ModelShape:
+    return shape_from_config(load_hf_config(folder).to_dict())
+
+
 def _describe_model(path: str, is_scorer: bool) -> str:
-    shape = shape_from_config(load_hf_config(path).to_dict())
+    shape = _shape(path)
     return (
         f"{path}: {shape.model_type}, {shape.num_layers} layers, "
         f"width {shape.hidden_size}, {shape.num_parameters(is_scorer):,} parameters"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from megatron_gad.config import RunConfig
+from megatron_gad.config.run import RunConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.choice import Residency, caveats, choose_residency
 from megatron_gad.planning.devices import (
@@ -37,11 +37,12 @@ def plan_residency(config: RunConfig, world_size: int, gpu_type: str | None = No
     schedule = config.schedule
     device, source, is_known = _device_of_run(gpu_type, schedule.device_memory_gib)
     assume = bounded(Assumptions(), device, schedule.device_memory_gib)
-    layout = configured_layout(config, world_size)
     student = _shape(config.student.path)
+    discriminator = _shape(config.discriminator.path or config.student.path)
+    layout = configured_layout(config, world_size, has_experts=discriminator.num_experts > 0)
     request = plan_request(
         config,
-        (student, _shape(config.discriminator.path or config.student.path)),
+        (student, discriminator),
         device,
         world_size,
         lengths_of(config.data, MEAN_PROMPT, MEAN_RESPONSE),

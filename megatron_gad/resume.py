@@ -4,9 +4,9 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig
 from megatron_gad.runtime.run import Progress, Run
 from megatron_gad.runtime.run_folder import ask_first_rank
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig
 from megatron_gad.stages.ends import needs_reference, set_schedules
 from megatron_gad.stages.rollouts import ahead_state, restore_ahead
 from megatron_gad.training.checkpoint import (

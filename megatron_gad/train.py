@@ -9,7 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from megatron_gad.config import RunConfig, to_toml
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.toml import to_toml
+from megatron_gad.environment import (
+    environment_rank,
+    environment_world_size,
+    is_started_by_torchrun,
+)
 from megatron_gad.errors import RunStoppedError, only_warns
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.resume import load_latest, save
@@ -19,11 +25,6 @@ from megatron_gad.runtime.watchdog import Watchdog
 from megatron_gad.stages.ends import begin_stage, finish_stage, reason_now, reason_to_end, refusal
 from megatron_gad.stages.steps import StepResult, adversarial_step, seqkd_step, warmup_step
 from megatron_gad.training import parallel
-from megatron_gad.training.environment import (
-    environment_rank,
-    environment_world_size,
-    is_started_by_torchrun,
-)
 
 STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
 

@@ -3,19 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_gad.config import RunConfig
-from megatron_gad.data.dataset import HUB, DataConfig
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.data import DataConfig
+from megatron_gad.config.layout import HOST_GPUS, ParallelConfig
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.data.dataset import HUB
 from megatron_gad.data.rows import read_file_rows
 from megatron_gad.engines.sglang.launch import count_servers
 from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
 from megatron_gad.planning.devices import Assumptions, Device
-from megatron_gad.planning.layout import HOST_GPUS, Layout
+from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.memory import Precision, precision_of
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import Lengths, StageWork
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
@@ -78,13 +80,16 @@ def stage_works(config: RunConfig) -> tuple[StageWork, ...]:
     return tuple(_stage_work(config, name) for name in config.stages)
 
 
-def configured_layout(config: RunConfig, num_gpus: int) -> Layout:
+def configured_layout(config: RunConfig, num_gpus: int, has_experts: bool) -> Layout:
     """Return the layout that a configuration has on this many GPUs.
 
     With the discriminator's, and the copies of the engine: one on the first rank of each copy of
     the model, the servers that it starts, or those at URLs.
+
+    has_experts: whether the discriminator's model has experts.
     """
-    student, own, sglang = config.parallel, config.discriminator_layout, config.sglang
+    student, sglang = config.parallel, config.sglang
+    own = config.discriminator_layout(has_experts)
     layout = _layout(student, config.compute, num_gpus)
     if config.rollout.engine == "embedded":
         layout = replace(layout, engines=layout.data)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from megatron_gad.config import RunConfig
-from megatron_gad.config_file import parse_toml
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.toml import parse_toml
 from tests.tiny import make_hf_folder
 from tests.tiny_tokenizer import make_tokenizer
 

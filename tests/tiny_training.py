@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributed import all_gather
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.training.optimizer import torch_optimizers
-from megatron_gad.training.options import (
-    ComputeConfig,
-    DiscriminatorConfig,
-    ParallelConfig,
-    StudentConfig,
-)
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch, PairBatch

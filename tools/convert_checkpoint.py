@@ -28,6 +28,9 @@ from typing import Annotated
 import torch
 import tyro
 
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.output import ModelName
+from megatron_gad.environment import environment_rank, environment_world_size
 from megatron_gad.training import parallel
 from megatron_gad.training.conversion import (
     find_checkpoint,
@@ -36,8 +39,6 @@ from megatron_gad.training.conversion import (
     load_weights,
     megatron_to_hf,
 )
-from megatron_gad.training.environment import environment_rank, environment_world_size
-from megatron_gad.training.options import ModelName, ParallelConfig
 from megatron_gad.training.verification import TOLERANCE, relative_difference
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import tyro
 
-from megatron_gad.config import RunConfig
-from megatron_gad.config_file import read_toml
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.toml import read_toml
 from megatron_gad.planning.choice import caveats
 from megatron_gad.planning.devices import Assumptions, device_of
 from megatron_gad.planning.layout import Layout
@@ -63,7 +63,8 @@ def main() -> int:
     except ValueError as error:
         print(f"plan_run: {error}", file=sys.stderr)
         return 2
-    layout = configured_layout(config, request.num_gpus)
+    has_experts = request.discriminator.num_experts > 0
+    layout = configured_layout(config, request.num_gpus, has_experts)
     as_configured = replace(request, engine=engine_use(config, request, layout))
     if as_configured.engine.is_here:
         request = replace(request, engine=free_servers(config))

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -32,32 +32,6 @@ class SamplingConfig:
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
     name: str = ""
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How responses are sampled in training.
-
-    Attributes:
-        engine: which engine samples.
-        temperature: also divides the student's logits in the policy loss, so that it is on-policy.
-        top_p: sample from the likeliest tokens of this total probability; 1 switches it off.
-        top_k: sample from this many likeliest tokens; 0 switches it off.
-        max_batch_size: rows that the embedded engine decodes at once.
-        logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a
-            sampled token; None: 1e-3 in fp32, no bound in bf16; 0: never.
-        record: write every rollout to rollouts/ in the run directory.
-        replay: run directory of a run that recorded; engine "replay" gives its rollouts again.
-    """
-
-    engine: Literal["embedded", "sglang", "replay"] = "embedded"
-    temperature: float = 0.8
-    top_p: float = 1.0
-    top_k: int = 0
-    max_batch_size: int = 256
-    logprob_gap_bound: float | None = None
-    record: bool = False
-    replay: str = ""
 
 
 class Engine(Protocol):

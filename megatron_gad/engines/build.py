@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_gad.engines.base import Engine, RolloutConfig
+from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
+from megatron_gad.engines.base import Engine
 from megatron_gad.engines.replay import ReplayEngine
-from megatron_gad.engines.sglang.launch import SGLangConfig
 
 
 def build_engine(

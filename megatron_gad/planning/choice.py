@@ -2,30 +2,12 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.residency import MemoryPlan, memory_plans
 from megatron_gad.planning.time import StageTime, move_seconds
-
-Role = Literal["student", "discriminator", "engine"]
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Who leaves the device while others work (docs/planning.md).
-
-    Attributes:
-        leaves: who goes to the host, or, an engine, gives its memory back; empty: nobody; None:
-            nobody where all fit, else the cheapest that makes it fit.
-        device_memory_gib: what a run may use of a device; None: what the device has, less 4 GiB and
-            5 %; on a CPU nothing bounds it.
-    """
-
-    leaves: tuple[Role, ...] | None = None
-    device_memory_gib: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from megatron_gad.planning.layout import HOST_GPUS
+from megatron_gad.config.layout import HOST_GPUS
 
 GIB = 2**30
 MIB = 2**20

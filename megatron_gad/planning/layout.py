@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_gad.config.layout import HOST_GPUS
 from megatron_gad.planning.shapes import ModelShape
 
-HOST_GPUS = 8
 Recompute = Literal["full", "selective"] | None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_gad.planning.choice import Role
+from megatron_gad.config.run_control import Role
 
 # What of a model is at work: its weights; its weights and optimizer states; gradients too.
 Part = Literal["weights", "states", "all"]

@@ -9,7 +9,6 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from megatron_gad.config.output import LogConfig
 from megatron_gad.errors import only_warns
 from megatron_gad.records import keep_until, open_text, replace_file, sync, to_json
 
@@ -53,23 +53,6 @@ PROGRESS_KEYS = {
     "discriminator/accuracy": "D accuracy",
     "reward/mean": "reward",
 }
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What a run writes down.
-
-    Attributes:
-        log_interval: steps between log lines.
-        samples_interval: steps between files of samples; 0: none.
-        tensorboard: write event files.
-        wandb_project: also log to Weights & Biases; empty: no.
-    """
-
-    log_interval: int = 1
-    samples_interval: int = 10
-    tensorboard: bool = True
-    wandb_project: str = ""
 
 
 class MetricsWriter:

@@ -9,21 +9,21 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from megatron_gad.config import RunConfig, StageName
+from megatron_gad.config.rollout import SGLangConfig
+from megatron_gad.config.run import RunConfig, StageName
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.order import PromptOrder, State
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
-from megatron_gad.engines.sglang.launch import SGLangConfig
-from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.residency import plan_residency
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.runtime.sampler import Ahead, Sampler
 from megatron_gad.runtime.turns import Turns, Watch, no_watch
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer, TrainerSettings
@@ -129,8 +129,9 @@ class Run:
 
     def build_discriminator(self) -> None:
         """Make the discriminator, in its own layout; its weights are undefined until loaded."""
-        config, layout = self.config.discriminator, self.config.discriminator_layout
+        config = self.config.discriminator
         hf_config = load_hf_config(config.path) if config.path else self.student.hf_config
+        layout = self.config.discriminator_layout(mixture_of(hf_config) is not None)
         is_as_student = layout == self.config.parallel
         place = self.parallel if is_as_student else add_layout(layout, self.config.seed)
         settings = replace(self.settings, layout=layout)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from megatron_gad.planning.choice import Role
+from megatron_gad.config.run_control import Role
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.turns import TURNS, Part, TurnName
 from megatron_gad.runtime.sampler import Sampler

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from megatron_gad.config.run_control import WatchdogConfig
 from megatron_gad.records import replace_file
 
 # What the shell sees; the codes before it are those of __main__.
@@ -36,29 +37,6 @@ LAST_WORDS_S = 3 * POLL_S
 BACKSTOP_S = 60.0
 # All ranks write to one folder: more of them take longer between heartbeats, and what follows.
 MOST_RANKS_AT_FULL_PACE = 100
-
-
-@dataclass(frozen=True)
-class WatchdogConfig:
-    """Seconds after which a phase counts as hung and the run ends; 0: never.
-
-    Attributes:
-        start_s: until the first step: data, models, servers, resuming; and making a discriminator.
-        swap_s: weights from the trainer to the engine.
-        rollout_s: sampling; an engine of servers notices sooner when one of them hangs.
-        discriminator_s: scoring and training the discriminator.
-        student_s: training the student.
-        save_s: saving one model of a checkpoint, or one export.
-        between_s: what lies between these, such as waiting for other ranks.
-    """
-
-    start_s: float = 7200.0
-    swap_s: float = 1500.0
-    rollout_s: float = 1500.0
-    discriminator_s: float = 1500.0
-    student_s: float = 1500.0
-    save_s: float = 1500.0
-    between_s: float = 1500.0
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import math
 from statistics import mean
 
 from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.runtime.run import Run, StageConfig
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.training.reference import Reference
 
 # Steps over which the discriminator's running loss is taken: one step's is too noisy to end on.

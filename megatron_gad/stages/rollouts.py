@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from megatron_gad.config.stages import AdversarialConfig
 from megatron_gad.data.batching import policy_batch
 from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.engines.replay import as_record, from_record
 from megatron_gad.records import to_json
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Ahead, Request, describe_rollouts
-from megatron_gad.stage_config import AdversarialConfig
 from megatron_gad.stages.agreement import check_gap, gap_bound
 from megatron_gad.types import Group, Prompt
 

@@ -14,11 +14,11 @@ from megatron_gad.algorithms.discriminator import split_scores
 from megatron_gad.algorithms.kl import sequence_kl
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.data.balance import group_cost, prompt_cost
 from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.stages.agreement import check_gap
 from megatron_gad.stages.judging import judge, score_only
 from megatron_gad.stages.rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups

@@ -16,6 +16,8 @@ import torch
 from megatron.core import dist_checkpointing
 from transformers import PretrainedConfig
 
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.output import ModelName
 from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
@@ -30,7 +32,6 @@ from megatron_gad.training.checkpoint import (
     take_weights,
 )
 from megatron_gad.training.checkpoint_shapes import check_tensors, checkpoint_tensors
-from megatron_gad.training.options import ModelName, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 
 CONFIG = "config.toml"

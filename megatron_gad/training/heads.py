@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from megatron_gad.config.models import ScoreKind
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.training.context_parallel import context_group, whole_rows
-from megatron_gad.training.options import ScoreKind
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from megatron_gad.types import Batch, LanguageOutput, PairBatch, ScorerOutput
 

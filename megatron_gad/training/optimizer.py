@@ -7,8 +7,9 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.models import OptimizerConfig
 from megatron_gad.training.mixed_precision import find_float32_weights_first
-from megatron_gad.training.options import ComputeConfig, OptimizerConfig
 
 # Transformer Engine's Adam knows FP8 by the bytes it keeps.
 TYPES = {

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.environment import environment_world_size, local_rank, local_world_size
 from megatron_gad.models.layout_rules import has_whole_copies_together, world_problem
-from megatron_gad.training.environment import environment_world_size, local_rank, local_world_size
 from megatron_gad.training.megatron_state import MegatronState, without_layout
-from megatron_gad.training.options import ParallelConfig
 
 T = TypeVar("T")
 

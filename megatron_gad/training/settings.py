@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, fields
 
+from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.data.partition import MicrobatchBound
 from megatron_gad.models.build import ModelOptions
-from megatron_gad.training.options import FP8_BLOCK, ComputeConfig, ParallelConfig
 
 FP8_TOKENS = 32
 # What the configuration and the model builder name alike.

@@ -21,6 +21,7 @@ from megatron.core.distributed import (
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig, StudentConfig
 from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.models.plain_weights import plain_weights
@@ -32,11 +33,6 @@ from megatron_gad.training.forward_backward import ForwardBackward, LossFunction
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.offload import TrainerMemory, to_host
 from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, take_step
-from megatron_gad.training.options import (
-    DiscriminatorConfig,
-    OptimizerConfig,
-    StudentConfig,
-)
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.types import Batch, PairBatch

@@ -10,7 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from megatron_gad.training.options import ModelName
+from megatron_gad.config.output import ModelName
 from megatron_gad.training.parallel import Parallel
 
 NUM_ROWS, NUM_TOKENS = 2, 32

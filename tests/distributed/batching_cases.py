@@ -12,10 +12,10 @@ from torch import Tensor
 from megatron_gad.algorithms.advantages import group_advantages
 from megatron_gad.algorithms.discriminator import split_scores
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import pair_batch, policy_batch
 from megatron_gad.stages.judging import judge
-from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.rebalance import rebalance
 from megatron_gad.training.trainer import Trainer

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch.distributed import destroy_process_group
 
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.rebalance import rebalance
 from tests.distributed.batching_cases import CASES, Case, make_groups, train, train_on_groups

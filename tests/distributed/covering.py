@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import combinations
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.layout_rules import model_group_size
-from megatron_gad.training.options import ParallelConfig
 
 
 def covering(layouts: dict[str, ParallelConfig], wanted: Iterable[str] = ()) -> tuple[str, ...]:

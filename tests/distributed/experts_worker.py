@@ -10,10 +10,11 @@ from pathlib import Path
 from torch import Tensor
 from torch.distributed import destroy_process_group, init_process_group
 
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.output import ModelName
 from megatron_gad.training.checkpoint import Residents, iteration_folder, load_model
 from megatron_gad.training.checkpoint import save_checkpoint as save_run
 from megatron_gad.training.optimizer import torch_optimizers
-from megatron_gad.training.options import ModelName, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
 from tests.distributed.experts_cases import CASES, LAYOUTS, RESUMED, cases_of

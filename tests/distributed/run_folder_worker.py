@@ -6,9 +6,9 @@
 import shutil
 from pathlib import Path
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.runtime.run_folder import ask_first_rank, check_is_shared
 from megatron_gad.training.checkpoint import LATEST, STATE, iteration_folder, latest_iteration
-from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed.workers import save
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed import batching_worker
 from tests.distributed.batching_cases import CASES, make_groups, train, train_on_groups

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed import experts_worker
 from tests.distributed.experts_cases import CASES, COVERING, LAYOUTS, RESUMED, cases_of

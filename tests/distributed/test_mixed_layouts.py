@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER, write_groups
-from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.types import Group, Prompt, Rollout
 from tests.distributed import mixed_worker

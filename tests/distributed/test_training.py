@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed import training_worker
 from tests.distributed.results import assert_close, assert_updated_alike, load

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.distributed import barrier, destroy_process_group
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.checkpoint import (
     Residents,
     iteration_folder,
@@ -20,7 +21,6 @@ from megatron_gad.training.checkpoint import (
     save_checkpoint,
 )
 from megatron_gad.training.optimizer import torch_optimizers
-from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard

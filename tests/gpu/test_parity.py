@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
-from megatron_gad.compute_checks import RECIPE_CAPABILITY, check_compute, this_machine
+from megatron_gad.checks.compute import RECIPE_CAPABILITY, check_compute, this_machine
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.embedded import EmbeddedEngine
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Prompt
 from tests.hf_reference import HfStudent, reference_gradients

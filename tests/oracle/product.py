@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_gad.config import RunConfig, load_config
+from megatron_gad.checks.run import check_config
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.ends import begin_stage, finish_stage, reason_to_end
@@ -146,7 +148,7 @@ def configure(options: Options, world_size: int = 1) -> RunConfig:
             values = value if isinstance(value, (list, tuple)) else [value]
             words += [f"--{name}", *map(str, values)]
     config, _ = load_config(words)
-    problems = config.check(world_size)
+    problems = check_config(config, world_size)
     assert not problems, "\n".join(problems)
     return config
 

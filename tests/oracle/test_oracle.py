@@ -7,7 +7,7 @@ import pytest
 
 from examples.quickstart.student import StudentShape, make_student
 from examples.tiny.prepare import prepare
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.oracle.cases import BASE, CASES
 from tests.oracle.compare import compare

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_gad.compute_checks import Machine, check_compute, describe_kernels
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.checks.compute import Machine, check_compute, describe_kernels
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 
 NOTHING = Machine()
 A100, ADA = Machine((8, 0), "2.11.0"), Machine((8, 9), "2.11.0")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.config import RunConfig, load_config, to_toml
-from megatron_gad.config_file import parse_toml, read_toml, section_types
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.toml import parse_toml, read_toml, section_types, to_toml
 from tests.tiny_run import make_run
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_gad.config import RunConfig
-from megatron_gad.engines.sglang.launch import SGLangConfig
-from megatron_gad.sglang_checks import check_sglang
+from megatron_gad.checks.run import check_config
+from megatron_gad.checks.sglang import check_sglang
+from megatron_gad.config.rollout import SGLangConfig
+from megatron_gad.config.run import RunConfig
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 
@@ -21,8 +22,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 def test_a_good_configuration_has_no_violations(good: RunConfig) -> None:
-    assert good.check(world_size=1) == []
-    assert good.check(world_size=8) == []
+    assert check_config(good, world_size=1) == []
+    assert check_config(good, world_size=8) == []
 
 
 # What to change in a good configuration, and the whole message that has to follow.
@@ -164,7 +165,7 @@ def test_each_violation_says_key_value_what_is_allowed_and_the_remedy(
     good: RunConfig, change: dict[str, dict[str, object]], message: str
 ) -> None:
     sections = {name: replace(getattr(good, name), **keys) for name, keys in change.items()}
-    assert replace(good, **sections).check(world_size=1) == [message]
+    assert check_config(replace(good, **sections), world_size=1) == [message]
 
 
 def test_all_violations_are_reported_at_once(good: RunConfig) -> None:
@@ -177,7 +178,7 @@ def test_all_violations_are_reported_at_once(good: RunConfig) -> None:
         adversarial=replace(good.adversarial, group_size=1, epochs=0.0),
         gad=replace(good.gad, kl_coef=-1.0, clip_range=1.5),
     )
-    keys = [message.split(" ")[0] for message in bad.check(world_size=2)]
+    keys = [message.split(" ")[0] for message in check_config(bad, world_size=2)]
     assert keys == [
         "stages",
         "parallel.tensor_model_parallel_size",  # does not divide the ranks
@@ -195,13 +196,13 @@ def test_all_violations_are_reported_at_once(good: RunConfig) -> None:
 
 def test_a_stage_that_does_not_run_is_not_checked(good: RunConfig) -> None:
     bad = replace(good, adversarial=replace(good.adversarial, group_size=1))
-    assert len(bad.check(world_size=1)) == 1
-    assert replace(bad, stages=("warmup",)).check(world_size=1) == []
+    assert len(check_config(bad, world_size=1)) == 1
+    assert check_config(replace(bad, stages=("warmup",)), world_size=1) == []
 
 
 def test_an_optimizer_on_the_host_trains_no_discriminator(good: RunConfig) -> None:
     def messages(config: RunConfig) -> list[str]:
-        found = config.check(world_size=1)
+        found = check_config(config, world_size=1)
         return [message for message in found if "head of a discriminator" in message]
 
     offloaded = replace(good, compute=replace(good.compute, optimizer_cpu_offload=True))
@@ -215,8 +216,8 @@ def test_an_optimizer_on_the_host_trains_no_discriminator(good: RunConfig) -> No
 
 def test_prompts_of_a_step_have_to_be_shared_evenly_by_data_ranks(good: RunConfig) -> None:
     layout = replace(good.parallel, tensor_model_parallel_size=2)
-    assert replace(good, parallel=layout).check(world_size=8) == []
-    assert replace(good, parallel=layout, stages=("warmup",)).check(world_size=6) == [
+    assert check_config(replace(good, parallel=layout), world_size=8) == []
+    assert check_config(replace(good, parallel=layout, stages=("warmup",)), world_size=6) == [
         "warmup.prompts_per_step = 8 has to be a positive multiple of the 3 data-parallel rank(s); "
         "the next that is one is 9"
     ]
@@ -224,7 +225,7 @@ def test_prompts_of_a_step_have_to_be_shared_evenly_by_data_ranks(good: RunConfi
 
 def test_the_layout_has_to_divide_the_model(good: RunConfig) -> None:
     layout = replace(good.parallel, tensor_model_parallel_size=4, pipeline_model_parallel_size=3)
-    assert replace(good, parallel=layout).check(world_size=12) == [
+    assert check_config(replace(good, parallel=layout), world_size=12) == [
         "parallel.tensor_model_parallel_size = 4 does not divide num_key_value_heads = 2 of "
         f"student.path = {good.student.path!r}; use one of 1, 2",
         "parallel.pipeline_model_parallel_size = 3 does not divide num_hidden_layers = 2 of "
@@ -234,7 +235,7 @@ def test_the_layout_has_to_divide_the_model(good: RunConfig) -> None:
 
 def test_the_lengths_have_to_fit_into_the_models_context(good: RunConfig) -> None:
     longer = replace(good, data=replace(good.data, max_response_tokens=129))
-    assert longer.check(world_size=1) == [
+    assert check_config(longer, world_size=1) == [
         "data.max_prompt_tokens + data.max_response_tokens = 257 exceeds the 256 positions of "
         f"student.path = {good.student.path!r}; make one of them smaller"
     ]
@@ -242,34 +243,34 @@ def test_the_lengths_have_to_fit_into_the_models_context(good: RunConfig) -> Non
 
 def test_what_a_model_folder_lacks_is_named(good: RunConfig, tmp_path: Path) -> None:
     missing = replace(good, student=replace(good.student, path=str(tmp_path / "none")))
-    assert [m.split(";")[0] for m in missing.check(world_size=1)] == [
+    assert [m.split(";")[0] for m in check_config(missing, world_size=1)] == [
         f"student.path = '{tmp_path}/none' is not a folder"
     ]
     empty = replace(good, discriminator=replace(good.discriminator, path=str(tmp_path)))
-    assert [m.split(";")[0] for m in empty.check(world_size=1)] == [
+    assert [m.split(";")[0] for m in check_config(empty, world_size=1)] == [
         f"discriminator.path = '{tmp_path}' holds no config.json",
         f"discriminator.path = '{tmp_path}' holds no *.safetensors",
     ]
     make_hf_folder(tmp_path / "bare", vocab_size=97, max_position_embeddings=256)
     bare = replace(good, student=replace(good.student, path=str(tmp_path / "bare")))
-    assert [m.split(" (")[0] for m in bare.check(world_size=1)] == [
+    assert [m.split(" (")[0] for m in check_config(bare, world_size=1)] == [
         f"student.path = '{tmp_path}/bare' holds no tokenizer"
     ]
     smaller = replace(good, discriminator=replace(good.discriminator, path=str(tmp_path / "bare")))
-    assert [m.split(",")[0] for m in smaller.check(world_size=1)] == [
+    assert [m.split(",")[0] for m in check_config(smaller, world_size=1)] == [
         f"discriminator.path = '{tmp_path}/bare' has 97 token ids"
     ]
 
 
 def test_a_phase_may_not_take_longer_than_other_ranks_wait(good: RunConfig) -> None:
     patient = replace(good, watchdog=replace(good.watchdog, rollout_s=3600.0))
-    assert patient.check(world_size=1) == []
-    assert patient.check(world_size=2) == [
+    assert check_config(patient, world_size=1) == []
+    assert check_config(patient, world_size=2) == [
         "watchdog.rollout_s = 3600 is never reached: ranks that wait for another end the run after "
         "parallel.distributed_timeout_minutes = 30; make the first shorter, or the second longer"
     ]
     layout = replace(good.parallel, distributed_timeout_minutes=61)
-    assert replace(patient, parallel=layout).check(world_size=2) == []
+    assert check_config(replace(patient, parallel=layout), world_size=2) == []
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])

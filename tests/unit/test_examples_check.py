@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import save_file
 from transformers import Qwen2Config
 
-from megatron_gad.config import RunConfig
-from megatron_gad.config_file import read_toml
+from megatron_gad.checks.run import check_config
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.toml import read_toml
 from megatron_gad.plan import describe_plan
 from tests.tiny_tokenizer import make_tokenizer
 
@@ -72,7 +73,7 @@ def test_there_is_a_recipe_for_every_example_of_a_run() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
 def test_every_recipe_passes_its_checks(recipe: Path, qwen_7b: Path, parquet: Path) -> None:
     config = with_files(read_toml(recipe, RunConfig), qwen_7b, parquet)
-    assert config.check(num_ranks(config)) == []
+    assert check_config(config, num_ranks(config)) == []
 
 
 def test_the_papers_recipe_is_the_papers() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from megatron_gad.config import RunConfig
+from megatron_gad.checks.run import check_config
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.run import RunConfig
 from megatron_gad.models.layout_rules import model_group_size
-from megatron_gad.training.options import ParallelConfig
 from tests.distributed.experts_cases import LAYOUTS
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
@@ -41,14 +42,14 @@ def laid_out(config: RunConfig, **sizes: int | bool) -> RunConfig:
 def test_experts_that_can_be_shared_out_are_not_refused(
     dense: RunConfig, sparse: RunConfig
 ) -> None:
-    assert laid_out(sparse, expert_model_parallel_size=4).check(world_size=4) == []
+    assert check_config(laid_out(sparse, expert_model_parallel_size=4), world_size=4) == []
     both = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     whole = laid_out(sparse, **both, expert_model_parallel_size=4, expert_tensor_parallel_size=1)
-    assert whole.check(world_size=4) == []
+    assert check_config(whole, world_size=4) == []
     # A dense discriminator beside a student with experts.
     beside = replace(sparse.discriminator, path=dense.student.path)
     mixed = replace(laid_out(sparse, expert_model_parallel_size=2), discriminator=beside)
-    assert mixed.check(world_size=2) == []
+    assert check_config(mixed, world_size=2) == []
 
 
 def test_a_dense_discriminator_of_its_own_layout_takes_no_sizes_for_experts_over(
@@ -58,18 +59,20 @@ def test_a_dense_discriminator_of_its_own_layout_takes_no_sizes_for_experts_over
     student = laid_out(sparse, expert_model_parallel_size=4)
     own = replace(sparse.discriminator, tensor_model_parallel_size=2)
     beside = replace(student, discriminator=replace(own, path=dense.student.path))
-    assert beside.check(world_size=4) == []
-    assert beside.discriminator_layout == ParallelConfig(tensor_model_parallel_size=2)
+    assert check_config(beside, world_size=4) == []
+    assert beside.discriminator_layout(has_experts=False) == ParallelConfig(
+        tensor_model_parallel_size=2
+    )
     # With experts it does, and has to fit.
     assert any(
         "discriminator.expert_model_parallel_size 4 x expert_tensor_parallel_size 2 x "
         "pipeline_model_parallel_size 1 = 8 does not divide the 4 ranks" in problem
-        for problem in replace(student, discriminator=own).check(world_size=4)
+        for problem in check_config(replace(student, discriminator=own), world_size=4)
     )
     # Where nothing else differs the student's groups serve both.
     shared = replace(student, discriminator=replace(sparse.discriminator, path=dense.student.path))
-    assert shared.discriminator_layout == student.parallel
-    assert shared.check(world_size=4) == []
+    assert shared.discriminator_layout(has_experts=False) == student.parallel
+    assert check_config(shared, world_size=4) == []
 
 
 def test_every_layout_of_four_ranks_is_trained_in_a_test_or_refused(
@@ -100,7 +103,7 @@ def test_every_layout_of_four_ranks_is_trained_in_a_test_or_refused(
         for layout in every
         if model_group_size(layout) <= 4
         and layout.expert_tensor_parallel_size != layout.tensor_model_parallel_size
-        and not replace(config, parallel=layout).check(world_size=4)
+        and not check_config(replace(config, parallel=layout), world_size=4)
     }
     assert allowed == {x for x in LAYOUTS.values() if not x.use_distributed_optimizer}
 
@@ -109,9 +112,11 @@ def test_experts_that_are_not_there_are_not_shared_out(dense: RunConfig) -> None
     refused = "= 2 shares experts out, and its models have none; leave it out, or train a "
     refused += "Qwen3-MoE or Mixtral model"
     for key in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
-        assert laid_out(dense, **{key: 2}).check(world_size=2) == [f"parallel.{key} {refused}"]
+        assert check_config(laid_out(dense, **{key: 2}), world_size=2) == [
+            f"parallel.{key} {refused}"
+        ]
     own = replace(dense.discriminator, expert_model_parallel_size=2)
-    assert replace(dense, discriminator=own).check(world_size=2) == [
+    assert check_config(replace(dense, discriminator=own), world_size=2) == [
         f"discriminator.expert_model_parallel_size {refused}"
     ]
 
@@ -151,7 +156,7 @@ def test_experts_that_are_not_there_are_not_shared_out(dense: RunConfig) -> None
 def test_what_experts_do_not_allow_is_refused_with_the_arithmetic(
     sparse: RunConfig, sizes: dict[str, int], world_size: int, expected: str
 ) -> None:
-    found = laid_out(sparse, **sizes).check(world_size)
+    found = check_config(laid_out(sparse, **sizes), world_size)
     assert found == [expected.replace("{path}", sparse.student.path)]
 
 
@@ -162,7 +167,7 @@ def test_a_config_that_contradicts_itself_is_refused(sparse: RunConfig, tmp_path
     config = json.loads((path / "config.json").read_text()) | {"num_experts_per_tok": 5}
     (tmp_path / "config.json").write_text(json.dumps(config))
     bad = replace(sparse, student=replace(sparse.student, path=str(tmp_path)))
-    assert bad.check(world_size=1) == [
+    assert check_config(bad, world_size=1) == [
         f"student.path = '{tmp_path}' cannot be used: num_experts_per_tok = 5 is not between 1 and "
         "the 4 experts of the model; correct its config.json"
     ]
@@ -183,9 +188,9 @@ def test_layers_that_sglang_would_build_otherwise_are_refused(
     student = replace(dense.student, path=str(tmp_path))
     sglang = replace(dense.sglang, python=sys.executable)
     served = replace(dense, student=student, sglang=sglang)
-    assert served.check(world_size=1) == []
+    assert check_config(served, world_size=1) == []
     served = replace(served, rollout=replace(served.rollout, engine="sglang"))
-    assert served.check(world_size=1) == [
+    assert check_config(served, world_size=1) == [
         f"student.path = {str(tmp_path)!r} has no experts in its layers [0, 1, 2], but SGLang "
         "builds all layers of this architecture with experts; sample with rollout.engine = "
         "'embedded'"

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_gad.config import RunConfig
-from megatron_gad.layer_checks import check_layers
+from megatron_gad.checks.layers import check_layers
+from megatron_gad.checks.run import check_config
+from megatron_gad.config.run import RunConfig
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 
@@ -42,8 +43,8 @@ def staged(config: RunConfig, student: int, discriminator: int) -> RunConfig:
 def test_a_unit_of_recompute_has_to_divide_the_layers_of_each_models_stages(
     good: RunConfig,
 ) -> None:
-    assert uniform(good, 1).check(world_size=1) == []
-    assert uniform(good, 2).check(world_size=1) == []
+    assert check_config(uniform(good, 1), world_size=1) == []
+    assert check_config(uniform(good, 2), world_size=1) == []
     of_student = (
         "compute.recompute_num_layers = {} does not divide the {} layers of a pipeline stage of "
         f"student.path = {good.student.path!r}; use a divisor of it, or compute.recompute_method = "
@@ -52,24 +53,26 @@ def test_a_unit_of_recompute_has_to_divide_the_layers_of_each_models_stages(
     of_discriminator = of_student.replace("student.path", "discriminator.path").replace(
         good.student.path, good.discriminator.path
     )
-    assert uniform(good, 3).check(world_size=1) == [of_student.format(3, 2)]
-    assert uniform(good, 4).check(world_size=1) == [
+    assert check_config(uniform(good, 3), world_size=1) == [of_student.format(3, 2)]
+    assert check_config(uniform(good, 4), world_size=1) == [
         of_student.format(4, 2),
         of_discriminator.format(4, 6),
     ]
     # 2 layers a stage of the student, 3 of the discriminator.
-    assert uniform(staged(good, 1, 2), 2).check(world_size=2) == [of_discriminator.format(2, 3)]
+    assert check_config(uniform(staged(good, 1, 2), 2), world_size=2) == [
+        of_discriminator.format(2, 3)
+    ]
 
 
 def test_layers_one_by_one_may_be_any_number(good: RunConfig) -> None:
     by_block = replace(uniform(good, 5).compute, recompute_method="block")
-    assert replace(good, compute=by_block).check(world_size=1) == []
+    assert check_config(replace(good, compute=by_block), world_size=1) == []
 
 
 def test_a_discriminator_from_the_student_is_held_to_its_own_pipeline(good: RunConfig) -> None:
     config = replace(good, discriminator=replace(good.discriminator, path=""))
-    assert uniform(config, 2).check(world_size=1) == []
-    assert uniform(staged(config, 1, 2), 2).check(world_size=2) == [
+    assert check_config(uniform(config, 2), world_size=1) == []
+    assert check_config(uniform(staged(config, 1, 2), 2), world_size=2) == [
         "compute.recompute_num_layers = 2 does not divide the 1 layers of a pipeline stage of "
         f"student.path = {good.student.path!r}, from which the discriminator starts; use a divisor "
         "of it, or compute.recompute_method = 'block'"
@@ -79,7 +82,7 @@ def test_a_discriminator_from_the_student_is_held_to_its_own_pipeline(good: RunC
 def test_no_more_layers_stay_out_of_fp8_than_a_pipeline_rank_has(good: RunConfig) -> None:
     def messages(config: RunConfig, **counts: int) -> list[str]:
         fp8 = {"fp8_format": "hybrid", "fp8_recipe": "tensorwise", "first_last_layers_bf16": True}
-        found = computed(config, bf16=True, **fp8, **counts).check(world_size=2)
+        found = check_config(computed(config, bf16=True, **fp8, **counts), world_size=2)
         return [message for message in found if "_in_bf16" in message]
 
     at_start, at_end = "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"
@@ -115,4 +118,4 @@ def test_whole_blocks_of_hidden_states_are_gathered(good: RunConfig) -> None:
 
 def test_counts_that_are_not_in_use_bound_nothing(good: RunConfig) -> None:
     config = computed(good, num_layers_at_start_in_bf16=9)
-    assert config.check(world_size=1) == []
+    assert check_config(config, world_size=1) == []

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.config import RunConfig
-from megatron_gad.layout_checks import check_own_layout
+from megatron_gad.checks.layout import check_own_layout
+from megatron_gad.checks.run import check_config
+from megatron_gad.config.run import RunConfig
 from megatron_gad.models.layout_rules import (
     data_parallel_size,
     has_whole_copies_together,
@@ -43,7 +44,7 @@ CP2 = {"context_parallel_size": 2}
     [TP2, PP2, CP2, TP2 | CP2, PP2 | CP2, TP2 | PP2, PP2 | {"use_distributed_optimizer": True}],
 )
 def test_what_can_be_is_not_refused(good: RunConfig, sizes: dict[str, int]) -> None:
-    assert laid_out(good, **sizes).check(world_size=4) == []
+    assert check_config(laid_out(good, **sizes), world_size=4) == []
 
 
 @pytest.mark.parametrize(
@@ -86,12 +87,12 @@ def test_what_can_be_is_not_refused(good: RunConfig, sizes: dict[str, int]) -> N
 def test_what_cannot_be_is_refused_with_the_arithmetic(
     good: RunConfig, sizes: dict[str, int], expected: str
 ) -> None:
-    assert expected in laid_out(good, **sizes).check(world_size=4)
+    assert expected in check_config(laid_out(good, **sizes), world_size=4)
 
 
 def test_layers_have_to_be_shared_out_among_all_chunks(good: RunConfig) -> None:
     bad = laid_out(good, **PP2, virtual_pipeline_model_parallel_size=2)
-    assert bad.check(world_size=2) == [
+    assert check_config(bad, world_size=2) == [
         "parallel.pipeline_model_parallel_size 2 x virtual_pipeline_model_parallel_size 2 = 4 does "
         f"not divide num_hidden_layers = 2 of student.path = {good.student.path!r}; use one of "
         "1, 2"
@@ -100,7 +101,7 @@ def test_layers_have_to_be_shared_out_among_all_chunks(good: RunConfig) -> None:
 
 def test_context_parallel_rows_are_padded_ones(good: RunConfig) -> None:
     packed = replace(good, compute=replace(good.compute, pack_sequences=True))
-    assert laid_out(packed, **CP2).check(world_size=2) == [
+    assert check_config(laid_out(packed, **CP2), world_size=2) == [
         "compute.pack_sequences = True with parallel.context_parallel_size = 2: context-parallel "
         "ranks share the tokens of padded rows only; leave one of them out"
     ]
@@ -110,7 +111,7 @@ def test_rows_that_ranks_share_are_no_float32_ones_of_transformer_engine(good: R
     def messages(table: str, **compute: bool) -> list[str]:
         config = laid_out(good, **CP2) if table == "parallel" else with_own(good, **CP2)
         impl = replace(good.compute, transformer_impl="transformer_engine", **compute)
-        found = replace(config, compute=impl).check(world_size=4)
+        found = check_config(replace(config, compute=impl), world_size=4)
         return [message for message in found if "between ranks" in message]
 
     for table in ("parallel", "discriminator"):
@@ -125,8 +126,8 @@ def test_rows_that_ranks_share_are_no_float32_ones_of_transformer_engine(good: R
 def test_context_parallel_ranks_are_no_data_ranks(good: RunConfig, tmp_path: Path) -> None:
     warmup = replace(good.warmup, prompts_per_step=3)
     config = replace(laid_out(good, **CP2), stages=("warmup",), warmup=warmup)
-    assert config.check(world_size=6) == []
-    assert "has to be a positive multiple of the 2 data" in config.check(world_size=4)[0]
+    assert check_config(config, world_size=6) == []
+    assert "has to be a positive multiple of the 2 data" in check_config(config, world_size=4)[0]
 
 
 def with_own(config: RunConfig, **sizes: int | bool) -> RunConfig:
@@ -137,8 +138,8 @@ def with_own(config: RunConfig, **sizes: int | bool) -> RunConfig:
 
 def test_what_the_discriminator_does_not_say_is_as_the_students(good: RunConfig) -> None:
     student = laid_out(good, **TP2, sequence_parallel=True)
-    assert student.discriminator_layout == student.parallel
-    alone = with_own(good, tensor_model_parallel_size=1).discriminator_layout
+    assert student.discriminator_layout(has_experts=False) == student.parallel
+    alone = with_own(good, tensor_model_parallel_size=1).discriminator_layout(has_experts=False)
     assert (alone.tensor_model_parallel_size, alone.sequence_parallel) == (1, False)
     interleaved = {"virtual_pipeline_model_parallel_size": 2}
     deep = replace(good.parallel, pipeline_model_parallel_size=4, **interleaved)
@@ -176,13 +177,13 @@ def test_a_layout_of_the_discriminators_own_is_checked_under_its_name(
     good: RunConfig, sizes: dict[str, int], expected: list[str]
 ) -> None:
     messages = [message.replace("{path}", good.student.path) for message in expected]
-    assert with_own(good, **sizes).check(world_size=4) == messages
+    assert check_config(with_own(good, **sizes), world_size=4) == messages
 
 
 def test_prompts_of_a_step_are_shared_by_the_data_ranks_of_both_models(good: RunConfig) -> None:
     config = replace(with_own(good, tensor_model_parallel_size=1), stages=("warmup",))
     few = replace(config, warmup=replace(config.warmup, prompts_per_step=6))
-    assert few.check(world_size=4) == [
+    assert check_config(few, world_size=4) == [
         "warmup.prompts_per_step = 6 has to be a positive multiple of the 2 data-parallel rank(s) "
         "of the student and of the 4 of the discriminator; the next that is one is 8"
     ]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.config import RunConfig, to_toml
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.toml import to_toml
 from megatron_gad.plan import describe_plan
 from tests.tiny_run import make_run
 

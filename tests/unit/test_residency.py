@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_gad.config import RunConfig
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.run_control import ScheduleConfig
 from megatron_gad.plan import describe_plan
-from megatron_gad.planning.choice import Residency, ScheduleConfig, describe_residency
+from megatron_gad.planning.choice import Residency, describe_residency
 from megatron_gad.planning.devices import GIB
 from megatron_gad.residency import plan_residency
 from megatron_gad.workloads import configured_layout
@@ -70,7 +71,7 @@ def test_copies_of_the_engine_are_those_that_a_run_starts_or_is_pointed_to(run: 
 
     def engines(engine: str, **sglang: Any) -> tuple[int, int]:
         config = replace(sampled_by(run, engine, **sglang), parallel=parallel)
-        layout = configured_layout(config, 8)
+        layout = configured_layout(config, 8, has_experts=False)
         return layout.engine_tensor, layout.num_engines
 
     # Two ranks hold a copy of the model, so there are four.

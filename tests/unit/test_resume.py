@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from examples.tiny.prepare import prepare
-from megatron_gad.config import RunConfig, load_config
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.ends import begin_stage, finish_stage

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.config import RunConfig, load_config, to_toml
-from megatron_gad.planning.choice import ScheduleConfig
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.run_control import ScheduleConfig
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.config.toml import to_toml
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.shapes import read_shape
 from megatron_gad.residency import plan_residency
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.workloads import (
     configured_layout,
     count_rows,
@@ -82,10 +84,10 @@ def test_options_of_the_algorithm_change_the_passes() -> None:
 
 def test_layout_lengths_and_rows_come_from_the_configuration(run: RunConfig) -> None:
     config = replace(run, parallel=replace(run.parallel, tensor_model_parallel_size=2))
-    layout = configured_layout(config, 8)
+    layout = configured_layout(config, 8, has_experts=False)
     assert (layout.tensor, layout.pipeline, layout.data) == (2, 1, 4)
     whole = replace(config.parallel, expert_model_parallel_size=2, expert_tensor_parallel_size=1)
-    experts = configured_layout(replace(config, parallel=whole), 8)
+    experts = configured_layout(replace(config, parallel=whole), 8, has_experts=True)
     assert (experts.expert, experts.expert_tensor, layout.expert_tensor) == (2, 1, None)
     lengths = lengths_of(config.data, 150, 400)
     assert (lengths.prompt, lengths.response, lengths.max_row) == (128, 64, 192)
@@ -222,7 +224,9 @@ def test_the_command_plans_a_layout_of_the_discriminators_own(
     bare.write_text(to_toml(run))
     flagged, _ = load_config([str(bare), *found["configured"]["flags"].split()])
     assert flagged.parallel == config.parallel
-    assert flagged.discriminator_layout == config.discriminator_layout
+    assert flagged.discriminator_layout(has_experts=False) == config.discriminator_layout(
+        has_experts=False
+    )
 
 
 def test_the_command_plans_the_engine_and_the_residency_that_are_configured(

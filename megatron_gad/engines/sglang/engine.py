@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.checksums import HeadCounts, find_mismatches
 from megatron_gad.engines.sglang.client import CallRefused, ServerFailed
 from megatron_gad.engines.sglang.dispatch import Dispatch
 from megatron_gad.engines.sglang.launch import (
-    SGLangConfig,
     count_servers,
     server_arguments,
     server_environment,

@@ -4,18 +4,14 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import PretrainedConfig
 
+from megatron_gad.config.rollout import ArgumentValue, SGLangConfig
 from megatron_gad.engines.sglang.server import ServerProcess
-
-WeightTransport = Literal["auto", "tensor", "broadcast", "disk"]
-ArgumentValue = bool | int | float | str | list[bool | int | float | str]
 
 # torchrun's description of our ranks, which a server would take for its own.
 LAUNCHER_VARIABLES = (
@@ -46,56 +42,6 @@ COMMON_ARGUMENTS: dict[str, ArgumentValue] = {
     "skip_server_warmup": True,
     "load_format": "dummy",  # the weights come from load_weights alone
 }
-
-
-@dataclass(frozen=True)
-class SGLangConfig:
-    """The servers behind rollout.engine = "sglang".
-
-    Attributes:
-        urls: servers that run already, shared out between the data ranks; without any, each
-            model-parallel group starts its own.
-        python: interpreter of the environment that has SGLang; by default the one of the run.
-        num_servers: servers that a model-parallel group starts, on GPUs from its first rank's on;
-            None: as many as its GPUs have room for, and on a CPU one.
-        tensor_parallel_size: of one server.
-        mem_fraction_static: share of a GPU's whole memory for a server's weights and its cache.
-        weight_transport: "tensor" shares memory with servers that the run starts, "broadcast" sends
-            over a process group, "disk" writes files that servers read. "auto": "tensor" for
-            servers of the run; for urls "disk" where weight_folder is set, else "broadcast".
-        update_weight_buffer_size: bytes of one bucket of weights.
-        weight_folder: of the files; by default on this machine's memory file system.
-        verify_interval: compare the servers' checksums on the first and on every so many-th swap;
-            0: never.
-        max_running_requests: requests that a server works on at a time.
-        start_timeout_s: until a server is healthy.
-        request_timeout_s: until a server has answered a request.
-        weight_timeout_s: until a server has taken a bucket of weights, or all files.
-        health_interval_s: how often servers are asked how they are while they sample.
-        health_timeout_s: after how long without an answer they count as hung.
-        max_restarts: failures in a row of one server after which the run ends.
-        log_folder: of the servers' output; by default logs/ in the run directory.
-        server_args: further arguments of the server by name.
-    """
-
-    urls: tuple[str, ...] = ()
-    python: str = ""
-    num_servers: int | None = None
-    tensor_parallel_size: int = 1
-    mem_fraction_static: float = 0.5
-    weight_transport: WeightTransport = "auto"
-    update_weight_buffer_size: int = 512 * 2**20
-    weight_folder: str = ""
-    verify_interval: int = 10
-    max_running_requests: int = 128
-    start_timeout_s: float = 900.0
-    request_timeout_s: float = 1200.0
-    weight_timeout_s: float = 600.0
-    health_interval_s: float = 10.0
-    health_timeout_s: float = 60.0
-    max_restarts: int = 3
-    log_folder: str = ""
-    server_args: dict[str, ArgumentValue] = field(default_factory=dict)
 
 
 def count_servers(config: SGLangConfig, num_gpus: int) -> int:

@@ -5,9 +5,9 @@ from typing import Protocol
 
 import torch
 
+from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.engines.sglang.broadcast import BroadcastTransport
 from megatron_gad.engines.sglang.buckets import Bucket
-from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.engines.sglang.shared_memory import TensorTransport
 from megatron_gad.engines.sglang.versions import ServerApi
 from megatron_gad.engines.sglang.weight_files import DiskTransport

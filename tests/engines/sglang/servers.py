@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
-from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.types import Group, Prompt, Rollout
 
 ROOT = Path(__file__).parents[3]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.sglang.launch import (
-    SGLangConfig,
     server_arguments,
     server_environment,
     start_server,

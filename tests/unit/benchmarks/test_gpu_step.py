@@ -22,8 +22,9 @@ from benchmarks.step_arithmetic import (
     training_flops,
     utilisation,
 )
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.planning.shapes import shape_from_config
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.tiny import make_hf_folder
 

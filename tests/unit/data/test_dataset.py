@@ -9,8 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_gad.config.data import DataConfig
 from megatron_gad.data.chat import ChatCodec
-from megatron_gad.data.dataset import CHUNK_ROWS, COUNTS, DataConfig, load_prompts
+from megatron_gad.data.dataset import CHUNK_ROWS, COUNTS, load_prompts
 from tests.tiny_tokenizer import make_tokenizer
 
 CONFIG = DataConfig()

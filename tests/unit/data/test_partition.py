@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.data.partition import MicrobatchBound, partition_rows
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.settings import TrainerSettings
 
 LENGTHS = [3, 9, 2, 8, 4]

@@ -5,10 +5,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from megatron_gad.engines.base import RolloutConfig
+from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.embedded import EmbeddedEngine
-from megatron_gad.engines.sglang.launch import SGLangConfig
 from megatron_gad.engines.sglang.server import ServerStartError
 from tests.tiny import make_hf_folder
 

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.devices import GIB, Assumptions, usable_bytes
 from megatron_gad.planning.layout import Layout
@@ -22,12 +25,6 @@ from megatron_gad.planning.memory import (
 from megatron_gad.planning.request import EngineUse
 from megatron_gad.planning.residency import memory_plans
 from megatron_gad.planning.shapes import read_shape
-from megatron_gad.training.options import (
-    ComputeConfig,
-    DiscriminatorConfig,
-    ParallelConfig,
-    StudentConfig,
-)
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch, Loss

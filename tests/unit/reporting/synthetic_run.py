@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from megatron_gad.runtime.metrics import LogConfig, MetricsWriter
+from megatron_gad.config.output import LogConfig
+from megatron_gad.runtime.metrics import MetricsWriter
 
 CONFIG = """\
 stages = ["seqkd", "warmup", "adversarial"]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_gad.config.output import LogConfig
 from megatron_gad.reporting.page import build_report
-from megatron_gad.runtime.metrics import LogConfig, MetricsWriter
+from megatron_gad.runtime.metrics import MetricsWriter
 from tests.unit.reporting.synthetic_run import write_metrics, write_results, write_run
 
 TOOL = Path(__file__).parents[3] / "tools" / "report_run.py"

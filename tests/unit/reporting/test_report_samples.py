@@ -1,8 +1,9 @@
 """The samples shown are those in which one sees the student change."""
 
+from megatron_gad.config.output import LogConfig
 from megatron_gad.reporting.run_record import read_run
 from megatron_gad.reporting.samples import choose_samples
-from megatron_gad.runtime.metrics import LogConfig, MetricsWriter
+from megatron_gad.runtime.metrics import MetricsWriter
 from tests.unit.reporting.synthetic_run import write_run
 
 

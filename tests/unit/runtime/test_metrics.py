@@ -15,9 +15,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_gad.config.output import LogConfig
 from megatron_gad.records import read_records
 from megatron_gad.runtime.metrics import (
-    LogConfig,
     MetricsWriter,
     advance,
     progress,

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.runtime.sampler import Sampler, describe_rollouts
-from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import initialize, shut_down
 from megatron_gad.types import Group, Prompt, Rollout
 from tests.tiny_tokenizer import make_tokenizer

@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 
 from examples.tiny.prepare import prepare
-from megatron_gad.config import RunConfig, load_config
-from megatron_gad.planning.choice import ScheduleConfig
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.turns import TURNS
 from megatron_gad.residency import plan_residency
@@ -17,7 +18,6 @@ from megatron_gad.resume import save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.runtime.turns import Turns
-from megatron_gad.runtime.watchdog import WatchdogConfig
 from megatron_gad.stages.ends import begin_stage
 from megatron_gad.stages.steps import adversarial_step
 from megatron_gad.training import parallel

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_gad.config.run_control import WatchdogConfig
 from megatron_gad.runtime import watchdog
 from megatron_gad.runtime.watchdog import (
     ALARM,
@@ -15,7 +16,6 @@ from megatron_gad.runtime.watchdog import (
     SILENT_S,
     Heartbeat,
     Watchdog,
-    WatchdogConfig,
     describe_ranks,
     read_heartbeats,
 )

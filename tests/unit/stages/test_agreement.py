@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.data.batching import policy_batch
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import SamplingConfig
@@ -15,7 +16,6 @@ from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.stages.agreement import FP32_BOUND, check_gap, gap_bound
-from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, Prompt

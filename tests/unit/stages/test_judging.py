@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.stages.judging import judge, score_only
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.types import Loss, PairBatch, ScorerOutput
 from tests.hf_reference import HfScorer, adamw, reference_gradients

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from examples.tiny.prepare import prepare
-from megatron_gad.config import RunConfig, load_config
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
 from megatron_gad.data.order import PromptOrder
 from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.engines.embedded import EmbeddedEngine

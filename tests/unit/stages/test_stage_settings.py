@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from examples.tiny.prepare import prepare
-from megatron_gad.config import RunConfig, load_config
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
 from megatron_gad.engines.base import request_seed
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.ends import begin_stage

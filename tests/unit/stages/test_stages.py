@@ -11,11 +11,12 @@ import torch
 
 from examples.tiny.prepare import prepare
 from megatron_gad.algorithms.supervised import supervised_loss
-from megatron_gad.config import RunConfig, load_config
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
-from megatron_gad.stage_config import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.stages.ends import (
     begin_stage,
     finish_stage,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.training.options import ParallelConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.tiny import make_hf_folder
 

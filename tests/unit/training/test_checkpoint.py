@@ -14,6 +14,8 @@ from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.layers import RMSNorm
 from megatron_gad.training.checkpoint import (
     LATEST,
@@ -29,7 +31,6 @@ from megatron_gad.training.checkpoint import (
     whole_iterations,
 )
 from megatron_gad.training.optimizer import torch_optimizers
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer

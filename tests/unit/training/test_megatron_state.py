@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.megatron_state import initial_variables
-from megatron_gad.training.options import ParallelConfig
 from megatron_gad.training.parallel import Parallel, add_layout
 
 # isort: split

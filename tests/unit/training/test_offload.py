@@ -11,11 +11,11 @@ from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.memory import model_state, precision_of
 from megatron_gad.planning.shapes import read_shape
 from megatron_gad.training.offload import DeviceBytes, TrainerMemory
-from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer

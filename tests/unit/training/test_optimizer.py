@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.supervised import supervised_loss
-from megatron_gad.training.options import ComputeConfig
+from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 from tests.hf_reference import HfScorer, HfStudent, adamw, reference_gradients

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.hf_weights import load_hf_weights
 from megatron_gad.models.plain_weights import plain_weights
 from megatron_gad.training.distributed_optimizer import set_main_parameters
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 from tests.tiny_training import make_student, parameters, weights
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.checkpoint import (
     Residents,
     iteration_folder,
@@ -18,7 +20,6 @@ from megatron_gad.training.checkpoint import (
     save_checkpoint,
 )
 from megatron_gad.training.optimizer import torch_optimizers
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 from tests.tiny_training import make_student, parameters, student_batch, weights

@@ -12,8 +12,8 @@ from torch import Tensor
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.data.batching import pad_to
-from megatron_gad.training.options import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Loss

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.supervised import supervised_loss
-from megatron_gad.training.options import ComputeConfig
+from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer

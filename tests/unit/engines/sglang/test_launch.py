@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.engines.sglang.launch import (
-    SGLangConfig,
     as_flags,
     count_servers,
     server_arguments,

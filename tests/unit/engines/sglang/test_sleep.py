@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
-from megatron_gad.engines.sglang.launch import SGLangConfig
 from tests.recording_server import RecordingServer, recording_server
 from tests.tiny import make_hf_folder
 

@@ -1,14 +1,15 @@
 """Checks of the layout of experts against the ranks, and against whether any model has some.
 
-What an expert's shape allows is checked with the rest of the shape, in ``model_checks``.
+What an expert's shape allows is checked with the rest of the shape, in ``models``.
 """
 
 from collections.abc import Collection, Iterator
 
+from megatron_gad.config.layout import OwnLayout, ParallelConfig
+from megatron_gad.config.models import DiscriminatorConfig
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.layout_rules import expert_world_problem
 from megatron_gad.models.mixtures import Mixture
-from megatron_gad.training.options import DiscriminatorConfig, OwnLayout, ParallelConfig
 
 KEYS = ("expert_model_parallel_size", "expert_tensor_parallel_size")
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import layer_problems
-from megatron_gad.training.options import FP8_BLOCK, ComputeConfig, ParallelConfig
 
 
 def check_layers(

@@ -7,7 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 import tyro
 
-PassedOn = bool | int | float | str | list[bool | int | float | str]
+from megatron_gad.config.rollout import ArgumentValue
+
 # Marks a section whose fields are flags without the section's name: Megatron's.
 FLAT = tyro.conf.arg(name="")
 
@@ -30,7 +31,7 @@ def flag_names(*kinds: type[Any]) -> set[str]:
 
 def take_passed_on(
     arguments: Sequence[str], section: str, own: set[str]
-) -> tuple[list[str], dict[str, PassedOn]]:
+) -> tuple[list[str], dict[str, ArgumentValue]]:
     """Take the flags ``--<section>-<name>`` out of a command line.
 
     They belong to a program that is started, and are not known here: ``--x-a 3``, ``--x-a=3``,
@@ -41,7 +42,7 @@ def take_passed_on(
     Returns the other arguments, and {name with underscores: value of the type it looks like}.
     """
     kept: list[str] = []
-    taken: dict[str, PassedOn] = {}
+    taken: dict[str, ArgumentValue] = {}
     rest = list(arguments)
     while rest:
         flag, is_joined, joined = rest.pop(0).partition("=")
@@ -57,7 +58,7 @@ def take_passed_on(
     return kept, taken
 
 
-def _take_value(rest: list[str]) -> PassedOn:
+def _take_value(rest: list[str]) -> ArgumentValue:
     """Take what follows a flag, which may be nothing, or numbers."""
     if not rest or rest[0].startswith("--") or rest[0].endswith(".toml"):
         return True

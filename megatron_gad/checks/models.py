@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_gad.data.dataset import DataConfig
+from megatron_gad.config.data import DataConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import shape_problems
-from megatron_gad.training.options import ParallelConfig
 
 # One of these makes a tokenizer that transformers can load.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")

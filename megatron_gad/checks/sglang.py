@@ -1,4 +1,4 @@
-"""Checks of the section of the SGLang servers, as those of ``config_checks``."""
+"""Checks of the section of the SGLang servers."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
-from megatron_gad.engines.sglang.launch import ALLOCATOR_VARIABLES, SGLangConfig, count_servers
-from megatron_gad.expert_checks import experts_in
-from megatron_gad.runtime.watchdog import WatchdogConfig
-from megatron_gad.training.environment import environment_variable
+from megatron_gad.checks.experts import experts_in
+from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.config.rollout import SGLangConfig
+from megatron_gad.config.run_control import WatchdogConfig
+from megatron_gad.engines.sglang.launch import ALLOCATOR_VARIABLES, count_servers
+from megatron_gad.environment import environment_variable
 
 # Arguments of a server that the run has to choose itself, and what decides them.
 CHOSEN = {

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 import torch
 from packaging.version import Version
 
-from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
-from megatron_gad.training.environment import local_rank
-from megatron_gad.training.options import ComputeConfig, ParallelConfig
+from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.environment import local_rank
 
 # What megatron-core 0.16.1 asks for.
 TE_VERSIONS = (Version("2.9"), Version("2.12"))

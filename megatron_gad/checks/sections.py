@@ -1,41 +1,24 @@
 """Checks of the sections of a configuration, before any process group or device is touched.
 
 Every check returns messages, one per violation: the key, its value, what is allowed, the remedy.
-The stages' sections are checked in ``stage_checks``, the models' files in ``model_checks``.
+The stages' sections are checked in ``stages``, the models' files in ``models``.
 """
 
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from megatron_gad.data.dataset import DataConfig
-from megatron_gad.engines.base import RolloutConfig
-from megatron_gad.planning.choice import ScheduleConfig
-from megatron_gad.runtime.metrics import LogConfig
-from megatron_gad.runtime.watchdog import WatchdogConfig
-from megatron_gad.stage_config import GadConfig
-from megatron_gad.training.options import (
-    CheckpointConfig,
-    ComputeConfig,
-    OptimizerConfig,
-    ParallelConfig,
-)
-
-
-class Rule(NamedTuple):
-    """A test that a value has to pass, and the same in words."""
-
-    allowed: str
-    holds: Callable[[float], bool]
-
-
-POSITIVE = Rule("above 0", lambda value: 0 < value < math.inf)
-NOT_NEGATIVE = Rule("0 or more", lambda value: 0 <= value < math.inf)
-BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+from megatron_gad.checks.values import BETA, NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.data import DataConfig
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.models import OptimizerConfig
+from megatron_gad.config.output import CheckpointConfig, LogConfig
+from megatron_gad.config.rollout import RolloutConfig
+from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
+from megatron_gad.config.stages import GadConfig
 
 
 def check_token_bound(compute: ComputeConfig, data: DataConfig) -> Iterator[str]:
@@ -187,11 +170,3 @@ def check_watchdog(
 def check_schedule(schedule: ScheduleConfig) -> Iterator[str]:
     """Yield what is wrong with the memory that decides who leaves the device."""
     yield from violations("schedule", schedule, {"device_memory_gib": POSITIVE})
-
-
-def violations(table: str, section: object, rules: Mapping[Any, Rule]) -> Iterator[str]:
-    """Yield a message for each field that breaks its rule; None stands for a default elsewhere."""
-    for name, rule in rules.items():
-        value = getattr(section, name)
-        if value is not None and not rule.holds(value):
-            yield f"{table}.{name} = {value!r} is not allowed; give a value {rule.allowed}"

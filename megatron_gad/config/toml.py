@@ -5,7 +5,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
 import tomli
@@ -54,15 +54,14 @@ def parse_toml(text: str, kind: type[T], source: str) -> T:
     raise ValueError("\n".join(f"{source}: {problem}" for problem in problems))
 
 
-def format_toml(config: Any) -> str:
+def to_toml(config: Any) -> str:
     """Write a dataclass of sections as TOML that ``parse_toml`` reads back to an equal one.
 
     TOML has no null: fields that are None are left out, so None has to be their default.
     """
-    tables = {}
-    for name, value in dataclasses.asdict(config).items():
-        is_table = isinstance(value, dict)
-        tables[name] = {k: v for k, v in value.items() if v is not None} if is_table else value
+    tables = dataclasses.asdict(config)
+    for name in section_types(config.__class__):
+        tables[name] = {key: value for key, value in tables[name].items() if value is not None}
     return tomli_w.dumps(tables)
 
 
@@ -84,7 +83,7 @@ def _unknown_keys(tables: Mapping[str, Any], kind: type) -> Iterator[str]:
             yield f"unknown {what}; {_nearest(name, top_level, sections)}"
         elif name in sections and isinstance(value, dict):
             known = _field_names(sections[name])
-            for key in value:
+            for key in cast(dict[str, Any], value):
                 if key not in known:
                     yield f"unknown key {key!r} in [{name}]; {_nearest(key, known, sections)}"
 

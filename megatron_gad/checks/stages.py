@@ -1,4 +1,4 @@
-"""Checks of the stages' sections; messages as in ``config_checks``."""
+"""Checks of the stages' sections."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_gad.config_checks import NOT_NEGATIVE, POSITIVE, violations
-from megatron_gad.engines.base import RolloutConfig
-from megatron_gad.stage_config import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
-from megatron_gad.training.options import ComputeConfig
+from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.rollout import RolloutConfig
+from megatron_gad.config.stages import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
 
 STAGE_ORDER = ("seqkd", "warmup", "adversarial")
 # The Bradley-Terry loss of a discriminator that cannot tell the two sides apart.

@@ -1,13 +1,14 @@
 """Checks of the layout against the number of ranks, and against what else is chosen.
 
-What a model's shape allows is checked in ``model_checks``.
+What a model's shape allows is checked in ``models``.
 """
 
 from collections.abc import Iterator
 
-from megatron_gad.config_checks import POSITIVE, violations
+from megatron_gad.checks.values import POSITIVE, violations
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import OwnLayout, ParallelConfig
 from megatron_gad.models.layout_rules import size_problems, world_problem
-from megatron_gad.training.options import ComputeConfig, OwnLayout, ParallelConfig
 
 SIZES = (
     "tensor_model_parallel_size",

@@ -1,0 +1,25 @@
+"""Ranges of single values, in code and in words."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """A test that a value has to pass, and the same in words."""
+
+    allowed: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Rule("above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Rule("0 or more", lambda value: 0 <= value < math.inf)
+BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def violations(table: str, section: object, rules: Mapping[Any, Rule]) -> Iterator[str]:
+    """Yield a message for each field that breaks its rule; None stands for a default elsewhere."""
+    for name, rule in rules.items():
+        value = getattr(section, name)
+        if value is not None and not rule.holds(value):
+            yield f"{table}.{name} = {value!r} is not allowed; give a value {rule.allowed}"

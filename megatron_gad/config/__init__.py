@@ -1,0 +1,1 @@
+"""What a user may set: plain dataclasses, the TOML file and the flags. Imports no torch."""

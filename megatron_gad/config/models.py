@@ -1,0 +1,62 @@
+"""The two models and their optimizers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_gad.config.layout import OwnLayout
+
+ScoreKind = Literal["last_token", "sum"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW without decay on norms and biases.
+
+    Attributes:
+        lr: learning rate where the stage gives none.
+        min_lr: end of the cosine.
+        lr_decay_style: the schedule, counted from the start of each stage.
+        lr_warmup_steps: linear rise from 0 at the start of each stage.
+        weight_decay: decoupled (AdamW).
+        adam_beta1: decay of the first moment.
+        adam_beta2: decay of the second moment.
+        clip_grad: bound of the global gradient norm; 0: none.
+    """
+
+    lr: float = 1e-6
+    min_lr: float = 0.0
+    lr_decay_style: Literal["constant", "cosine"] = "constant"
+    lr_warmup_steps: int = 0
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    clip_grad: float = 0.2
+
+
+@dataclass(frozen=True)
+class StudentConfig(OptimizerConfig):
+    """The model that learns.
+
+    Attributes:
+        path: Hugging Face folder with config, safetensors weights and tokenizer.
+    """
+
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(OwnLayout, OptimizerConfig):
+    """The model that scores.
+
+    Attributes:
+        path: Hugging Face folder; empty starts from the student's weights when the stage begins.
+        score: read the last token's value, or sum the values of all response tokens.
+        head_std: standard deviation of the scalar head's first weights.
+        split_groups: where a whole group does not fit in memory: score first, then train row by
+            row on the closed-form gradients. Equal gradients for one more forward.
+    """
+
+    path: str = ""
+    score: ScoreKind = "last_token"
+    head_std: float = 0.02
+    split_groups: bool = False

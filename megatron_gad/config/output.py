@@ -1,0 +1,45 @@
+"""What a run writes, and where."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ModelName = Literal["student", "discriminator"]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a run lives and what it keeps.
+
+    Attributes:
+        save: the run directory; everything the run writes is in it. All hosts of a run share it.
+        load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
+        save_interval: steps between checkpoints; 0: only at the end of each stage.
+        keep_last: older checkpoints than this many are deleted, once the next one is written: the
+            disk has to hold one more; 0 keeps all.
+        export: models written as Hugging Face folders ``<save>/<model>_hf`` when the run ends.
+        export_stages: also write ``<save>/<model>_hf_<stage>`` when each stage ends.
+    """
+
+    save: str = "runs/run"
+    load: str = ""
+    save_interval: int = 50
+    keep_last: int = 2
+    export: tuple[ModelName, ...] = ("student",)
+    export_stages: bool = False
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes down.
+
+    Attributes:
+        log_interval: steps between log lines.
+        samples_interval: steps between files of samples; 0: none.
+        tensorboard: write event files.
+        wandb_project: also log to Weights & Biases; empty: no.
+    """
+
+    log_interval: int = 1
+    samples_interval: int = 10
+    tensorboard: bool = True
+    wandb_project: str = ""

@@ -1,0 +1,51 @@
+"""The whole configuration of a run: the sections, composed."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.data import DataConfig
+from megatron_gad.config.flags import FLAT
+from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
+from megatron_gad.config.output import CheckpointConfig, LogConfig
+from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
+from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
+from megatron_gad.config.stages import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
+
+StageName = Literal["seqkd", "warmup", "adversarial"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a user may choose about a run.
+
+    Attributes:
+        stages: what the run does, in this order.
+        seed: of the data order, of sampling and of new weights.
+    """
+
+    stages: tuple[StageName, ...] = ("warmup", "adversarial")
+    seed: int = 1234
+    parallel: Annotated[ParallelConfig, FLAT] = field(default_factory=ParallelConfig)
+    compute: Annotated[ComputeConfig, FLAT] = field(default_factory=ComputeConfig)
+    checkpoint: Annotated[CheckpointConfig, FLAT] = field(default_factory=CheckpointConfig)
+    log: Annotated[LogConfig, FLAT] = field(default_factory=LogConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    seqkd: SeqkdConfig = field(default_factory=SeqkdConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    gad: GadConfig = field(default_factory=GadConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sglang: SGLangConfig = field(default_factory=SGLangConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def discriminator_layout(self, has_experts: bool) -> ParallelConfig:
+        """Return the discriminator's layout: the student's except for the sizes of its own.
+
+        has_experts: whether the discriminator's model has experts.
+        """
+        return self.discriminator.beside(self.parallel, has_experts)
