@@ -155,13 +155,17 @@ class Reference:
 
     def _described(self, groups: Sequence[Sampled]) -> dict[str, Number]:
         responses = [response for group in groups for response in group.responses]
-        teachers = [self.texts.teacher(group.row) for group in groups]
-        changed = [list(response.ids) != self.texts.student(response) for response in responses]
+        read = [self.texts.read(group) for group in groups]
+        students = [ids for _, students in read for ids in students]
+        changed = [
+            list(response.ids[: len(ids)]) != ids
+            for response, ids in zip(responses, students, strict=True)
+        ]
         values = {
             "response/length_mean": _mean([len(response.ids) for response in responses]),
             "response/truncated_share": _mean([response.is_cut for response in responses]),
             "response/retokenized_share": _mean(changed),
-            "teacher/length_mean": _mean([len(ids) for ids in teachers]),
+            "teacher/length_mean": _mean([len(teacher) for teacher, _ in read]),
         }
         return {name: Number(value, 1.0) for name, value in values.items()}
 
@@ -182,9 +186,8 @@ class Reference:
         """Return what the discriminator reports, and its scores from before it learns."""
         rows: list[Row] = []
         for group in groups:
-            prompt = self.texts.prompt(group.row)
-            answers = [self.texts.student(response) for response in group.responses]
-            rows += [(prompt, ids) for ids in (self.texts.teacher(group.row), *answers)]
+            prompt, (teacher, students) = self.texts.prompt(group.row), self.texts.read(group)
+            rows += [(prompt, ids) for ids in (teacher, *students)]
         scores = self._scorer(rows).view(len(groups), -1)
         students = scores[:, 1:][:, : num_trained or None]
         teachers = scores[:, :1].expand_as(students)

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+BROKEN = "\ufffd"  # what decoding makes of a part of a character
+
 
 @dataclass(frozen=True)
 class Response:
@@ -54,23 +56,36 @@ class Texts:
 
     def teacher(self, row: int) -> list[int]:
         """Return the ids of the teacher's response."""
-        return self._response(self.rows[row]["teacher_response"], is_cut=False)
+        return self._response(self.rows[row]["teacher_response"], was_cut=False)[0]
 
-    def student(self, response: Response) -> list[int]:
-        """Return the ids that the discriminator reads of a sampled response."""
-        return self._response(self.text(response), response.is_cut)
+    def read(self, group: Sampled) -> tuple[list[int], list[list[int]]]:
+        """Return what the discriminator reads: of the teacher's response, and of those sampled.
+
+        All that were cut are as long as the shortest of them, so that no length tells a side.
+        """
+        read = [self._response(self.rows[group.row]["teacher_response"], was_cut=False)]
+        read += [self._response(self.text(each), each.is_cut) for each in group.responses]
+        limit = min((len(ids) for ids, is_cut in read if is_cut), default=0)
+        teacher, *students = [self._settled(ids, limit) if is_cut else ids for ids, is_cut in read]
+        return teacher, students
 
     def text(self, response: Response) -> str:
         """Return a sampled response as text, without its end token."""
         return self._decode(response.ids if response.is_cut else response.ids[:-1])
 
-    def _response(self, text: str, is_cut: bool) -> list[int]:
-        ids = self._encode(text, is_text=True)
-        if not is_cut and len(ids) < self.cap:
-            return [*ids, self.end]
-        before, ids = None, ids[: self.cap]
-        while ids != before:  # what is cut reads like a text that ended there
-            before, ids = ids, self._encode(self._decode(ids), is_text=True)[: self.cap]
+    def _response(self, text: str, was_cut: bool) -> tuple[list[int], bool]:
+        """Return the ids of a text, and whether it is cut, and so without an end token."""
+        ids = self._encode(text.rstrip(BROKEN) if was_cut else text, is_text=True)
+        if not was_cut and len(ids) < self.cap:
+            return [*ids, self.end], False
+        return self._settled(ids, self.cap), True
+
+    def _settled(self, ids: list[int], limit: int) -> list[int]:
+        """Cut, decode and encode until the ids stay: what is cut reads like a text that ended."""
+        before, ids = None, ids[:limit]
+        while ids != before:
+            text = self._decode(ids).rstrip(BROKEN)
+            before, ids = ids, self._encode(text, is_text=True)[:limit]
         return ids
 
     def _encode(self, text: str, is_text: bool) -> list[int]:
