@@ -26,7 +26,8 @@ def group_advantages(rewards: Tensor, kind: AdvantageKind) -> Tensor:
     rewards: [P, G] float, G >= 2. Returns [P, G] float32 without gradient, exactly 0 in a group
     whose rewards are all equal. Raises ValueError for groups of one and for unknown kinds.
     """
-    rewards = rewards.detach().float()
+    # In float64 no float32 reward is so large that its square overflows.
+    rewards = rewards.detach().double()
     group_size = rewards.shape[-1]
     if group_size < 2:
         raise ValueError(
@@ -41,10 +42,10 @@ def group_advantages(rewards: Tensor, kind: AdvantageKind) -> Tensor:
         advantages = centred * (group_size / (group_size - 1))
     else:
         raise ValueError(f"advantage = {kind!r}; use 'grpo', 'dr_grpo' or 'rloo'")
-    # The float32 mean of equal rewards can be off by a rounding error, which would look like a
+    # The mean of equal rewards can be off by a rounding error, which would look like a
     # preference and be divided by a tiny std.
     are_equal = rewards.amax(dim=-1, keepdim=True) == rewards.amin(dim=-1, keepdim=True)
-    return torch.where(are_equal, torch.zeros_like(advantages), advantages)
+    return torch.where(are_equal, torch.zeros_like(advantages), advantages).float()
 
 
 def zero_advantage_share(advantages: Tensor) -> tuple[Tensor, Tensor]:

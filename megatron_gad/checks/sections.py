@@ -93,7 +93,8 @@ def check_data(data: DataConfig) -> Iterator[str]:
 
 def check_optimizer(table: str, optimizer: OptimizerConfig) -> Iterator[str]:
     """Yield what is wrong with the optimizer of one model; table is the model's section."""
-    rules = dict.fromkeys(("min_lr", "lr_warmup_steps", "weight_decay", "clip_grad"), NOT_NEGATIVE)
+    not_negative = ("min_lr", "lr_warmup_steps", "weight_decay", "clip_grad", "max_skipped_steps")
+    rules = dict.fromkeys(not_negative, NOT_NEGATIVE)
     rules |= {"lr": POSITIVE, "adam_beta1": BETA, "adam_beta2": BETA}
     if hasattr(optimizer, "head_std"):
         rules["head_std"] = NOT_NEGATIVE

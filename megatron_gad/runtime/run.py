@@ -90,6 +90,7 @@ class Run:
         self.progress = Progress()
         self.reference: Reference | None = None
         self.best_weights: list[torch.Tensor] | None = None
+        self.skips_in_a_row = {"student": 0, "discriminator": 0}
         self._discriminator: Trainer | None = None
         self.start_orders()
 

@@ -76,7 +76,8 @@ def reason_to_end(run: Run, metrics: dict[str, float]) -> str:
     if isinstance(stage, SeqkdConfig) and run.eval_prompts and (is_last or _epoch_ended(run)):
         _evaluate(run, stage, metrics)
     if isinstance(stage, WarmupConfig):
-        run.progress.recent_losses.append(metrics["discriminator/loss"])
+        if math.isfinite(metrics["discriminator/loss"]):  # else its step was skipped
+            run.progress.recent_losses.append(metrics["discriminator/loss"])
         del run.progress.recent_losses[:-RUNNING_STEPS]
     return reason_now(run)
 

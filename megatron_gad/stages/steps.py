@@ -1,6 +1,5 @@
 """The three stages, one function for one step of each."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,11 +16,11 @@ from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.data.balance import group_cost, prompt_cost
 from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
-from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.agreement import check_gap
 from megatron_gad.stages.judging import judge, score_only
 from megatron_gad.stages.rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
+from megatron_gad.stages.skipped_steps import note_step
 from megatron_gad.training.exchange import Moved, move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.rebalance import rebalance
@@ -52,7 +51,7 @@ def warmup_step(run: Run, stage: WarmupConfig) -> StepResult:
     groups = _even_share(run, sampled)
     moved = _to_discriminator(run, groups)
     pairs = pair_batch(moved.items)
-    judged = _learn_from_pairs(run, pairs)
+    judged = _learn_from_pairs(run, pairs, moved.items)
     metrics |= _reported("discriminator", judged)
     metrics["tokens/trained"] = _num_tokens(run.discriminator, pairs)
     if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:
@@ -67,17 +66,20 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
     """Sample, let the discriminator score and learn, then raise what it scored above the group."""
     sampled = adversarial_rollouts(run, stage)
     groups, metrics = _even_share(run, sampled.groups), sampled.metrics
-    extra_pairs = [_extra_pairs(run, each) for each in sampled.extra_groups]
+    extra = [_extra_groups(run, each) for each in sampled.extra_groups]
+    extra_pairs = [pair_batch(each) for each in extra]
     batch = policy_batch(groups)
     moved = _to_discriminator(run, groups)
     pairs = pair_batch(moved.items, stage.discriminator_samples)
 
     learns = _discriminator_learns(run, stage)
-    judged = _judge(run, pairs, learns)
+    judged = _judge(run, pairs, moved.items, learns)
     scores_PG = split_scores(moved.back(judged.rows), stage.group_size)[1]
     metrics |= _reported("discriminator", judged)
-    for extra in extra_pairs:
-        _learn_from_pairs(run, extra)
+    learned_extra = [_learn_from_pairs(run, *each) for each in zip(extra_pairs, extra, strict=True)]
+    if learned_extra:
+        skipped = sum(each.metrics.get("skipped_steps", 0.0) for each in (judged, *learned_extra))
+        metrics["discriminator/skipped_steps"] = skipped
     trained = [pairs, *extra_pairs] if learns else extra_pairs
     metrics["tokens/trained"] = sum(_num_tokens(run.discriminator, each) for each in trained)
 
@@ -88,8 +90,9 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
 
     if run.progress.step_in_stage >= stage.discriminator_only_steps:
         batch = batch.with_advantages(advantages_PG.flatten())
-        learned = _learn_from_rewards(run, batch, stage.student_updates)
-        metrics |= _compare_all(run, learned.rows, batch, sampled.weights_lag)
+        learned = _learn_from_rewards(run, batch, groups, stage.student_updates)
+        if not learned.is_skipped:
+            metrics |= _compare_all(run, learned.rows, batch, sampled.weights_lag)
         metrics |= _reported("student", learned)
         metrics["tokens/trained"] += stage.student_updates * _num_tokens(run.student, batch)
     return StepResult(metrics, _samples(groups, scores_PG, advantages_PG))
@@ -108,11 +111,12 @@ def _even_share(run: Run, groups: Sequence[Group]) -> list[Group]:
 
 
 def _learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
-    batch = teacher_batch(rebalance(prompts, prompt_cost, run.parallel))
+    prompts = rebalance(prompts, prompt_cost, run.parallel)
+    batch = teacher_batch(prompts)
     with run.turn("student"):
         learned = run.student.train(batch, supervised_loss)
-    run.progress.weights_version += 1
-    _check_finite("student", learned)
+    run.progress.weights_version += not learned.is_skipped
+    note_step(run, "student", learned, batch, [prompt.index for prompt in prompts])
     num_tokens = _num_tokens(run.student, batch)
     return {**_reported("student", learned), "tokens/trained": num_tokens}
 
@@ -125,12 +129,13 @@ def _to_discriminator(run: Run, groups: Sequence[Group]) -> Moved[Group]:
     return move(groups, group_cost, run.parallel, run.discriminator.parallel)
 
 
-def _extra_pairs(run: Run, groups: Sequence[Group]) -> PairBatch:
+def _extra_groups(run: Run, groups: Sequence[Group]) -> list[Group]:
     """Return the discriminator's share of an extra step."""
-    return pair_batch(_to_discriminator(run, _even_share(run, groups)).items)
+    return _to_discriminator(run, _even_share(run, groups)).items
 
 
-def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
+def _learn_from_pairs(run: Run, pairs: PairBatch, groups: Sequence[Group]) -> StepOutput:
+    """Take a step of the discriminator; pairs holds the rows of the groups."""
     config = run.config
     with run.turn("discriminator"):
         judged = judge(
@@ -139,13 +144,14 @@ def _learn_from_pairs(run: Run, pairs: PairBatch) -> StepOutput:
             config.gad.discriminator_loss,
             config.discriminator.split_groups,
         )
-    _check_finite("discriminator", judged)
+    rows = [group.prompt.index for group in groups for _ in range(1 + pairs.group_size)]
+    note_step(run, "discriminator", judged, pairs, rows)
     return judged
 
 
-def _judge(run: Run, pairs: PairBatch, learns: bool) -> StepOutput:
+def _judge(run: Run, pairs: PairBatch, groups: Sequence[Group], learns: bool) -> StepOutput:
     if learns:
-        return _learn_from_pairs(run, pairs)
+        return _learn_from_pairs(run, pairs, groups)
     with run.turn("score"):
         return score_only(run.discriminator, pairs, run.config.gad.discriminator_loss)
 
@@ -175,8 +181,14 @@ def _rewards(run: Run, batch: Batch, scores_PG: Tensor) -> Tensor:
     return scores_PG - gad.kl_coef * kl.view_as(scores_PG)
 
 
-def _learn_from_rewards(run: Run, batch: Batch, num_updates: int) -> StepOutput:
-    """Take the student's steps on one batch; return the first's rows and the last's metrics."""
+def _learn_from_rewards(
+    run: Run, batch: Batch, groups: Sequence[Group], num_updates: int
+) -> StepOutput:
+    """Take the student's steps on one batch; return the first's rows and the last's metrics.
+
+    groups: whose rollouts are the rows. After a step that is skipped, no other is tried on them: it
+    would meet the same numbers.
+    """
     gad, temperature = run.config.gad, run.config.rollout.temperature
     options = PolicyOptions(
         clip_range=gad.clip_range,
@@ -188,31 +200,24 @@ def _learn_from_rewards(run: Run, batch: Batch, num_updates: int) -> StepOutput:
     loss = partial(policy_loss, options=options)
     with run.turn("student"):
         first = learned = run.student.train(batch, loss, temperature)
-        for _ in range(num_updates - 1):
+        num_taken = int(not learned.is_skipped)
+        while not learned.is_skipped and num_taken < num_updates:
             # The first update's own forward gave the log-probabilities from before it.
             old = batch.with_old_logprobs(first.rows)
             learned = run.student.train(old, loss, temperature)
-    run.progress.weights_version += num_updates
-    _check_finite("student", learned)
-    return replace(learned, rows=first.rows)
+            num_taken += not learned.is_skipped
+    run.progress.weights_version += num_taken
+    rows = [group.prompt.index for group in groups for _ in group.rollouts]
+    note_step(run, "student", learned, batch, rows)
+    metrics = {**learned.metrics, "skipped_steps": float(num_updates - num_taken)}
+    return replace(learned, rows=first.rows, metrics=metrics)
 
 
 def _reward_metrics(run: Run, rewards_PG: Tensor, advantages_PG: Tensor) -> Metrics:
     zeros, count = zero_advantage_share(advantages_PG)
-    rewards = torch.cat(run.parallel.gather_over_data(rewards_PG.flatten()))
+    rewards = torch.cat(run.parallel.gather_over_data(rewards_PG.flatten())).double()
     share = run.parallel.mean_over_data({"advantage/zero_share": (float(zeros), float(count))})
     return {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std()), **share}
-
-
-def _check_finite(name: str, output: StepOutput) -> None:
-    """Raise RunStoppedError, on all ranks alike, where an update was made of broken numbers."""
-    seen = {key: output.metrics[key] for key in ("loss", "grad_norm") if key in output.metrics}
-    if not all(math.isfinite(value) for value in seen.values()):
-        raise RunStoppedError(
-            f"the {name}'s update has {seen}: its weights are lost. Resume from the newest "
-            f"checkpoint, which is from before, with a lower {name} learning rate, a smaller "
-            "clip_grad, or more lr_warmup_steps"
-        )
 
 
 def _num_tokens(trainer: Trainer, batch: Batch | PairBatch) -> float:

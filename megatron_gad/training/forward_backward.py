@@ -26,7 +26,7 @@ class StepOutput:
     """What one pass over a batch leaves behind, the same on all ranks of a model-parallel group.
 
     metrics: means over all microbatches and data ranks; after a training step also grad_norm,
-        before clipping, and lr.
+        before clipping, lr, and skipped_steps, 1 for a step that left the model as it was.
     rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
     padding_share: see Microbatches; how the work was done, not what came out of it.
     """
@@ -34,6 +34,11 @@ class StepOutput:
     metrics: dict[str, float]
     rows: Tensor
     padding_share: float = 0.0
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether a training step left the model as it was; equal on all ranks."""
+        return self.metrics.get("skipped_steps", 0.0) > 0
 
 
 class ForwardBackward:

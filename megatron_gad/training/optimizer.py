@@ -55,13 +55,14 @@ def build_optimizer(
     return optimizer
 
 
-def take_step(optimizer: Any) -> float:
-    """Clip the gradients, update the weights, and return the gradient norm from before clipping.
+def gradient_norm(optimizer: Any) -> float:
+    """Return the norm of all gradients of the model; nothing is updated.
 
-    optimizer: from ``build_optimizer``; Megatron's base class does not say what a step returns.
+    optimizer: from ``build_optimizer``. Its ``step`` prepares the gradients again and comes to the
+    same norm, for clipping: outside fp16 Megatron takes a step whatever the norm is.
     """
-    _, grad_norm, _ = optimizer.step()
-    return float(grad_norm)
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
 
 
 def has_moments(optimizer: MegatronOptimizer) -> bool:
@@ -109,11 +110,16 @@ class Schedule:
     def step(self) -> float:
         """Set the rate for the coming optimizer step and return it."""
         self._scheduler.step(1)
+        return self.lr
+
+    @property
+    def lr(self) -> float:
+        """The rate that is set."""
         return self._optimizer.param_groups[0]["lr"]
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of this stage so far."""
+        """Optimizer steps of this stage so far, without those that were skipped."""
         return self._scheduler.num_steps
 
     def resume(self, num_steps: int) -> None:

@@ -5,6 +5,7 @@ count; the trainer divides by the count summed over microbatches and data ranks,
 padding and the number of data ranks cannot change the gradient.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,7 @@ from megatron_gad.training.distributed_optimizer import (
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.offload import TrainerMemory, to_host
-from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, take_step
+from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, gradient_norm
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.types import Batch, PairBatch
@@ -125,7 +126,9 @@ class Trainer:
     def train(
         self, batch: Batch | PairBatch, loss: LossFunction, temperature: float = 1.0
     ) -> StepOutput:
-        """Take one optimizer step.
+        """Take one optimizer step, or skip it if its loss, rows or gradient are not finite.
+
+        A skipped step leaves weights, optimizer states and learning-rate schedule as they were.
 
         batch: this data rank's rows.
         loss: (LanguageOutput or ScorerOutput, microbatch) -> Loss.
@@ -137,9 +140,17 @@ class Trainer:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
         output = self._forward_backward(batch, loss, temperature, forward_only=False)
-        lr = self.schedule.step()
-        grad_norm = take_step(self._optimizer)
-        return replace(output, metrics={**output.metrics, "grad_norm": grad_norm, "lr": lr})
+        grad_norm = gradient_norm(self._optimizer)
+        is_skipped = not self._is_finite_everywhere(output, grad_norm)
+        if not is_skipped:
+            self.schedule.step()
+            self._optimizer.step()
+        taken = {
+            "grad_norm": grad_norm,
+            "lr": self.schedule.lr,
+            "skipped_steps": float(is_skipped),
+        }
+        return replace(output, metrics={**output.metrics, **taken})
 
     @in_own_layout
     @torch.no_grad()
@@ -178,6 +189,12 @@ class Trainer:
         self.memory.wake_weights()
         weights = export_hf_weights(self._modules, self.hf_config)
         yield from self.parallel.megatron_state.around(weights)
+
+    def has_finite_weights(self) -> bool:
+        """Return whether all weights are finite; all ranks call it and get the same answer."""
+        self.memory.wake_weights()
+        own = all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters())
+        return all(self.parallel.gather_over_world(own))
 
     def snapshot(self) -> list[Tensor]:
         """Return a host copy of this rank's parameters, in a fixed order."""
@@ -266,6 +283,12 @@ class Trainer:
     def wake(self) -> None:
         """Come back to the device as a whole; what only reads the weights brings only them."""
         self.memory.wake()
+
+    def _is_finite_everywhere(self, output: StepOutput, grad_norm: float) -> bool:
+        """Return whether a step may be taken. One rank that took it alone would end the run."""
+        numbers = (grad_norm, output.metrics.get("loss", 0.0))
+        own = all(map(math.isfinite, numbers)) and bool(torch.isfinite(output.rows).all())
+        return all(self.parallel.gather_over_world(own))
 
     def _pass_forward(
         self, batch: Batch | PairBatch, loss: LossFunction | None, temperature: float

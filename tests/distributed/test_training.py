@@ -21,6 +21,7 @@ from tests.distributed.training_cases import (
     LAYOUTS,
     OPTIMIZER,
     RESUMED,
+    SKIPPING,
     VOCAB_SIZE,
     Trained,
     cases_of,
@@ -139,6 +140,15 @@ def largest_error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 def test_updated_weights_equal_those_of_one_rank(results, expected, case, layout) -> None:
     found: Trained = load(results / f"{case}-{layout}.pt")
     assert_updated_alike(found.weights, expected[case].weights)
+
+
+def test_a_step_that_all_ranks_skip_leaves_no_trace(results, expected) -> None:
+    """Though the numbers of one data rank alone are broken."""
+    for layout in SKIPPING:
+        found: Trained = load(results / f"policy-after-skipped-{layout}.pt")
+        unbroken: Trained = load(results / f"policy-tied-{layout}.pt")
+        assert found.metrics == unbroken.metrics
+        assert all(torch.equal(found.weights[n], w) for n, w in unbroken.weights.items())
 
 
 def vocabulary_inputs() -> dict[str, Tensor]:

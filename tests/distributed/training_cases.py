@@ -123,6 +123,17 @@ def policy_step(trainer: Trainer, batch: Batch) -> StepOutput:
     return trainer.train(batch, partial(policy_loss, options=POLICY), temperature=0.8)
 
 
+def skipped_and_policy_step(trainer: Trainer, batch: Batch) -> StepOutput:
+    """Meet an advantage that is not a number on the first data rank alone, then learn."""
+    assert batch.advantages is not None
+    advantages = batch.advantages.clone()
+    if trainer.parallel.data_rank == 0:
+        advantages[0] = float("nan")
+    skipped = policy_step(trainer, replace(batch, advantages=advantages))
+    assert all(trainer.parallel.gather_over_world(skipped.is_skipped))
+    return policy_step(trainer, batch)
+
+
 def four_groups() -> PairBatch:
     """One group for each of four data ranks; two of three rollouts train."""
     return pair_rows(VOCAB_SIZE, num_trained=2, rows=PAIR_ROWS * 2)
@@ -155,19 +166,23 @@ CASES |= DEEP
 # The norms of query and key heads are on every tensor parallel rank, each of which has other heads:
 # their gradients have to be summed, with and without sequence parallelism.
 CASES["policy-qwen3"] = Case("qwen3", make_student, STUDENT, policy_step)
+CASES["policy-after-skipped"] = replace(CASES["policy-tied"], step=skipped_and_policy_step)
+SKIPPING = ("tp2-dp2", "tp2-sp-pp2", "cp2-dp2", "pp2-vpp2-dp2-distributed", "dp4-distributed")
 NORMED = ("tp2-dp2", "tp4", "tp4-sp", "tp2-sp-pp2", "tp2-cp2", "tp2-dp2-distributed")
 
 
 def cases_of(layout: str) -> tuple[str, ...]:
     """Which cases run where: all at every layout, two again with another optimizer or packed.
 
-    Those of another depth or with norms of heads run where that makes a difference.
+    Those of another depth, with norms of heads or after a skipped step run where that makes a
+    difference.
     """
     if layout.startswith("pp4-vpp2"):
         return tuple(DEEP)
     is_variant = layout.endswith(("-distributed", "-packed"))
     cases = ("policy-tied", "cross-entropy-split") if is_variant else SHALLOW
-    return (*cases, "policy-qwen3") if layout in NORMED else cases
+    cases += ("policy-qwen3",) * (layout in NORMED)
+    return cases + ("policy-after-skipped",) * (layout in SKIPPING)
 
 
 @dataclass(frozen=True)

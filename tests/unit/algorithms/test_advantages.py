@@ -68,6 +68,12 @@ def test_a_reward_that_is_no_number_stays_visible(kind):
     assert advantages[1].isfinite().all()
 
 
+def test_a_huge_reward_is_compared_like_any_other():
+    """Its square overflows float32, and grpo does not depend on the scale."""
+    huge = group_advantages(torch.tensor([[3e38, 0.0, 0.0, 0.0]]), "grpo")
+    torch.testing.assert_close(huge, torch.tensor([[1.5, -0.5, -0.5, -0.5]]))
+
+
 def test_rewards_do_not_get_a_gradient():
     rewards = REWARDS.double().requires_grad_()
     advantages = group_advantages(rewards, "grpo")

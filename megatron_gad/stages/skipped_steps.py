@@ -1,0 +1,97 @@
+"""Steps that a model skipped because their numbers are not finite: told, counted, limited."""
+
+import logging
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from megatron_gad.errors import RunStoppedError
+from megatron_gad.runtime.run import Run
+from megatron_gad.training.checkpoint import iteration_folder, latest_iteration
+from megatron_gad.training.forward_backward import StepOutput
+from megatron_gad.types import Batch, PairBatch
+
+# Row numbers that a message lists.
+MOST_ROWS = 20
+
+logger = logging.getLogger(__name__)
+
+
+def note_step(
+    run: Run, name: str, output: StepOutput, batch: Batch | PairBatch, rows: Sequence[int]
+) -> None:
+    """Warn of a step that was skipped; stop the run after too many of a model in a row.
+
+    name: student or discriminator.
+    output: what its training step returned, the same on all ranks but for the rows.
+    rows: the number in the data set of the prompt of every row of this data rank's batch.
+
+    Raises RunStoppedError on all ranks alike.
+    """
+    if not output.is_skipped:
+        run.skips_in_a_row[name] = 0
+        return
+    run.skips_in_a_row[name] += 1
+    count = run.skips_in_a_row[name]
+    trainer = run.student if name == "student" else run.discriminator
+    broken = [row for row, ok in zip(rows, _are_finite(output, batch), strict=True) if not ok]
+    gathered = trainer.parallel.gather_over_data((broken, list(rows)))
+    found = set(chain.from_iterable(broken for broken, _ in gathered))
+    suspects = found or set(chain.from_iterable(every for _, every in gathered))
+    reason = f"{_numbers(output)}, {_describe(found, suspects)}"
+    if run.parallel.is_writer:
+        logger.warning("the %s's step is skipped (%d in a row): %s", name, count, reason)
+    limit = getattr(run.config, name).max_skipped_steps
+    if limit and count >= limit:
+        raise RunStoppedError(
+            f"the {name} skipped {count} steps in a row ({name}.max_skipped_steps = {limit}), "
+            f"because their numbers are not finite; the last had {reason}. A skipped step changes "
+            f"neither weights nor optimizer states. {_state_of_weights(run)}"
+        )
+
+
+def _are_finite(output: StepOutput, batch: Batch | PairBatch) -> list[bool]:
+    """Return for every row whether what was computed of it, and for it, is finite."""
+    values: list[Tensor] = [output.rows]
+    if isinstance(batch, Batch) and batch.advantages is not None:
+        values.append(batch.advantages)
+    finite = [torch.isfinite(each).reshape(len(each), -1).all(dim=1) for each in values]
+    return torch.stack(finite).all(dim=0).tolist()
+
+
+def _numbers(output: StepOutput) -> str:
+    seen = {key: output.metrics[key] for key in ("loss", "grad_norm") if key in output.metrics}
+    return ", ".join(f"{key} = {value:g}" for key, value in seen.items())
+
+
+def _describe(broken: set[int], suspects: set[int]) -> str:
+    listed = ", ".join(map(str, sorted(suspects)[:MOST_ROWS]))
+    more = f" and {len(suspects) - MOST_ROWS} more" if len(suspects) > MOST_ROWS else ""
+    if broken:
+        return f"not finite at the rows {listed}{more} of data.path"
+    return f"on the rows {listed}{more} of data.path, of which each alone is finite"
+
+
+def _state_of_weights(run: Run) -> str:
+    """Say which weights are whole, where the newest checkpoint is, and what to do."""
+    with run.turn("student"):
+        is_finite = {"student": run.student.has_finite_weights()}
+    if run.has_discriminator:
+        with run.turn("discriminator"):
+            is_finite["discriminator"] = run.discriminator.has_finite_weights()
+    broken = [name for name, finite in is_finite.items() if not finite]
+    newest = latest_iteration(run.folder) if run.parallel.is_writer else None
+    where = "there is no checkpoint yet"
+    if newest is not None:
+        where = f"the newest checkpoint is {iteration_folder(run.folder, newest)}"
+    if broken:
+        return (
+            f"The weights of the {' and the '.join(broken)} are not finite already; {where}. Go on "
+            "from a checkpoint from before that, with a lower learning rate or a smaller clip_grad"
+        )
+    return (
+        f"All weights are finite; {where}, and the same command goes on from it. Look at these "
+        "rows; if they are in order, lower the learning rate or clip_grad, or raise lr_warmup_steps"
+    )

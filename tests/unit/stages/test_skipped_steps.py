@@ -1,0 +1,217 @@
+"""Numbers that are not finite: which model skips its step, what is told, and when a run stops."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from examples.tiny.prepare import prepare
+from megatron_gad.config.command_line import load_config
+from megatron_gad.config.run import RunConfig
+from megatron_gad.errors import RunStoppedError
+from megatron_gad.resume import load_latest, save
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.ends import begin_stage, reason_to_end
+from megatron_gad.stages.steps import adversarial_step, seqkd_step, warmup_step
+from megatron_gad.training import parallel
+from megatron_gad.training.trainer import Trainer
+
+STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Student and data of the tiny example."""
+    folder = tmp_path_factory.mktemp("assets")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[parallel.Parallel]:
+    """A world of one."""
+    yield parallel.initialize(RunConfig().parallel, 0)
+    parallel.shut_down()
+
+
+@pytest.fixture
+def build(assets: Path, place: parallel.Parallel, tmp_path: Path):
+    """Return a function that builds a run before its first stage."""
+
+    def build_run(stage: str, **sections: dict[str, Any]) -> Run:
+        flags = ["examples/tiny/run.toml", "--stages", stage, "--save", str(tmp_path)]
+        flags += ["--data.path", str(assets / "train.jsonl"), "--no-tensorboard"]
+        flags += ["--data.eval-path", "", "--student.path", str(assets / "student")]
+        config, _ = load_config(flags)
+        changed = {
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in sections.items()
+        }
+        return Run(dataclasses.replace(config, **changed), place)
+
+    return build_run
+
+
+@pytest.fixture
+def start(build):
+    """Return a function that builds a run inside its first stage."""
+
+    def start_run(stage: str, **sections: dict[str, Any]) -> Run:
+        run = build(stage, **sections)
+        begin_stage(run)
+        return run
+
+    return start_run
+
+
+def take_step(run: Run) -> dict[str, float]:
+    metrics = STEPS[run.stage_name](run, run.stage).metrics
+    run.progress.iteration += 1
+    run.progress.step_in_stage += 1
+    return metrics
+
+
+def break_head(discriminator: Trainer) -> None:
+    """Make every score NaN."""
+    (head,) = [
+        parameter
+        for chunk in discriminator.modules_to_write()
+        for name, parameter in chunk.named_parameters()
+        if "output_layer" in name
+    ]
+    with torch.no_grad():
+        head.view(-1)[0] = math.nan
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, first, second))
+
+
+NEVER = {"max_skipped_steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "skipped_by_discriminator"),
+    [
+        ({"freeze_discriminator": True, "extra_discriminator_steps": 0}, None),
+        ({"discriminator_interval": 2, "extra_discriminator_steps": 0}, None),
+        ({"discriminator_interval": 1, "extra_discriminator_steps": 0}, 1.0),
+        ({"discriminator_interval": 1, "extra_discriminator_steps": 2}, 3.0),
+        ({"discriminator_interval": 1, "student_updates": 3}, 3.0),
+    ],
+    ids=["frozen", "off its turn", "learns", "extra steps", "three updates"],
+)
+def test_no_score_that_is_not_finite_reaches_the_student(
+    start, options, skipped_by_discriminator
+) -> None:
+    run = start("adversarial", adversarial=options, discriminator=NEVER)
+    take_step(run)
+    break_head(run.discriminator)
+    student, version = run.student.snapshot(), run.progress.weights_version
+    steps = [trainer.schedule.num_steps for trainer in (run.student, run.discriminator)]
+    metrics = take_step(run)
+    assert metrics["student/skipped_steps"] == options.get("student_updates", 1)
+    assert metrics.get("discriminator/skipped_steps") == skipped_by_discriminator
+    assert same(student, run.student.snapshot())
+    assert run.progress.weights_version == version
+    assert steps == [trainer.schedule.num_steps for trainer in (run.student, run.discriminator)]
+    assert math.isnan(metrics["reward/mean"])
+
+
+def test_after_a_skipped_step_the_run_goes_on(start) -> None:
+    run = start("adversarial")
+    assert take_step(run)["student/skipped_steps"] == 0.0
+    whole = run.discriminator.snapshot()
+    break_head(run.discriminator)
+    frozen = {"freeze_discriminator": True}
+    run.config = dataclasses.replace(
+        run.config, adversarial=dataclasses.replace(run.config.adversarial, **frozen)
+    )
+    for _ in range(2):
+        before = run.student.snapshot()
+        assert take_step(run)["student/skipped_steps"] == 1.0
+        assert same(before, run.student.snapshot())
+        run.discriminator.restore(whole)
+        assert take_step(run)["student/skipped_steps"] == 0.0
+        assert not same(before, run.student.snapshot())
+        break_head(run.discriminator)
+
+
+def test_a_run_stops_after_skipping_in_a_row_and_names_rows_and_checkpoint(start, caplog) -> None:
+    run = start("adversarial", adversarial={"freeze_discriminator": True})
+    save(run)
+    break_head(run.discriminator)
+    before = run.student.snapshot()
+    for _ in range(2):
+        take_step(run)
+    third = run.prompts, dataclasses.replace(run.progress), run.order.state_dict()
+    with pytest.raises(RunStoppedError) as stopped:
+        take_step(run)
+    run.order.load_state_dict(third[2])
+    rows = ", ".join(str(prompt.index) for prompt in sorted_by_row(run.take_prompts(4)))
+    for words in (
+        "the student skipped 3 steps in a row (student.max_skipped_steps = 3)",
+        f"not finite at the rows {rows} of data.path",
+        "The weights of the discriminator are not finite already",
+        str(run.folder / "iter_0000000"),
+    ):
+        assert words in str(stopped.value)
+    assert same(before, run.student.snapshot())
+    assert "the student's step is skipped (2 in a row)" in caplog.text
+
+
+def sorted_by_row(prompts):
+    return sorted(prompts, key=lambda prompt: prompt.index)
+
+
+def test_one_bad_row_is_named_and_a_resumed_run_skips_it_again(
+    build, start, assets: Path, tmp_path: Path
+) -> None:
+    """A token that the student cannot read, and that one row of every epoch has."""
+    lines = (assets / "train.jsonl").read_text().splitlines(True)
+    plain = [line for line in lines if ">" not in line]
+    odd = next(line for line in lines if ">" in line)
+    (tmp_path / "odd.jsonl").write_text("".join([*plain[:5], odd, *plain[5:7]]))
+    sections = {"data": {"path": str(tmp_path / "odd.jsonl")}}
+    run = start("seqkd", student={"max_skipped_steps": 1}, **sections)
+    tokens = [{*prompt.ids, *prompt.teacher_ids} for prompt in run.prompts]
+    token = max(tokens[5] - set().union(*tokens[:5], *tokens[6:]))
+    assert take_step(run)["student/skipped_steps"] == 0.0
+    break_embedding(run.student, token)
+    save(run)
+    with pytest.raises(RunStoppedError, match=r"not finite at the rows 5 of data\.path"):
+        take_step(run)
+    again = build("seqkd", student={"max_skipped_steps": 2}, **sections)
+    assert load_latest(again)
+    assert take_step(again)["student/skipped_steps"] == 1.0
+
+
+def break_embedding(student: Trainer, token: int) -> None:
+    for chunk in student.modules_to_write():
+        for name, parameter in chunk.named_parameters():
+            if "word_embeddings" in name:
+                with torch.no_grad():
+                    parameter[token] = math.inf
+
+
+def test_weights_too_large_to_compute_with_stop_the_run_and_say_so(start) -> None:
+    run = start("seqkd", seqkd={"lr": 1e30}, student={"clip_grad": 0.0})
+    words = r"student skipped 3 steps .* All weights are finite; there is no checkpoint yet"
+    with pytest.raises(RunStoppedError, match=words):
+        for _ in range(5):
+            take_step(run)
+
+
+def test_a_loss_that_is_not_finite_is_no_part_of_the_running_loss(start) -> None:
+    run = start("warmup", discriminator=NEVER)
+    reason_to_end(run, take_step(run))
+    break_head(run.discriminator)
+    metrics = take_step(run)
+    assert math.isnan(metrics["discriminator/loss"])
+    assert metrics["discriminator/skipped_steps"] == 1.0
+    reason_to_end(run, metrics)
+    assert len(run.progress.recent_losses) == 1
