@@ -6,6 +6,7 @@ import sys
 import traceback
 from functools import partial
 
+from megatron_gad.checks.resume import check_override, check_resume
 from megatron_gad.checks.run import check_config
 from megatron_gad.config.command_line import CliOptions, load_config
 from megatron_gad.config.run import RunConfig
@@ -57,7 +58,12 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
             "start one task per node, and torchrun in it (examples/lmsys_qwen2.5_7b/slurm.sbatch)"
         )
     world_size = options.world_size or environment_world_size()
-    problems = check_config(config, world_size)
+    changes = check_resume(config)
+    problems = [
+        *check_config(config, world_size),
+        *check_override(config),
+        *changes.refused,
+    ]
     if problems:
         if rank == 0:
             print(f"megatron_gad: {len(problems)} problem(s) in the configuration", file=sys.stderr)
@@ -67,7 +73,7 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
         if rank == 0:
             from megatron_gad.plan import describe_plan  # noqa: PLC0415 - see _train
 
-            print(describe_plan(config, world_size))
+            print(describe_plan(config, world_size, changes=changes.told))
         return 0
     _train(config, rank)
     return 0

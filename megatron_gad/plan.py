@@ -1,7 +1,7 @@
 """What a run is going to do, in words and numbers, before it does it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from megatron_gad.checks.compute import describe_kernels, this_machine
 from megatron_gad.config.layout import ParallelConfig
@@ -18,12 +18,15 @@ from megatron_gad.residency import plan_residency
 from megatron_gad.training.settings import TrainerSettings
 
 
-def describe_plan(config: RunConfig, world_size: int, gpu_type: str | None = None) -> str:
+def describe_plan(
+    config: RunConfig, world_size: int, gpu_type: str | None = None, changes: Sequence[str] = ()
+) -> str:
     """Return the resolved plan of a configuration that passed its checks.
 
     Reads and tokenises the data, unless it would have to be downloaded first.
 
     gpu_type: of the run's GPUs where they are not here; by default that of this machine's.
+    changes: settings that differ from those of the checkpoint that the run goes on from.
 
     Raises:
         ValueError: the data cannot be used; names file and row.
@@ -44,6 +47,7 @@ def describe_plan(config: RunConfig, world_size: int, gpu_type: str | None = Non
     lines += [_line("", text) for text in held]
     for name in config.stages:
         lines.append(_line(name, _describe_stage(config, name, num_prompts)))
+    lines += [_line("changed", change) for change in changes]
     lines += [_line("writes", _describe_files(config)), "", "Resolved configuration:", ""]
     return "\n".join(lines) + "\n" + to_toml(config)
 

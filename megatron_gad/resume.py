@@ -4,21 +4,24 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_gad.checks.resume import changes_since, settings
 from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig
 from megatron_gad.runtime.run import Progress, Run
 from megatron_gad.runtime.run_folder import ask_first_rank
 from megatron_gad.stages.ends import needs_reference, set_schedules
 from megatron_gad.stages.rollouts import ahead_state, restore_ahead
 from megatron_gad.training.checkpoint import (
-    LATEST,
     Residents,
-    iteration_folder,
-    latest_iteration,
     load_model,
     load_snapshot,
-    read_state,
     save_checkpoint,
     undo_half_replacing,
+)
+from megatron_gad.training.checkpoint_files import (
+    LATEST,
+    iteration_folder,
+    latest_iteration,
+    read_state,
     whole_iterations,
 )
 from megatron_gad.training.reference import Reference
@@ -37,6 +40,7 @@ def save(run: Run) -> None:
     if run.best_weights is not None:
         snapshots["best"] = (run.student, run.best_weights)
     state = {
+        "settings": settings(run.config),
         "progress": asdict(run.progress),
         "stages": list(run.config.stages),
         **run.order_states(),
@@ -58,7 +62,8 @@ def save(run: Run) -> None:
 def load_latest(run: Run) -> bool:
     """Go on from the newest checkpoint; return whether the run is now inside a stage.
 
-    Raises ValueError where the checkpoint belongs to a run with other stages or data.
+    Raises ValueError where the checkpoint belongs to a run with other stages, or with settings that
+    must not change, and warns of those that may.
     """
     found = ask_first_rank(run.parallel, lambda: _find_checkpoint(run))
     if found is None:
@@ -66,6 +71,7 @@ def load_latest(run: Run) -> bool:
     source, iteration = found
     state = read_state(source, iteration)
     _check_stages(run, source, state)
+    _check_settings(run, iteration_folder(source, iteration), state)
     run.progress = Progress(**state["progress"])
     folder = iteration_folder(source, iteration)
     load_model(folder / "student", run.student)
@@ -112,6 +118,16 @@ def _check_stages(run: Run, source: Path, state: dict) -> None:
             f"the checkpoint in {source} comes after the stages {state['stages'][:num_begun]}, "
             f"this run begins with {stages[:num_begun]}; use the same stages, or another --save"
         )
+
+
+def _check_settings(run: Run, folder: Path, state: dict) -> None:
+    """Refuse settings that must not change on the way, and tell which did."""
+    changes = changes_since(run.config, state, folder)
+    if changes.refused:
+        raise ValueError("\n".join(changes.refused))
+    if run.parallel.is_writer:
+        for change in changes.told:
+            logger.warning("resuming with another setting: %s", change)
 
 
 def _enter_stage(run: Run, folder: Path, state: dict) -> None:

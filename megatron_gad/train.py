@@ -1,6 +1,7 @@
 """A run from beginning to end: build the parts, walk the stages, save, report."""
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -52,7 +53,6 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
                     run = Run(config, place, watch)
                     parts.callback(_report, run.folder, run.parallel.is_writer)
                     parts.callback(run.close)
-                    _write_config(run)
                     with stop.hearing(signal.SIGTERM, signal.SIGINT):
                         _walk_stages(run, stop)
                 except BaseException as error:
@@ -91,6 +91,7 @@ def _watchdog(config: RunConfig) -> Watchdog:
 
 def _walk_stages(run: Run, stop: "_StopRequest") -> None:
     is_new_stage = not load_latest(run)
+    _write_config(run)
     run.writer.truncate_after(run.progress.iteration)
     while run.progress.stage_index < len(run.config.stages):
         if is_new_stage:
@@ -179,10 +180,19 @@ def _export(run: Run, suffix: str) -> None:
 
 
 def _write_config(run: Run) -> None:
-    if run.parallel.is_writer:
-        draft = run.folder / "config.toml.draft"
-        draft.write_text(to_toml(run.config))
-        draft.rename(run.folder / "config.toml")
+    """Write the resolved configuration; another one that is there stays as config_NNNN.toml."""
+    if not run.parallel.is_writer:
+        return
+    text, file = to_toml(run.config), run.folder / "config.toml"
+    if file.exists() and file.read_text() != text:
+        numbers = itertools.count(1)
+        names = (run.folder / f"config_{number:04d}.toml" for number in numbers)
+        kept = next(name for name in names if not name.exists())
+        file.rename(kept)
+        _say(run, f"the configuration changed; the one before is kept as {kept}")
+    draft = run.folder / "config.toml.draft"
+    draft.write_text(text)
+    draft.rename(file)
 
 
 def _report(folder: Path, is_writer: bool) -> None:

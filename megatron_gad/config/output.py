@@ -13,6 +13,8 @@ class CheckpointConfig:
     Attributes:
         save: the run directory; everything the run writes is in it. All hosts of a run share it.
         load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
+        override_config: settings, such as "data.path", that may differ from the checkpoint's though
+            they change what the run means.
         save_interval: steps between checkpoints; 0: only at the end of each stage.
         keep_last: older checkpoints than this many are deleted, once the next one is written: the
             disk has to hold one more; 0 keeps all.
@@ -22,6 +24,7 @@ class CheckpointConfig:
 
     save: str = "runs/run"
     load: str = ""
+    override_config: tuple[str, ...] = ()
     save_interval: int = 50
     keep_last: int = 2
     export: tuple[ModelName, ...] = ("student",)

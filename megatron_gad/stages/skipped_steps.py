@@ -9,7 +9,10 @@ from torch import Tensor
 
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
-from megatron_gad.training.checkpoint import iteration_folder, latest_iteration
+from megatron_gad.training.checkpoint_files import (
+    iteration_folder,
+    latest_iteration,
+)
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.types import Batch, PairBatch
 

@@ -6,7 +6,6 @@ reader never meets half of one.
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,12 @@ from megatron.core import dist_checkpointing
 from torch import Tensor
 
 from megatron_gad.records import sync
+from megatron_gad.training.checkpoint_files import (
+    LATEST,
+    STATE,
+    iteration_folder,
+    whole_iterations,
+)
 from megatron_gad.training.distributed_optimizer import (
     fill_moments,
     load_optimizer,
@@ -30,8 +35,6 @@ from megatron_gad.training.optimizer import forget_moments, has_moments
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 
-LATEST = "latest_checkpointed_iteration.txt"
-STATE = "run_state.json"
 DISTRIBUTED = "use_distributed_optimizer"
 # Norms of Transformer Engine keep an empty state beside their weights, others keep none.
 NORM_STATE = "layernorm._extra_state"
@@ -51,35 +54,6 @@ class Residents:
     models: dict[str, Trainer]
     snapshots: dict[str, tuple[Trainer, list[Tensor]]] = field(default_factory=dict)
     turn: Callable[[Trainer], AbstractContextManager[object]] = nullcontext
-
-
-def iteration_folder(run_folder: Path, iteration: int) -> Path:
-    """Return where the checkpoint of an iteration lives."""
-    return run_folder / f"iter_{iteration:07d}"
-
-
-def latest_iteration(run_folder: Path) -> int | None:
-    """Return the iteration of the newest whole checkpoint, None where there is none.
-
-    Raises ValueError where the marker names a checkpoint that is not there.
-    """
-    marker = run_folder / LATEST
-    if not marker.exists():
-        return None
-    text = marker.read_text().strip()
-    if not text.isdigit() or not (iteration_folder(run_folder, int(text)) / STATE).exists():
-        raise ValueError(
-            f"{marker} says {text!r}, but there is no whole checkpoint of that iteration beside "
-            f"it; write the number of an iter_* folder that holds {STATE} into it"
-        )
-    return int(text)
-
-
-def whole_iterations(run_folder: Path) -> list[int]:
-    """Return the iterations whose checkpoints are whole, in ascending order."""
-    names = (re.fullmatch(r"iter_(\d+)", path.name) for path in run_folder.glob("iter_*"))
-    found = {int(name[1]) for name in names if name}
-    return sorted(n for n in found if (iteration_folder(run_folder, n) / STATE).exists())
 
 
 def save_checkpoint(
@@ -135,11 +109,6 @@ def undo_half_replacing(run_folder: Path) -> None:
     for replaced in run_folder.glob("iter_*.old"):
         if not replaced.with_suffix("").exists() and (replaced / STATE).exists():
             replaced.rename(replaced.with_suffix(""))
-
-
-def read_state(run_folder: Path, iteration: int) -> dict[str, Any]:
-    """Return the run state of a checkpoint."""
-    return json.loads((iteration_folder(run_folder, iteration) / STATE).read_text())
 
 
 def load_model(folder: Path, trainer: Trainer) -> None:

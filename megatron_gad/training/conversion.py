@@ -24,12 +24,14 @@ from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.models.slots import SCORE_HEAD
 from megatron_gad.training.checkpoint import (
-    LATEST,
-    iteration_folder,
-    latest_iteration,
     read_sharded,
     sharded_weights,
     take_weights,
+)
+from megatron_gad.training.checkpoint_files import (
+    LATEST,
+    iteration_folder,
+    latest_iteration,
 )
 from megatron_gad.training.checkpoint_shapes import check_tensors, checkpoint_tensors
 from megatron_gad.training.parallel import Parallel

@@ -12,8 +12,11 @@ from torch.distributed import destroy_process_group, init_process_group
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
-from megatron_gad.training.checkpoint import Residents, iteration_folder, load_model
+from megatron_gad.training.checkpoint import Residents, load_model
 from megatron_gad.training.checkpoint import save_checkpoint as save_run
+from megatron_gad.training.checkpoint_files import (
+    iteration_folder,
+)
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer

@@ -14,9 +14,11 @@ from megatron_gad.engines.replay import ReplayEngine
 from megatron_gad.runtime.sampler import Request, Sampler
 from megatron_gad.training.checkpoint import (
     Residents,
-    iteration_folder,
     load_model,
     save_checkpoint,
+)
+from megatron_gad.training.checkpoint_files import (
+    iteration_folder,
 )
 from megatron_gad.training.exchange import move
 from megatron_gad.training.parallel import Parallel, add_layout, initialize

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.runtime.run_folder import ask_first_rank, check_is_shared
-from megatron_gad.training.checkpoint import LATEST, STATE, iteration_folder, latest_iteration
+from megatron_gad.training.checkpoint_files import LATEST, STATE, iteration_folder, latest_iteration
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from tests.distributed.workers import save
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_gad.training.checkpoint import LATEST
+from megatron_gad.training.checkpoint_files import LATEST
 from tests.distributed import run_folder_worker
 from tests.ranks import run_on_ranks
 

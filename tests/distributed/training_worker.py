@@ -15,10 +15,12 @@ from torch.distributed import barrier, destroy_process_group
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.checkpoint import (
     Residents,
-    iteration_folder,
     load_model,
     load_snapshot,
     save_checkpoint,
+)
+from megatron_gad.training.checkpoint_files import (
+    iteration_folder,
 )
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.parallel import Parallel, initialize

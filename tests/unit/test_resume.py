@@ -17,7 +17,9 @@ from megatron_gad.stages.ends import begin_stage, finish_stage
 from megatron_gad.stages.steps import adversarial_step, seqkd_step
 from megatron_gad.train import _run_stage, _StopRequest
 from megatron_gad.training import parallel
-from megatron_gad.training.checkpoint import LATEST
+from megatron_gad.training.checkpoint_files import (
+    LATEST,
+)
 
 STEPS = {"seqkd": seqkd_step, "adversarial": adversarial_step}
 
@@ -90,7 +92,13 @@ def test_other_data_are_refused(build, tmp_path, assets: Path) -> None:
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join((assets / "train.jsonl").read_text().splitlines(True)[:40]))
     with pytest.raises(ValueError, match="num_rows = 64, this run has 40"):
-        load_latest(build(tmp_path, "--stages", "seqkd", "--data.path", str(fewer)))
+        load_latest(
+            build(
+                tmp_path,
+                *("--stages", "seqkd", "--data.path", str(fewer)),
+                *("--override-config", "data.path"),
+            )
+        )
 
 
 def test_a_checkpoint_cut_off_while_it_was_replaced_is_gone_on_from(build, tmp_path) -> None:

@@ -132,7 +132,9 @@ def test_a_checkpoint_holds_the_rollouts_that_wait(
 
     # With other settings the same prompts are sampled anew.
     larger = dataclasses.replace(config.adversarial, group_size=6)
-    again = start(dataclasses.replace(config, adversarial=larger), place, tmp_path)
+    accepting = dataclasses.replace(config.checkpoint, override_config=("adversarial.group_size",))
+    changed = dataclasses.replace(config, adversarial=larger, checkpoint=accepting)
+    again = start(changed, place, tmp_path)
     assert again.ahead is None
     assert again.epoch == overlapped[1]["data/epoch"]
     assert take_step(again)["engine/weights_lag"] == 0.0

@@ -18,16 +18,18 @@ from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.layers import RMSNorm
 from megatron_gad.training.checkpoint import (
-    LATEST,
-    STATE,
     Residents,
-    iteration_folder,
-    latest_iteration,
     load_model,
     load_snapshot,
-    read_state,
     save_checkpoint,
     undo_half_replacing,
+)
+from megatron_gad.training.checkpoint_files import (
+    LATEST,
+    STATE,
+    iteration_folder,
+    latest_iteration,
+    read_state,
     whole_iterations,
 )
 from megatron_gad.training.optimizer import torch_optimizers

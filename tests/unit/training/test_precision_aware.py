@@ -15,9 +15,11 @@ from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.checkpoint import (
     Residents,
-    iteration_folder,
     load_model,
     save_checkpoint,
+)
+from megatron_gad.training.checkpoint_files import (
+    iteration_folder,
 )
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.parallel import Parallel

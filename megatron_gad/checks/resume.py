@@ -1,0 +1,170 @@
+"""Which settings may change when a run goes on from a checkpoint, and what is said of a change.
+
+Inputs and kinds are refused: what the models learn from, and which objective they follow. A run
+that changed one would be neither the run that began nor another. Strengths and lengths are told:
+they are what is adjusted after trouble. How results are computed and written is free: it changes
+nothing beyond rounding.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_gad.config.run import RunConfig
+from megatron_gad.training.checkpoint_files import LATEST, STATE, iteration_folder
+
+Change = Literal["refused", "told", "free"]
+
+OPTIMIZER = "lr min_lr lr_decay_style lr_warmup_steps weight_decay adam_beta1 adam_beta2 clip_grad"
+LAYOUT = (
+    "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
+    "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
+    "sequence_parallel"
+)
+# How a key may change: by section, where "" is the top level. Every key has one place.
+RULES: dict[Change, dict[str, str]] = {
+    "refused": {
+        "": "seed",
+        "data": "path prompt_column teacher_column max_prompt_tokens max_response_tokens shuffle",
+        "student": "path",
+        "discriminator": "path score",
+        "seqkd": "batch_size",
+        "warmup": "prompts_per_step group_size train_student discriminator_only_steps",
+        "adversarial": "prompts_per_step group_size discriminator_samples freeze_discriminator "
+        "discriminator_only_steps student_updates",
+        "gad": "discriminator_loss advantage kl_estimator kl_in reference aggregation",
+        "rollout": "temperature top_p top_k",
+    },
+    "told": {
+        "": "stages",  # those that have begun are compared when the checkpoint is loaded
+        "compute": "bf16 transformer_impl fp8_format fp8_recipe fp8_param_gather "
+        "first_last_layers_bf16 num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 "
+        "use_precision_aware_optimizer exp_avg_dtype exp_avg_sq_dtype main_params_dtype",
+        "data": "eval_path",
+        "student": OPTIMIZER,
+        "discriminator": OPTIMIZER + " head_std",
+        "seqkd": "epochs steps lr patience keep_best",
+        "warmup": "epochs steps student_lr discriminator_lr stop_below refuse_above "
+        "reset_optimizer",
+        "adversarial": "epochs steps discriminator_interval extra_discriminator_steps "
+        "extra_prompts overlap student_lr discriminator_lr reset_optimizer",
+        "gad": "kl_coef clip_range tis_cap",
+        "rollout": "engine replay",
+    },
+    "free": {
+        "parallel": LAYOUT + " use_distributed_optimizer distributed_timeout_minutes",
+        "compute": "micro_batch_size max_tokens_per_microbatch recompute_granularity "
+        "recompute_method recompute_num_layers optimizer_cpu_offload optimizer_offload_fraction "
+        "pack_sequences logprob_chunk_size",
+        "checkpoint": "save load override_config save_interval keep_last export export_stages",
+        "log": "log_interval samples_interval tensorboard wandb_project",
+        "student": "max_skipped_steps",
+        "discriminator": LAYOUT + " max_skipped_steps split_groups",
+        "rollout": "max_batch_size logprob_gap_bound record",
+        "sglang": "urls python num_servers tensor_parallel_size mem_fraction_static "
+        "weight_transport update_weight_buffer_size weight_folder verify_interval "
+        "max_running_requests start_timeout_s request_timeout_s weight_timeout_s "
+        "health_interval_s health_timeout_s max_restarts log_folder server_args",
+        "watchdog": "start_s swap_s rollout_s discriminator_s student_s save_s between_s",
+        "schedule": "leaves device_memory_gib",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs from the run that wrote a checkpoint: one message for each setting."""
+
+    refused: list[str]
+    told: list[str]
+
+
+def rule_of(key: str) -> Change:
+    """Return how a key, such as "data.path", may change."""
+    section, _, name = key.rpartition(".")
+    return next(rule for rule, keys in RULES.items() if name in keys.get(section, "").split())
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """Return every setting as {"section.key": plain value}, as a checkpoint holds them."""
+    flat: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        is_section = isinstance(value, dict)
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if is_section else {name: value}
+    return json.loads(json.dumps(flat))
+
+
+def check_override(config: RunConfig) -> Iterator[str]:
+    """Yield what is wrong with the keys whose change is accepted."""
+    known = settings(config)
+    for key in config.checkpoint.override_config:
+        if key not in known:
+            yield (
+                f"checkpoint.override_config has {key!r}, which is no key; "
+                "name keys with their section, such as 'data.path'"
+            )
+
+
+def check_resume(config: RunConfig) -> Changes:
+    """Compare a configuration with the checkpoint that its run would go on from, if there is one.
+
+    Reads files only. What is wrong with the checkpoints themselves is found when one is loaded.
+    """
+    for source in (config.checkpoint.save, config.checkpoint.load):
+        folder = _newest(Path(source)) if source else None
+        if folder is not None:
+            return changes_since(config, json.loads((folder / STATE).read_text()), folder)
+    return Changes([], [])
+
+
+def changes_since(config: RunConfig, state: Mapping[str, Any], folder: Path) -> Changes:
+    """Compare a configuration with the one of a checkpoint.
+
+    state: the checkpoint's run state. folder: the checkpoint, for the messages.
+    """
+    then, now = state.get("settings", {}), settings(config)
+    refused, told = [], []
+    for key in now:
+        rule = rule_of(key)
+        if key not in then or then[key] == now[key] or rule == "free":
+            continue
+        is_accepted = key in config.checkpoint.override_config
+        if rule == "told" or is_accepted or not _has_begun(key, state):
+            told.append(f"{key} = {now[key]!r}, was {then[key]!r} in {folder}")
+            continue
+        refused.append(
+            f"{key} = {now[key]!r}, but the checkpoint {folder} was made with {then[key]!r}; "
+            "resume with the same value, begin a run of its own with another --save, or accept "
+            f"the change with --override-config {key}"
+        )
+    return Changes(refused, told)
+
+
+def _has_begun(key: str, state: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint's run used a setting in what it would go on with.
+
+    A setting of a stage that is over, or still to come, may change.
+    """
+    progress, stages = state["progress"], state["stages"]
+    stage = stages[progress["stage_index"]] if progress["step_in_stage"] else ""
+    section = key.rpartition(".")[0]
+    if section == "discriminator" or key == "gad.discriminator_loss":
+        return "discriminator" in state["schedule_steps"]
+    if section == "rollout":
+        return stage in ("warmup", "adversarial")
+    if section == "gad":
+        return stage == "adversarial"
+    return section in ("", "data", "student") or section == stage
+
+
+def _newest(run_folder: Path) -> Path | None:
+    """Return the newest whole checkpoint, also one that a crash left under its other name."""
+    marker = run_folder / LATEST
+    text = marker.read_text().strip() if marker.exists() else ""
+    if not text.isdigit():
+        return None
+    folder = iteration_folder(run_folder, int(text))
+    found = [each for each in (folder, folder.with_name(folder.name + ".old")) if each.is_dir()]
+    return next((each for each in found if (each / STATE).exists()), None)
