@@ -239,3 +239,29 @@ CASES: dict[str, Case] = {
         seqkd__lr=4e-4,
     ),
 }
+
+# Of two ranks, with the cases that are compared there.
+LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "DP2, distributed optimizer": (
+        {"use-distributed-optimizer": True},
+        (
+            "as published, with everything uneven",
+            "several updates on an engine that is off",
+            "resumed while sampling while training",
+        ),
+    ),
+    "TP2, sequence parallel": (
+        {"tensor-model-parallel-size": 2, "sequence-parallel": True},
+        (
+            "summed scores, cross-entropy, dr_grpo, k2 to the base",
+            "resumed in every stage",
+        ),
+    ),
+    "PP2": (
+        {"pipeline-model-parallel-size": 2},
+        (
+            "rloo, k1 to the base in the reward",
+            "groups split, single responses, padded",
+        ),
+    ),
+}

@@ -61,6 +61,20 @@ def _problems(step: Step, oracle: Reference) -> Iterator[str]:
 
 def _asked_otherwise(step: Step, oracle: Reference) -> Iterator[str]:
     """Yield where the engine was asked for other rows or prompts."""
+    wanted = {
+        "temperature": oracle.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "max_new_tokens": oracle.texts.cap,
+        "stop_ids": (oracle.texts.end,),
+    }
+    for asked in step.asked:
+        found = {key: asked[key] for key in wanted}
+        if found != wanted:
+            yield f"sampling: {found}, the oracle has {wanted}"
+        if asked["seed"] in oracle.seeds:
+            yield f"sampling: the seed {asked['seed']} comes twice"
+        oracle.seeds.add(asked["seed"])
     rows = sorted(group.row for group in step.groups)
     expected = oracle.next_rows(len(rows))
     if rows != expected:
@@ -87,12 +101,19 @@ def _other_samples(step: Step, outcome: Outcome, oracle: Reference) -> Iterator[
         if shown is None:
             yield f"samples: none of {asked!r}"
             continue
+        if shown["teacher"] != oracle.texts.rows[group.row]["teacher_response"]:
+            yield f"samples: {shown['teacher']!r} is not the teacher's response to {asked!r}"
         for g, (sample, response) in enumerate(
             zip(shown["rollouts"], group.responses, strict=True)
         ):
             text = oracle.texts.text(response)
             if sample["text"] != text:
                 yield f"text: {sample['text']!r}, the oracle has {text!r}"
+            if sample["length"] != len(response.ids):
+                yield f"length of {text!r}: {sample['length']}, sampled {len(response.ids)}"
+            reason = "length" if response.is_cut else "stop"
+            if sample["finish_reason"] != reason:
+                yield f"finish reason of {text!r}: {sample['finish_reason']}, sampled {reason}"
             for key, table in (("score", outcome.scores), ("advantage", outcome.advantages)):
                 if table is None:
                     continue

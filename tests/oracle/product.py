@@ -1,7 +1,7 @@
 """The package as the oracle's tests drive it. What they need of its parts is in this file alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.ends import begin_stage, finish_stage, reason_to_end
 from megatron_gad.train import STEPS
-from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.types import Group, Rollout
 from tests.oracle.models import Options
 from tests.oracle.texts import Response, Sampled
@@ -26,6 +26,7 @@ class Step:
 
     number: of the step in its stage, from 0.
     groups: sampled for it. extra: for every further step of the discriminator.
+    asked: how to sample both, as the engine was told.
     metrics: as they are reported. samples: what it shows of its responses, by the prompt.
     """
 
@@ -33,6 +34,7 @@ class Step:
     number: int
     groups: list[Sampled]
     extra: list[list[Sampled]]
+    asked: list[dict[str, Any]]
     metrics: dict[str, float]
     samples: dict[str, dict[str, Any]]
 
@@ -55,6 +57,7 @@ class Product:
         self.options = options
         self._error = engine_error
         self._sampled = {} if sampled is None else sampled
+        self._asked: dict[str, dict[str, Any]] = {}
         self._run = Run(configure(options, place.world_size), place)
         if self._run.sampler.engine is not None:
             self._listen(self._run.sampler.engine)
@@ -93,7 +96,8 @@ class Product:
         samples = {row["prompt"]: row for part in self._over_data(result.samples) for row in part}
         metrics = dict(result.metrics)
         groups = [group for share in shares for group in share]
-        return Step(stage, number, groups, self._extra(name), metrics, samples)
+        asked = [self._asked[key] for key in (f"{name}_0", f"{name}_1") if key in self._asked]
+        return Step(stage, number, groups, self._extra(name), asked, metrics, samples)
 
     def weights(self, model: str) -> dict[str, Tensor]:
         """Return the weights of "student" or "discriminator" under their Hugging Face names."""
@@ -133,12 +137,19 @@ class Product:
             groups = generate(prompts, sampling)
             given = [_with_error(group, self._error) for group in groups]
             self._sampled[sampling.name] = list(map(_noted, groups, given))
+            self._asked[sampling.name] = asdict(sampling)
             return given
 
         engine.generate = listening
 
 
-def configure(options: Options, world_size: int = 1) -> RunConfig:
+def start(options: Options, world_size: int = 1) -> Parallel:
+    """Make the process groups of a run."""
+    config = configure(options, world_size)
+    return initialize(config.parallel, config.seed)
+
+
+def configure(options: Options, world_size: int) -> RunConfig:
     """Return the configuration that the options stand for, which has to be without a mistake."""
     words: list[str] = []
     for name, value in options.items():

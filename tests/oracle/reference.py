@@ -56,6 +56,7 @@ class Reference:
         self.student = Learner(dict(self._student.named_parameters()), options, "student")
         self.discriminator: Learner | None = None
         self._at_last_step = self._student
+        self.seeds: set[int] = set()  # of samplings; none may come twice
 
     def begin(self, stage: str) -> None:
         """Begin a stage, with the models as they are."""

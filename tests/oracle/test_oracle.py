@@ -7,10 +7,12 @@ import pytest
 
 from examples.quickstart.student import StudentShape, make_student
 from examples.tiny.prepare import prepare
-from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.training.parallel import Parallel, initialize, shut_down
-from tests.oracle.cases import BASE, CASES
+from megatron_gad.training.parallel import Parallel, shut_down
+from tests.oracle import layouts_worker
+from tests.oracle.cases import CASES, Case
 from tests.oracle.compare import compare
+from tests.oracle.product import start
+from tests.ranks import run_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +26,9 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Parallel]:
+def place(assets: Path) -> Iterator[Parallel]:
     """A world of one."""
-    yield initialize(ParallelConfig(), BASE["seed"])
+    yield start(Case().options(assets, assets / "unused"))
     shut_down()
 
 
@@ -35,3 +37,8 @@ def test_a_run_is_what_the_oracle_says(
     name: str, assets: Path, place: Parallel, tmp_path: Path
 ) -> None:
     compare(name, CASES[name], assets, tmp_path / "run", place)
+
+
+def test_layouts_are_what_the_oracle_says(assets: Path, tmp_path: Path) -> None:
+    """The worker compares on every rank, and fails with what differs."""
+    run_on_ranks(layouts_worker.main, 2, assets, tmp_path)
