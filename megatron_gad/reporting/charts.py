@@ -173,6 +173,14 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             ),
             unit="%",
         ),
+        Chart(
+            "Steps skipped, as their numbers were not finite",
+            (
+                Line("student/skipped_steps", "student", "student"),
+                Line("discriminator/skipped_steps", "discriminator", "discriminator"),
+            ),
+            unit="a step",
+        ),
         Chart("Tokens trained on", (Line("tokens/trained", "tokens", "student"),), unit="a step"),
     ),
 }
