@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.mutants.catalogue import MUTANTS, SUBJECTS
-from tests.mutants.copies import ROOT, Outcome, applied, copy_of_project, run_tests, sources
+from tests.mutants.copies import ROOT, Outcome, TestServer, applied, server_of_copy, sources
 from tests.mutants.mutant import Mutant, mutated_file
 
 LEAST_KILLED = 0.95
@@ -92,8 +92,8 @@ def _passes_without_faults(mutants: Sequence[Mutant], timeout_s: float) -> bool:
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     files = sorted({test for test in tests if "::" not in test})
     tests = [*files, *(test for test in tests if test.split("::")[0] not in files)]
-    with copy_of_project() as copy:
-        outcome = run_tests(copy, tests, timeout_s * len(tests))
+    with server_of_copy() as server:
+        outcome = server.run(tests, timeout_s * len(tests))
     if outcome.status != ALL_PASSED:
         print(f"{outcome.output}\nthe tests do not pass without a fault; mend them first")
     else:
@@ -105,20 +105,20 @@ def _run_all(
     mutants: Sequence[Mutant], keys: dict[str, str], num_jobs: int, timeout_s: float
 ) -> Iterator[Result]:
     """Yield the results as they come; each job has a copy of the project."""
-    copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[TestServer] = queue.SimpleQueue()
 
     def run_one(mutant: Mutant) -> Result:
-        copy = copies.get()
+        server = idle.get()
         try:
-            with applied(mutant, copy):
-                outcome = run_tests(copy, mutant.tests, timeout_s)
+            with applied(mutant, server.copy):
+                outcome = server.run(mutant.tests, timeout_s)
         finally:
-            copies.put(copy)
+            idle.put(server)
         return _result(mutant, outcome, keys[mutant.name])
 
     with ExitStack() as stack, ThreadPoolExecutor(num_jobs) as pool:
         for _ in range(num_jobs if mutants else 0):
-            copies.put(stack.enter_context(copy_of_project()))
+            idle.put(stack.enter_context(server_of_copy()))
         yield from pool.map(run_one, mutants)
 
 

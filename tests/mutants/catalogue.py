@@ -22,6 +22,7 @@ SUBJECTS: dict[str, tuple[Mutant, ...]] = {
     "The network": models.NETWORK_MUTANTS,
     "The heads": models.HEAD_MUTANTS,
     "An optimizer step": training.STEP_MUTANTS,
+    "Steps that are skipped": training.SKIP_MUTANTS,
     "AdamW and its rate": training.ADAMW_MUTANTS,
     "Borrowed weights": training.MEMORY_MUTANTS,
     "More than one rank": layouts.LAYOUT_MUTANTS,

@@ -1,29 +1,26 @@
 """Copies of the project, in which tests run on the package with a fault or without one."""
 
 import compileall
-import importlib
-import multiprocessing
+import json
 import os
 import py_compile
 import re
 import shutil
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import pytest
+from typing import Any
 
 from tests.mutants.mutant import Mutant, mutated_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "megatron_gad"
 LEFT_OUT = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info", "build", "dist")
-OPTIONS = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-header"]
 CODE_SUFFIX = ".py"
 
 
@@ -71,44 +68,42 @@ def applied(mutant: Mutant, copy: Path) -> Iterator[None]:
         (copy / path).write_text(texts[path], encoding="utf-8")
 
 
-def run_tests(copy: Path, tests: Sequence[str], timeout_s: float) -> Outcome:
-    """Run tests of a copy in a process of their own, up to the first that fails."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.mutants.preload"])
-    log = copy.parent / "output.txt"
-    start = time.monotonic()
-    process = context.Process(target=_test, args=(str(copy), list(tests), str(log)))
-    process.start()
-    process.join(timeout_s)
-    status = process.exitcode
-    if status is None and process.pid is not None:
-        os.killpg(process.pid, signal.SIGKILL)  # with the ranks that its tests started
-        process.join()
-    output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+::\w+)", output, re.MULTILINE)
-    return Outcome(status, failed[1] if failed else "", time.monotonic() - start, output)
+class TestServer:
+    """Runs tests of a copy, each lot in a process that need not import torch; see ``server``."""
+
+    __test__ = False  # for pytest
+
+    def __init__(self, copy: Path) -> None:
+        self.copy = copy
+        self._process: Any = subprocess.Popen(
+            [sys.executable, "-m", "tests.mutants.server"],
+            cwd=ROOT,
+            env=os.environ | {"PROJECT": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, tests: Sequence[str], timeout_s: float) -> Outcome:
+        """Run tests up to the first that fails."""
+        log = self.copy.parent / "output.txt"
+        start = time.monotonic()
+        asked = {"copy": str(self.copy), "tests": tests, "log": str(log), "timeout_s": timeout_s}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        status = json.loads(self._process.stdout.readline())
+        output = log.read_text(encoding="utf-8", errors="replace")
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+::\w+)", output, re.MULTILINE)
+        return Outcome(status, failed[1] if failed else "", time.monotonic() - start, output)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def _test(copy: str, tests: list[str], log: str) -> None:
-    """Run pytest in a copy, and end this process with its status."""
-    os.setsid()
-    with open(log, "w", encoding="utf-8") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.chdir(copy)
-    sys.dont_write_bytecode = True
-    os.environ |= {"PYTHONPATH": copy, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    _forget_own_modules()
-    sys.path[:] = [copy, *(path for path in sys.path if path not in ("", str(ROOT)))]
-    importlib.invalidate_caches()
-    sys.exit(int(pytest.main([*OPTIONS, *tests])))
-
-
-def _forget_own_modules() -> None:
-    """Let the package and its tests be imported anew, but for what has changed how to import."""
-    hooks = {type(finder).__module__ for finder in sys.meta_path}
-    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", PACKAGE)]:
-        if name not in hooks:
-            del sys.modules[name]
+@contextmanager
+def server_of_copy() -> Iterator[TestServer]:
+    """Copy the project and start the process that tests the copy."""
+    with copy_of_project() as copy, closing(TestServer(copy)) as server:
+        yield server

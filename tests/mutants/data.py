@@ -43,14 +43,32 @@ ORDER_MUTANTS = (
     ),
     Mutant(
         "a resumed order begins its epoch anew",
-        'self._position = state["position"]',
-        "self._position = 0",
+        'self._position = state["position"] + ',
+        "self._position = 0 * ",
         ORDER,
     ),
     Mutant(
         "a resumed order is in its first epoch",
         'self._epoch = state["epoch"]',
         "self._epoch = 0",
+        ORDER,
+    ),
+    Mutant(
+        "a row may come twice at once at the end of an epoch",
+        "barred.add(row)",
+        "barred.discard(None)",
+        ORDER,
+    ),
+    Mutant(
+        "rows that were put off are lost",
+        "self._put_off = put_off + self._put_off",
+        "self._put_off = self._put_off[:0]",
+        ORDER,
+    ),
+    Mutant(
+        "rows that were put off are lost in a resume",
+        'self._put_off = list(state.get("put_off", ()))',
+        "self._put_off = []",
         ORDER,
     ),
     Mutant(

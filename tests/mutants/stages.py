@@ -235,9 +235,15 @@ TURN_MUTANTS = (
     ),
     Mutant(
         "extra steps take the prompts of the order that the step itself takes",
-        "return self._share(self.extra_order.take(count))",
-        "return self._share(self.order.take(count))",
+        "extra = self.extra_order.take(total, besides)",
+        "extra = self.order.take(total, besides)",
         in_stages("test_extra_steps_have_prompts_of_their_own"),
+    ),
+    Mutant(
+        "extra steps take prompts of the step's groups once more",
+        "besides = rows if count + total <= len(self.prompts) else ()",
+        "besides = ()",
+        in_stages("test_no_step_has_a_prompt_twice_and_none_that_is_an_extra_one"),
     ),
     Mutant(
         "extra steps see the prompts of the step in the same order",

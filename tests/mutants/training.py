@@ -11,6 +11,11 @@ RESET = (f"{OPTIMIZER}test_a_reset_optimizer_steps_like_a_new_one",)
 GRADIENTS = f"{UNIT}test_trainer_gradients.py::"
 SPLIT = (f"{GRADIENTS}test_splitting_and_padding_keep_the_students_gradient",)
 STUDENT = (f"{GRADIENTS}test_the_students_loss_and_gradients_equal_those_of_transformers",)
+SKIPPED = (f"{UNIT}test_skipped_step.py",)
+STOPS = (
+    "tests/unit/stages/test_skipped_steps.py::"
+    "test_a_run_stops_after_skipping_in_a_row_and_names_rows_and_checkpoint",
+)
 STATE = f"{UNIT}test_trainer_state.py::"
 
 STEP_MUTANTS = (
@@ -55,6 +60,45 @@ STEP_MUTANTS = (
         "flat = flat.index_copy(0, self.places, output[0, : len(self.places)])",
         "flat = flat.index_copy(0, self.places.flip(0), output[0, : len(self.places)])",
         (f"{GRADIENTS}test_packing_keeps_the_students_gradient",),
+    ),
+)
+
+SKIP_MUTANTS = (
+    Mutant(
+        "a step whose numbers are not finite is taken",
+        "is_skipped = not self._is_finite_everywhere(output, grad_norm)",
+        "is_skipped = False",
+        SKIPPED,
+    ),
+    Mutant(
+        "a skipped step moves the learning rate",
+        "        if not is_skipped:\n            self.schedule.step()\n",
+        "        self.schedule.step()\n        if not is_skipped:\n",
+        SKIPPED,
+    ),
+    Mutant(
+        "a score that is not finite does not skip the step",
+        "all(map(math.isfinite, numbers)) and bool(torch.isfinite(output.rows).all())",
+        "all(map(math.isfinite, numbers))",
+        SKIPPED,
+    ),
+    Mutant(
+        "max_skipped_steps is ignored",
+        "    if limit and count >= limit:\n",
+        "    if False:\n",
+        STOPS,
+    ),
+    Mutant(
+        "steps that were taken between skipped ones count among them",
+        "        run.skips_in_a_row[name] = 0\n        return\n",
+        "        return\n",
+        ("tests/unit/stages/test_skipped_steps.py",),
+    ),
+    Mutant(
+        "a skipped step of the student counts as new weights",
+        "run.progress.weights_version += not learned.is_skipped",
+        "run.progress.weights_version += 1",
+        ("tests/unit/stages/test_skipped_steps.py",),
     ),
 )
 
@@ -104,8 +148,8 @@ ADAMW_MUTANTS = (
     ),
     Mutant(
         "the rate of a step is set after it",
-        "lr = self.schedule.step()\n        grad_norm = take_step(self._optimizer)",
-        "grad_norm = take_step(self._optimizer)\n        lr = self.schedule.step()",
+        "            self.schedule.step()\n            self._optimizer.step()\n",
+        "            self._optimizer.step()\n            self.schedule.step()\n",
         WARM_UP + oracle("as published, with everything uneven"),
     ),
     Mutant(
