@@ -71,9 +71,9 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
         return BAD_INPUT
     if options.dry_run:
         if rank == 0:
-            from megatron_gad.plan import describe_plan  # noqa: PLC0415 - see _train
+            from megatron_gad.planning.describe import describe_run  # noqa: PLC0415 - see _train
 
-            print(describe_plan(config, world_size, changes=changes.told))
+            print(describe_run(config, world_size, changes=changes.told))
         return 0
     _train(config, rank)
     return 0

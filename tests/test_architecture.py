@@ -19,7 +19,7 @@ LAYERS = (
     ("checks", "teacher", "evaluation"),
     ("planning",),
     (
-        *("plan", "residency", "workloads", "runtime", "stages", "reporting"),
+        *("runtime", "stages", "reporting"),
         *("resume", "train", "__main__"),
     ),
 )

@@ -18,13 +18,18 @@ from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import read_toml
 from megatron_gad.planning.choice import caveats
 from megatron_gad.planning.devices import Assumptions, device_of
+from megatron_gad.planning.from_config import (
+    configured_layout,
+    count_rows,
+    lengths_of,
+    plan_request,
+)
 from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.of_run import bounded, engine_use, free_servers
 from megatron_gad.planning.report import format_report, to_json
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.search import find_plans, plan_layout
 from megatron_gad.planning.shapes import read_shape
-from megatron_gad.residency import bounded, engine_use, free_servers
-from megatron_gad.workloads import configured_layout, count_rows, lengths_of, plan_request
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Memory and time of a run before it starts, by arithmetic alone: no torch, no device."""
+"""What a run will cost in memory and time, before it starts. Only ``of_run`` looks at a device."""

@@ -1,12 +1,12 @@
-"""Which residency a run takes under the layout that it has, and how that is told."""
+"""Which of the possible residencies a run takes, and the lines that tell it."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.occupancy import MemoryPlan, memory_plans
 from megatron_gad.planning.request import Request
-from megatron_gad.planning.residency import MemoryPlan, memory_plans
 from megatron_gad.planning.time import StageTime, move_seconds
 
 

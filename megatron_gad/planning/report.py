@@ -6,8 +6,8 @@ from typing import Any
 
 from megatron_gad.planning.devices import GIB, usable_bytes
 from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.occupancy import MemoryPlan
 from megatron_gad.planning.request import Request, swap_bytes
-from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.search import Plan
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.time import StageTime, swap_seconds

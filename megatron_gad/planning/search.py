@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from megatron_gad.planning.choice import choose_residency
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.layout import Layout, layout_problems
+from megatron_gad.planning.occupancy import MemoryPlan, memory_plans
 from megatron_gad.planning.request import Request
-from megatron_gad.planning.residency import MemoryPlan, memory_plans
 from megatron_gad.planning.time import StageTime, stage_times
 
 TENSOR_SIZES = (1, 2, 4, 8)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from megatron_gad.planning.layout import Layout, stage_parameters
+from megatron_gad.planning.occupancy import MemoryPlan
 from megatron_gad.planning.request import (
     Request,
     microbatch_rows,
@@ -11,7 +12,6 @@ from megatron_gad.planning.request import (
     rows_per_unit,
     swap_bytes,
 )
-from megatron_gad.planning.residency import MemoryPlan
 from megatron_gad.planning.rollout_time import RolloutTime, rollout_time
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import StageWork, reference_work

@@ -19,7 +19,7 @@ from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.planning.choice import describe_residency
-from megatron_gad.residency import plan_residency
+from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.runtime.sampler import Ahead, Sampler

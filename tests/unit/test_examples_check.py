@@ -13,7 +13,7 @@ from transformers import Qwen2Config
 from megatron_gad.checks.run import check_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import read_toml
-from megatron_gad.plan import describe_plan
+from megatron_gad.planning.describe import describe_run
 from tests.tiny_tokenizer import make_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -97,7 +97,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
 
 def test_the_papers_recipe_is_planned_at_its_real_size(qwen_7b: Path, parquet: Path) -> None:
     recipe = EXAMPLES / "lmsys_qwen2.5_7b" / "run.toml"
-    plan = describe_plan(with_files(read_toml(recipe, RunConfig), qwen_7b, parquet), 16)
+    plan = describe_run(with_files(read_toml(recipe, RunConfig), qwen_7b, parquet), 16)
     assert "TP 4 x PP 2 x DP 2, sequence parallel" in plan
     assert "7,615,616,512 parameters" in plan  # as its model card counts them: 7.61 billion
     assert "3 steps (1 epoch(s)) of 256 prompts x 8 samples, lr 1e-06" in plan

@@ -22,8 +22,8 @@ from megatron_gad.planning.memory import (
     model_state,
     precision_of,
 )
+from megatron_gad.planning.occupancy import memory_plans
 from megatron_gad.planning.request import EngineUse
-from megatron_gad.planning.residency import memory_plans
 from megatron_gad.planning.shapes import read_shape
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.training.trainer import Trainer, TrainerSettings

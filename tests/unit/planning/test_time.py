@@ -6,8 +6,8 @@ import pytest
 
 from megatron_gad.planning.devices import Assumptions
 from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.occupancy import memory_plans
 from megatron_gad.planning.request import EngineUse, swap_bytes
-from megatron_gad.planning.residency import memory_plans
 from megatron_gad.planning.rollout_time import decode_seconds, rollout_time
 from megatron_gad.planning.time import (
     discriminator_seconds,

@@ -12,8 +12,8 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 from megatron_gad.planning.devices import GIB
+from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.planning.turns import TURNS
-from megatron_gad.residency import plan_residency
 from megatron_gad.resume import save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Sampler

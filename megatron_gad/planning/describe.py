@@ -1,4 +1,4 @@
-"""What a run is going to do, in words and numbers, before it does it."""
+"""What ``--dry-run`` prints: what a run is going to do, in words and numbers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from megatron_gad.data.dataset import HUB, load_prompts
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import describe_residency
+from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
-from megatron_gad.residency import plan_residency
 from megatron_gad.training.settings import TrainerSettings
 
 
-def describe_plan(
+def describe_run(
     config: RunConfig, world_size: int, gpu_type: str | None = None, changes: Sequence[str] = ()
 ) -> str:
     """Return the resolved plan of a configuration that passed its checks.

@@ -1,4 +1,4 @@
-"""A run's configuration as the planner's request: what a step of each stage computes."""
+"""What a configuration asks of the planner: the layout, and the work of a step of each stage."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -8,11 +8,11 @@ import torch
 
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.run_control import ScheduleConfig
-from megatron_gad.plan import describe_plan
 from megatron_gad.planning.choice import Residency, describe_residency
+from megatron_gad.planning.describe import describe_run
 from megatron_gad.planning.devices import GIB
-from megatron_gad.residency import plan_residency
-from megatron_gad.workloads import configured_layout
+from megatron_gad.planning.from_config import configured_layout
+from megatron_gad.planning.of_run import plan_residency
 from tests.tiny_run import make_run
 
 # Of the tiny run's student: a layer's query, key, value and output with biases, norms, and gate, up
@@ -95,7 +95,7 @@ def test_each_phase_is_told_with_its_seconds_on_a_known_gpu(run: RunConfig) -> N
     assert f"moves {moves:.2g} s)" in told
     assert all(f"{phase} " in told for phase in ("swap", "rollout", "discriminator", "student"))
     assert any("the embedded engine takes longer" in line for line in lines)
-    assert told in describe_plan(config, 1, "h100-80g")
+    assert told in describe_run(config, 1, "h100-80g")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's speed is known")

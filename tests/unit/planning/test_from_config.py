@@ -14,18 +14,13 @@ from megatron_gad.config.run_control import ScheduleConfig
 from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.config.toml import to_toml
 from megatron_gad.planning.devices import GIB
+from megatron_gad.planning.from_config import configured_layout, count_rows, lengths_of, stage_works
+from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.planning.shapes import read_shape
-from megatron_gad.residency import plan_residency
-from megatron_gad.workloads import (
-    configured_layout,
-    count_rows,
-    lengths_of,
-    stage_works,
-)
 from tests.tiny_run import make_run
 from tools.plan_run import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import to_toml
-from megatron_gad.plan import describe_plan
+from megatron_gad.planning.describe import describe_run
 from tests.tiny_run import make_run
 
 
@@ -32,7 +32,7 @@ def test_the_plan_tells_layout_models_stages_and_the_whole_configuration(good: R
         ),
         adversarial=replace(good.adversarial, steps=5, student_lr=3e-5),
     )
-    plan = describe_plan(config, world_size=8)
+    plan = describe_run(config, world_size=8)
     assert "TP 2 x PP 2 x CP 2 x DP 1, VPP 2" in plan
     # Embedding and head 384 x 32 each; a layer 32 x 32 + 32 (q), 2 x (32 x 16 + 16) (k, v),
     # 32 x 32 (o), 3 x 32 x 48 (mlp), 2 x 32 (norms); the last norm 32.
@@ -52,7 +52,7 @@ def test_the_plan_tells_a_layout_of_the_discriminators_own(good: RunConfig) -> N
         parallel=replace(good.parallel, tensor_model_parallel_size=2),
         discriminator=replace(good.discriminator, tensor_model_parallel_size=1),
     )
-    plan = describe_plan(config, world_size=8)
+    plan = describe_run(config, world_size=8)
     assert "TP 2 x PP 1 x DP 4" in plan
     assert "of the discriminator: TP 1 x PP 1 x DP 8" in plan
 

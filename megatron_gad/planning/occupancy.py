@@ -1,4 +1,4 @@
-"""Who lives on the device in which phase, and whether all of it fits."""
+"""Who is on the device in which turn, and whether all of it fits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

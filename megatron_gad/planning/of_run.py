@@ -1,4 +1,4 @@
-"""Who leaves the devices of a run while others work, decided from its configuration."""
+"""Who leaves the device in a run that is about to start, on the device that it has."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ from megatron_gad.planning.devices import (
     device_named,
     device_of,
 )
+from megatron_gad.planning.from_config import configured_layout, lengths_of, plan_request
 from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.memory import engine_weight_bytes, kv_bytes_per_token
 from megatron_gad.planning.request import EngineUse, Request
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.planning.time import stage_times
-from megatron_gad.workloads import configured_layout, lengths_of, plan_request
 
 # Of a run that has no means given: they decide about seconds, and bound no memory.
 MEAN_PROMPT, MEAN_RESPONSE = 150, 400
