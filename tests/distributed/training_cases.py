@@ -83,8 +83,9 @@ COVERING = covering(
 # Where a checkpoint is saved, and where else it is loaded.
 RESUMED = {
     "tp2-sp-pp2": ("dp4", "pp2-vpp2-cp2"),
-    "dp4-distributed": ("tp2-sp-dp2-distributed", "cp4-distributed"),
-    "pp2-dp2-distributed": ("dp4-distributed", "pp2-vpp2-cp2-distributed"),
+    "pp2-dp2-distributed": (
+        *("tp2-sp-dp2-distributed", "cp4-distributed", "pp2-vpp2-cp2-distributed"),
+    ),
     # A scorer's head is float32 there, so that its stage has two types of weights.
     "tp2-sp-pp2-bf16": ("dp4-bf16",),
     "pp2-dp2-distributed-bf16": ("dp4-distributed-bf16", "tp2-sp-dp2-distributed-bf16"),
