@@ -20,8 +20,10 @@ from megatron_gad.types import PairBatch, ScorerOutput
 KINDS = ("bradley_terry", "cross_entropy")
 LN2 = math.log(2)
 LN3 = math.log(3)
-# Two groups of one teacher and two students; margins ln 3, 0 | -ln 3, and one that does not train.
-SCORES = torch.tensor([LN3, 0.0, LN3, 0.0, LN3, 5.0])
+LN4 = math.log(4)
+# Two groups of one teacher and two students; margins ln 2, ln 4 | -ln 3, and one that does not
+# train. No two of them mirror each other, so that what is turned round adds up to something else.
+SCORES = torch.tensor([LN4, LN2, 0.0, 0.0, LN3, 5.0])
 TRAINED = torch.tensor([True, True, True, True, True, False])
 
 
@@ -46,34 +48,46 @@ def test_split_scores_takes_the_teacher_from_the_head_of_each_group():
 
 def test_bradley_terry_by_hand():
     loss = discriminator_loss(ScorerOutput(SCORES), _pair_batch(TRAINED, 2), "bradley_terry")
-    # -log sigmoid of ln 3, 0, -ln 3: log 4/3, log 2, log 4
-    assert loss.total.item() == pytest.approx(math.log(4 / 3) + LN2 + math.log(4))
+    # -log sigmoid of ln 2, ln 4, -ln 3: log 3/2, log 5/4, log 4
+    assert loss.total.item() == pytest.approx(math.log(3 / 2) + math.log(5 / 4) + LN4)
     means = {name: (total / count).item() for name, (total, count) in loss.metrics.items()}
     assert means == pytest.approx(
         {
             "loss": loss.total.item() / 3,
-            "accuracy": (1 + 0.5 + 0) / 3,
-            "margin": 0.0,
-            "teacher_score": 2 * LN3 / 3,
-            "student_score": 2 * LN3 / 3,
+            "accuracy": 2 / 3,
+            "margin": (LN2 + LN4 - LN3) / 3,
+            "teacher_score": 2 * LN4 / 3,
+            "student_score": (LN2 + LN3) / 3,
         }
     )
     assert loss.count.item() == 3.0
 
 
-def test_the_margin_is_how_far_the_teacher_is_ahead():
-    pairs = _pair_batch(torch.tensor([True, True, True]), 2)
-    loss = discriminator_loss(ScorerOutput(torch.tensor([2.0, 0.5, 1.0])), pairs, "bradley_terry")
-    total, count = loss.metrics["margin"]
-    assert (total.item(), count.item()) == (1.5 + 1.0, 2.0)
+def test_a_tie_is_half_right():
+    pairs = _pair_batch(torch.ones(3, dtype=torch.bool), 2)
+    loss = discriminator_loss(ScorerOutput(torch.tensor([1.0, 1.0, 0.5])), pairs, "bradley_terry")
+    total, count = loss.metrics["accuracy"]
+    assert (total.item(), count.item()) == (1.5, 2.0)
 
 
 def test_cross_entropy_by_hand():
     loss = discriminator_loss(ScorerOutput(SCORES), _pair_batch(TRAINED, 2), "cross_entropy")
-    # Teacher ln 3 costs log 4/3, 0 costs log 2; student 0 costs log 2, ln 3 costs log 4.
-    pairs = [math.log(4 / 3) + LN2, math.log(4 / 3) + math.log(4), LN2 + math.log(4)]
+    # Teacher ln 4 costs log 5/4, 0 costs log 2; student ln 2 costs log 3, 0 log 2, ln 3 log 4.
+    pairs = [math.log(5 / 4) + LN3, math.log(5 / 4) + LN2, LN2 + LN4]
     assert loss.total.item() == pytest.approx(sum(pairs) / 2)
     assert loss.count.item() == 3.0
+
+
+def test_score_gradients_by_hand():
+    trained = split_scores(TRAINED, 2)[1]
+    # sigmoid(s - t): 1/3, 1/5 | 3/4
+    pairs = score_gradients(*split_scores(SCORES, 2), trained, "bradley_terry")
+    expected = torch.tensor([-1 / 3 - 1 / 5, 1 / 3, 1 / 5, -3 / 4, 3 / 4, 0.0])
+    torch.testing.assert_close(pairs, expected)
+    # sigmoid(s): 2/3, 1/2 | 3/4; sigmoid(-t): 1/5 | 1/2
+    single = score_gradients(*split_scores(SCORES, 2), trained, "cross_entropy")
+    expected = torch.tensor([-1 / 5, 1 / 3, 1 / 4, -1 / 4, 3 / 8, 0.0])
+    torch.testing.assert_close(single, expected)
 
 
 def test_cross_entropy_equals_torchs_with_the_teacher_once_per_rollout():

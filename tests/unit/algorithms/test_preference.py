@@ -17,10 +17,10 @@ BATCH = Batch(
         [[False, True, True], [False, True, False], [False, True, True], [False, True, False]]
     ),
     ref_logprobs=torch.tensor(
-        [[0.0, -2.0, -2.0], [0.0, -3.0, 7.0], [0.0, 0.0, -1.0], [0.0, -2.0, 7.0]]
+        [[0.0, -4.0, -2.0], [0.0, -3.0, 7.0], [0.0, 0.0, -1.0], [0.0, -2.0, 7.0]]
     ),
 )
-# Gains over the reference: 1, -1 | -1, 1. Margins at beta 0.5: 1 and -1.
+# Gains over the reference: 3, -1 | -1, 1. Margins at beta 0.5: 2 and -1.
 
 
 def _output(logprobs: torch.Tensor) -> LanguageOutput:
@@ -37,12 +37,12 @@ def test_two_pairs_by_hand():
     loss = dpo_loss(_output(logprobs), BATCH, beta=0.5)
     (gradient,) = torch.autograd.grad(loss.total, logprobs)
 
-    assert loss.total.item() == pytest.approx(math.log1p(math.exp(-1)) + math.log1p(math.exp(1)))
+    assert loss.total.item() == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.exp(1)))
     assert loss.count.item() == 2.0
     assert loss.metrics["accuracy"][0].item() == 1.0
-    assert loss.metrics["margin"][0].item() == pytest.approx(0.0)
+    assert loss.metrics["margin"][0].item() == pytest.approx(2.0 - 1.0)
     # d/d logprob of the preferred response: -beta sigmoid(-margin)
-    win, lose = 0.5 / (1 + math.e), 0.5 / (1 + math.exp(-1))
+    win, lose = 0.5 / (1 + math.exp(2)), 0.5 / (1 + math.exp(-1))
     expected = torch.tensor([[0, -win, -win], [0, win, 0], [0, -lose, -lose], [0, lose, 0]])
     torch.testing.assert_close(gradient, expected)
 
@@ -58,7 +58,7 @@ def test_a_pair_with_an_empty_response_does_not_count(empty_row):
     mask[empty_row] = False
     loss = dpo_loss(_output(LOGPROBS), replace(BATCH, response_mask=mask), beta=0.5)
     assert loss.count.item() == 1.0
-    assert loss.total.item() == pytest.approx(math.log1p(math.exp(-1)))
+    assert loss.total.item() == pytest.approx(math.log1p(math.exp(-2)))
 
 
 def test_what_is_missing_is_named():
