@@ -1,15 +1,17 @@
 """What the discriminator reads of rollouts."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.runtime.sampler import Sampler, describe_rollouts
-from megatron_gad.training.parallel import initialize, shut_down
+from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.types import Group, Prompt, Rollout
-from tests.tiny_tokenizer import make_tokenizer
+from tests.tiny_tokenizer import STYLES, make_tokenizer
 
 CAP = 12
 
@@ -22,9 +24,14 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> ChatCodec:
 
 
 @pytest.fixture(scope="module")
-def sampler(codec: ChatCodec) -> Iterator[Sampler]:
-    yield Sampler(None, codec, initialize(ParallelConfig(), seed=0))
+def place() -> Iterator[Parallel]:
+    yield initialize(ParallelConfig(), seed=0)
     shut_down()
+
+
+@pytest.fixture(scope="module")
+def sampler(codec: ChatCodec, place: Parallel) -> Sampler:
+    return Sampler(None, codec, place)
 
 
 def by_character(codec: ChatCodec, text: str) -> tuple[int, ...]:
@@ -84,3 +91,36 @@ def test_rollouts_that_read_back_otherwise_are_counted(sampler: Sampler, codec: 
     assert described["response/retokenized_share"] == (2, 4)
     assert described["response/truncated_share"] == (2, 4)
     assert described["response/length_mean"] == (2 * CAP + len(whole) + 5, 4)
+
+
+# What ends a turn by each template, and every token that ends a response.
+ENDS = {
+    "qwen": ("<|im_end|>", {"<|im_end|>"}),
+    "llama3": ("<|eot_id|>", {"<|eot_id|>", "<|end_of_text|>"}),
+    "minimal": ("</s>", {"</s>"}),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_rollout_reads_as_the_plain_tokenizer_has_its_text(
+    style: str, place: Parallel, tmp_path: Path
+) -> None:
+    """It may be sampled byte by byte, and end by any stop token or at the cap."""
+    plain = make_tokenizer(tmp_path, style)
+    sampler = Sampler(None, ChatCodec.from_folder(tmp_path, 64, 64), place)
+    text = "turn left, Größe 東京"
+    tokens = plain.tokenize(text)
+    assert len(tokens) < len(text.encode())
+    ids, spelled = plain.get_vocab(), bytes_to_unicode()
+    in_bytes = [ids[spelled[each]] for each in text.encode()]
+    end, stops = ENDS[style]
+    sampled = [(*in_bytes, ids[stop]) for stop in stops]
+    rollouts = [Rollout(each, (-1.0,) * len(each), "stop", 0) for each in sampled]
+    cut = Rollout(tuple(in_bytes), (-1.0,) * len(in_bytes), "length", 0)
+    prompt = Prompt(0, (), "", (1,), (1,))
+    (group,) = sampler.with_text([Group(prompt, (*rollouts, cut))])
+    assert {rollout.text for rollout in group.rollouts} == {text}
+    *ended, was_cut = [plain.convert_ids_to_tokens(list(r.text_ids)) for r in group.rollouts]
+    assert ended == [[*tokens, end]] * len(stops)
+    assert was_cut == tokens
+    assert [rollout.ids for rollout in group.rollouts] == [*sampled, tuple(in_bytes)]
