@@ -43,6 +43,13 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return tiny_run.run_script(tmp_path_factory.mktemp("one") / "run", *SHORT)
 
 
+def test_the_losses_are_large_enough_to_compare(one_rank: list[dict]) -> None:
+    """That of the adversarial stage is near 0 where all responses are of one length."""
+    losses = [record["student/loss"] for record in one_rank if "student/loss" in record]
+    assert len(losses) == 2 + 2 + 3
+    assert min(map(abs, losses)) > 1e-2
+
+
 def is_same_number(key: str, alone: dict, ours: dict) -> bool:
     """Whether two steps agree to 1e-4 of the number, or of the spread that it is the mean of.
 
