@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
-.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang mutants lint env clean
+.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-image mutants lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,9 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 test-sglang: $(READY) ## the tests against a real SGLang server on the CPU (.venv-sglang, 2.6 GB)
 	tools/make_sglang_env.sh
 	$(PYTEST) -m sglang
+
+test-image: $(READY) ## build the image for CPUs without Docker, and test it (root, buildah, debootstrap)
+	$(PYTHON_IN) -m tools.check_image
 
 mutants: $(READY) ## put faults into copies of the package, one by one; the tests have to fail
 	$(PYTHON_IN) -m tests.mutants --jobs $(TEST_PROCESSES)
