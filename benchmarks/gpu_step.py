@@ -30,9 +30,9 @@ from benchmarks.step_arithmetic import HEADER, SHAPES, Measured, as_record, as_r
 from megatron_gad.checks.compute import RECIPE_CAPABILITY, Machine, check_compute, this_machine
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.files import replace_lines
 from megatron_gad.planning.devices import DEVICES, Assumptions, usable_bytes
 from megatron_gad.planning.shapes import read_shape
-from megatron_gad.records import replace_file
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 
 
@@ -128,7 +128,7 @@ def main(options: Options) -> int:
         print(as_row(line, device), flush=True)
         records.append(as_record(line, device))
         if options.json is not None:
-            replace_file(options.json, [json.dumps({**about, "lines": records})])
+            replace_lines(options.json, [json.dumps({**about, "lines": records})])
     return 0
 
 

@@ -18,6 +18,7 @@ from megatron_gad.environment import (
     is_started_by_torchrun,
 )
 from megatron_gad.errors import RunStoppedError, only_warns
+from megatron_gad.files import replace_text
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
@@ -190,9 +191,7 @@ def _write_config(run: Run) -> None:
         kept = next(name for name in names if not name.exists())
         file.rename(kept)
         _say(run, f"the configuration changed; the one before is kept as {kept}")
-    draft = run.folder / "config.toml.draft"
-    draft.write_text(text)
-    draft.rename(file)
+    replace_text(file, text)
 
 
 def _report(folder: Path, is_writer: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from megatron_gad.engines.base import SamplingConfig, finish_reason
-from megatron_gad.records import replace_file, to_json
+from megatron_gad.files import replace_lines, to_json
 from megatron_gad.types import Group, Prompt, Rollout
 
 ROLLOUTS_FOLDER = "rollouts"
@@ -66,7 +66,7 @@ def from_record(
 def write_groups(folder: Path, name: str, groups: Iterable[Group]) -> None:
     """Record one sampling, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / (name + SUFFIX), [to_json(as_record(group)) for group in groups])
+    replace_lines(folder / (name + SUFFIX), [to_json(as_record(group)) for group in groups])
 
 
 class ReplayEngine:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from megatron_gad.files import draft_of
 from megatron_gad.models.families import family_of
 from megatron_gad.models.slots import SCORE_HEAD
 
@@ -78,7 +79,7 @@ def save_hf_folder(
     out_folder = Path(out_folder)
     if out_folder.exists() and any(out_folder.iterdir()):
         _check_is_model(out_folder)
-    beside = out_folder.with_name(out_folder.name + ".partial")
+    beside = draft_of(out_folder)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     dtype_by_name = _save_shards(named_tensors, beside)

@@ -1,12 +1,12 @@
 """One self-contained page about a run: open it in any browser, offline, and send it to anyone."""
 
-import os
 from datetime import datetime
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
+from megatron_gad.files import replace_text
 from megatron_gad.reporting.charts import charts_of
 from megatron_gad.reporting.drawing import PALETTE, DrawnChart, draw_chart
 from megatron_gad.reporting.formatting import format_duration
@@ -39,10 +39,8 @@ def build_report(run_folder: Path | str) -> Path:
         for group, charts in charts_of(run).items()
     }
     path = run.folder / REPORT_FILE
-    beside = path.with_name(path.name + ".tmp")
     # A lone surrogate cannot be encoded; as a character reference it shows as a replacement mark.
-    beside.write_text(_render(run, groups), encoding="utf-8", errors="xmlcharrefreplace")
-    os.replace(beside, path)
+    replace_text(path, _render(run, groups), errors="xmlcharrefreplace")
     return path
 
 

@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 
 import tomli
 
+from megatron_gad.files import read_records
 from megatron_gad.planning.turns import TIMERS
-from megatron_gad.records import read_records
 from megatron_gad.runtime.metrics import METRICS_FILE, SAMPLES_FOLDER, samples_step
 
 CONFIG_FILE = "config.toml"

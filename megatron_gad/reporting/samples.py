@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_gad.records import read_records
+from megatron_gad.files import read_records
 from megatron_gad.reporting.run_record import RunRecord, is_finite_number
 
 STEPS_PER_STAGE = 3

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from megatron_gad.config.output import LogConfig
 from megatron_gad.errors import only_warns
-from megatron_gad.records import keep_until, open_text, replace_file, sync, to_json
+from megatron_gad.files import keep_until, open_to_append, replace_lines, sync, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class MetricsWriter:
         folder = self.run_folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
         lines = [to_json({"step": step, "stage": stage, **row}) for row in rows]
-        replace_file(folder / f"step_{step:07d}.jsonl", lines)
+        replace_lines(folder / f"step_{step:07d}.jsonl", lines)
 
     def sync(self) -> None:
         """Wait until the disk holds the lines written so far, as before a checkpoint after them."""
@@ -153,7 +153,7 @@ class MetricsWriter:
 
     def _append(self, line: str) -> None:
         if self._file is None:
-            self._file = open_text(self.run_folder / METRICS_FILE, "a")
+            self._file = open_to_append(self.run_folder / METRICS_FILE)
         self._file.write(line + "\n")
         self._file.flush()
 
@@ -205,7 +205,7 @@ def _start_wandb(project: str, run_folder: Path) -> Any:
     # Without an id of its own a run that resumes would be another run there.
     file = run_folder / WANDB_ID_FILE
     if not file.exists():
-        replace_file(file, [uuid4().hex])
+        replace_lines(file, [uuid4().hex])
     return wandb.init(
         project=project,
         name=run_folder.resolve().name,

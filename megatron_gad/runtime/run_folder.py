@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO, TypeVar
 from uuid import uuid4
 
-from megatron_gad.records import sync
+from megatron_gad.files import sync
 from megatron_gad.training.parallel import Parallel
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_gad.config.run_control import WatchdogConfig
-from megatron_gad.records import replace_file
+from megatron_gad.files import replace_text
 
 # What the shell sees; the codes before it are those of __main__.
 HUNG = 4
@@ -175,7 +175,7 @@ class Watchdog:
     def _write(self, path: Path, text: str) -> None:
         """Replace a file; a disk that takes nothing at the moment is no reason to end the run."""
         try:
-            replace_file(path, [text])
+            replace_text(path, text + "\n")
         except OSError as error:
             if not self._has_complained:
                 say(f"rank {self._rank} cannot write {path}: {error}; it tries again")

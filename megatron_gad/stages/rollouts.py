@@ -16,7 +16,7 @@ from megatron_gad.config.stages import AdversarialConfig
 from megatron_gad.data.batching import policy_batch
 from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.engines.replay import as_record, from_record
-from megatron_gad.records import to_json
+from megatron_gad.files import to_json
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Ahead, Request, describe_rollouts
 from megatron_gad.stages.agreement import check_gap, gap_bound

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_gad.files import replace_lines
 from megatron_gad.teacher.collection import Collection, Tally
 from megatron_gad.teacher.endpoint import Endpoint, RetryConfig, open_client
 from megatron_gad.teacher.prompt_file import TeacherPrompt, read_prompts
@@ -187,17 +188,15 @@ async def _ask_missing(
 
 
 def _write_reasons(path: Path, reasons: dict[str | int, str]) -> None:
-    """List the rows without a response beside the target and rename; no rows, no file."""
+    """Write down the rows without a response; without any there is no file."""
     if not reasons:
         path.unlink(missing_ok=True)
         return
     lines = [
-        json.dumps({"id": row_id, "reason": reason}, ensure_ascii=False) + "\n"
+        json.dumps({"id": row_id, "reason": reason}, ensure_ascii=False)
         for row_id, reason in reasons.items()
     ]
-    beside = path.with_name(path.name + ".writing")
-    beside.write_text("".join(lines), encoding="utf-8")
-    beside.replace(path)
+    replace_lines(path, lines)
 
 
 def _cost(tally: Tally, config: CollectConfig) -> float:

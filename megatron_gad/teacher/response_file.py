@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from megatron_gad.files import replacing
 from megatron_gad.teacher.prompt_file import TeacherPrompt
 
 
@@ -78,14 +79,12 @@ class ResponseFile:
         wanted = [self.places[row_id] for row_id in self._order if row_id in self.places]
         if all(left.offset < right.offset for left, right in pairwise(wanted)):
             return
-        beside = self.path.with_name(self.path.name + ".ordering")
-        with beside.open("wb") as ordered:
+        with replacing(self.path) as draft, draft.open("wb") as ordered:
             for place in wanted:
                 self._file.seek(place.offset)
                 ordered.write(self._file.read(place.length))
             ordered.flush()
             os.fsync(ordered.fileno())
-        beside.replace(self.path)
 
     def _lock(self) -> None:
         try:

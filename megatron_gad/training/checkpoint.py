@@ -17,7 +17,7 @@ import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
-from megatron_gad.records import sync
+from megatron_gad.files import sync
 from megatron_gad.training.checkpoint_files import (
     LATEST,
     STATE,

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
+from megatron_gad.files import draft_of
 from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
@@ -66,7 +67,7 @@ def hf_to_megatron(
     dtype = _hf_dtype(hf_folder, model)
     chunks = build_chunks(hf_config, model, layout, dtype, place)
     load_hf_weights(chunks, hf_config, hf_folder)
-    draft = target.with_name(target.name + ".draft")
+    draft = draft_of(target)
     if place.is_writer:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)

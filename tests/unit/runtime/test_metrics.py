@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_gad.config.output import LogConfig
-from megatron_gad.records import read_records
+from megatron_gad.files import read_records
 from megatron_gad.runtime.metrics import (
     MetricsWriter,
     advance,
@@ -92,7 +92,7 @@ def test_a_resumed_run_leaves_each_step_once(tmp_path):
     lines = read_lines(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["reward/mean"] for line in lines] == [1.0, 2.0, 3.0, 40.0, 50.0, 60.0]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.draft"))
 
 
 def test_truncation_keeps_earlier_lines_byte_for_byte(tmp_path):

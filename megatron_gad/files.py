@@ -1,4 +1,4 @@
-"""Files of JSON lines, one record a step: written so that a crash at any moment leaves them usable.
+"""Files that a crash at any moment leaves usable; among them JSON lines, one record a step.
 
 Strict JSON has no nan and no infinity: they are written as the strings "nan", "inf" and "-inf".
 """
@@ -8,10 +8,14 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 NON_FINITE = ("nan", "inf", "-inf")
+# A lone surrogate, which a JSON data set may carry, becomes its own JSON escape this way.
+UNENCODABLE = "backslashreplace"
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +47,34 @@ def keep_until(path: Path, step: int) -> None:
             kept.append(line)
     if num_unreadable:
         logger.warning("%s: %d unreadable line(s) dropped", path, num_unreadable)
-    replace_file(path, kept)
+    replace_lines(path, kept)
 
 
-def replace_file(path: Path, lines: list[str]) -> None:
-    """Write lines beside the file, then put them in its place."""
-    beside = path.with_name(path.name + ".tmp")
-    with open_text(beside, "w") as file:
-        file.writelines(line + "\n" for line in lines)
-    os.replace(beside, path)
+def draft_of(path: Path) -> Path:
+    """Return the path beside a file or folder at which it is written before it has its name."""
+    return path.with_name(path.name + ".draft")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the draft of a file to write; at the end it takes the file's place.
+
+    An error in the block leaves the file as it was.
+    """
+    draft = draft_of(path)
+    yield draft
+    os.replace(draft, path)
+
+
+def replace_text(path: Path, text: str, errors: str = UNENCODABLE) -> None:
+    """Replace a file's content; errors: what becomes of characters that UTF-8 cannot encode."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors=errors, newline="\n")
+
+
+def replace_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replace a file's content by lines, which are given without their ends."""
+    replace_text(path, "".join(line + "\n" for line in lines))
 
 
 def sync(path: Path) -> None:
@@ -67,10 +90,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_text(path: Path, mode: Literal["a", "w"]) -> TextIO:
-    """Open a file for writing text that may come from anywhere."""
-    # A lone surrogate, which a JSON data set may carry, becomes its own JSON escape this way.
-    return path.open(mode, encoding="utf-8", errors="backslashreplace", newline="\n")
+def open_to_append(path: Path) -> TextIO:
+    """Open a file at whose end text is written that may come from anywhere."""
+    return path.open("a", encoding="utf-8", errors=UNENCODABLE, newline="\n")
 
 
 def _lines(path: Path) -> list[str]:
