@@ -13,6 +13,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_gad.cpu_seam import install_if_needed
+
+install_if_needed()
+
+# isort: split
 from benchmarks.cpu_sizes import SIZES
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.compute import ComputeConfig

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -32,9 +33,6 @@ from megatron_gad.stages.judging import judge
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch, PairBatch, Prompt
-
-# isort: split
-from megatron.core.transformer.module import MegatronModule
 
 Model = Literal["student", "discriminator"]
 SAMPLING = "swap and sample"

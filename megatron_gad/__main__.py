@@ -10,6 +10,7 @@ from megatron_gad.checks.resume import check_override, check_resume
 from megatron_gad.checks.run import check_config
 from megatron_gad.config.command_line import CliOptions, load_config
 from megatron_gad.config.run import RunConfig
+from megatron_gad.cpu_seam import install_if_needed
 from megatron_gad.environment import (
     environment_rank,
     environment_world_size,
@@ -28,6 +29,7 @@ INTERRUPTED = 130
 def main() -> int:
     """Run the command on this rank; returns the exit status."""
     rank = environment_rank()
+    install_if_needed()
     try:
         config, options = load_config(sys.argv[1:])
         return _obey(config, options, rank)

@@ -1,10 +1,14 @@
-"""Which tests may run beside each other where pytest runs several at once (pytest-xdist)."""
+"""What all tests need first, and which may run beside each other (pytest-xdist)."""
 
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
+
+from megatron_gad.cpu_seam import install_if_needed
+
+install_if_needed()
 
 # Their files start several ranks, whose threads poll: on few cores many at once starve each other.
 MANY_RANKS = ("tests/distributed/", "tests/e2e/")

@@ -19,8 +19,14 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-import megatron_gad.train  # noqa: F401 - for the ranks, as are those below
-import tests.tiny_training  # noqa: F401
+from megatron_gad.cpu_seam import install_if_needed
+
+install_if_needed()
+
+# isort: split
+# For the ranks, which find them imported.
+import megatron_gad.train  # noqa: E402, F401
+import tests.tiny_training  # noqa: E402, F401
 
 # Returns an exit status, as a command does, or None.
 Worker = Callable[..., int | None]

@@ -12,7 +12,7 @@ PACKAGE = "megatron_gad"
 # A module belongs to the longest name that starts its own. Imports go to lower layers only; beside
 # each other only within one entry, or in the uppermost layer, where the parts are put together.
 LAYERS = (
-    ("types", "errors", "files", "environment", "training.cpu"),
+    ("types", "errors", "files", "environment", "cpu_seam"),
     ("config",),
     ("algorithms", "data", "models"),
     ("training", "engines"),

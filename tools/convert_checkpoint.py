@@ -28,6 +28,11 @@ from typing import Annotated
 import torch
 import tyro
 
+from megatron_gad.cpu_seam import install_if_needed
+
+install_if_needed()
+
+# isort: split
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
 from megatron_gad.environment import environment_rank, environment_world_size

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from megatron_gad import cpu_seam
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.environment import environment_world_size, local_rank, local_world_size
 from megatron_gad.models.layout_rules import has_whole_copies_together, world_problem
@@ -155,6 +156,7 @@ def initialize(config: ParallelConfig, seed: int) -> Parallel:
 
     Raises ValueError where the layout does not divide the world.
     """
+    assert not cpu_seam.is_missing(), "no CUDA device; call cpu_seam.install_if_needed() first"
     _check_layout(config, environment_world_size())
     on_gpu = torch.cuda.is_available()
     if on_gpu:

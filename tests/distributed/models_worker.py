@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-import megatron_gad.training  # noqa: F401 - before megatron.core
-
-# isort: split
 from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed

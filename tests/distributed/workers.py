@@ -5,13 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import barrier, destroy_process_group, distributed_c10d, get_rank
-
-import megatron_gad.training  # noqa: F401 - before megatron.core
-
-# isort: split
 from megatron.core import parallel_state
 from megatron.core.transformer.module import MegatronModule
+from torch.distributed import barrier, destroy_process_group, distributed_c10d, get_rank
 
 
 def drop_groups() -> None:

@@ -16,7 +16,12 @@ import pytest
 import transformers.models.llama.modeling_llama
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
-import megatron_gad.train  # noqa: F401
+from megatron_gad.cpu_seam import install_if_needed
+
+install_if_needed()
+
+# isort: split
+import megatron_gad.train  # noqa: E402, F401
 
 OWN = ("tests", "megatron_gad")
 OPTIONS = ("-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-header")

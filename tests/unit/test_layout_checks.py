@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from megatron.core.parallel_state import RankGenerator
 
 from megatron_gad.checks.layout import check_own_layout
 from megatron_gad.checks.run import check_config
@@ -14,9 +15,6 @@ from megatron_gad.models.layout_rules import (
     ranks_beside_the_first,
 )
 from tests.tiny_run import make_run
-
-# isort: split
-from megatron.core.parallel_state import RankGenerator
 
 STARTED = "a dry run plans for other ranks with --world-size"
 

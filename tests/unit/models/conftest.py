@@ -4,12 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
-
-from megatron_gad.models.build import ModelOptions
-
-# isort: split
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from megatron_gad.models.build import ModelOptions
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,14 +5,12 @@ import inspect
 from collections.abc import Iterator
 
 import pytest
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.megatron_state import initial_variables
 from megatron_gad.training.parallel import Parallel, add_layout
-
-# isort: split
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 
 def group_of_now() -> object:

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-
-from megatron_gad.training import cpu
-
-# isort: split
 from megatron.core import tensor_parallel
 from megatron.core.jit import jit_fuser
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
+from megatron_gad import cpu_seam
+
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the hook is for the CPU")
-REWRITTEN = sorted({*cpu.REQUIRED, *cpu.EDITS})
+REWRITTEN = sorted({*cpu_seam.REQUIRED, *cpu_seam.EDITS})
 
 
 def source_of(module: str) -> str:
@@ -28,7 +26,7 @@ def source_of(module: str) -> str:
 
 @pytest.mark.parametrize("module", REWRITTEN)
 def test_every_rule_matches_the_installed_version(module: str) -> None:
-    rewritten = cpu.rewrite(module, source_of(module))
+    rewritten = cpu_seam.rewrite(module, source_of(module))
     compile(rewritten, module, "exec")
     assert "torch.cuda.synchronize()" not in rewritten
     assert "device='cuda'" not in rewritten and 'device="cuda"' not in rewritten
@@ -44,7 +42,7 @@ def test_every_rule_matches_the_installed_version(module: str) -> None:
 )
 def test_a_rule_that_no_longer_matches_is_named_with_the_file(module: str, rule: str) -> None:
     with pytest.raises(RuntimeError, match=rf"rule '{rule}'.*/somewhere/file\.py.*megatron-core=="):
-        cpu.rewrite(module, "nothing = 1\n", "/somewhere/file.py")
+        cpu_seam.rewrite(module, "nothing = 1\n", "/somewhere/file.py")
 
 
 @pytest.mark.parametrize(
@@ -61,42 +59,19 @@ def test_a_rule_that_no_longer_matches_is_named_with_the_file(module: str, rule:
     ],
 )
 def test_idioms_become_their_cpu_forms(line: str, expected: str) -> None:
-    assert expected in cpu.rewrite("megatron.core.anything", line).replace('"', "'")
+    assert expected in cpu_seam.rewrite("megatron.core.anything", line).replace('"', "'")
 
 
 def test_modules_outside_megatron_core_are_left_alone() -> None:
-    finder = cpu.CpuFinder()
+    finder = cpu_seam.CpuFinder()
     for name in ("torch", "megatron", "megatron.corely", "megatron.core.distributed.fsdp.src"):
         assert finder.find_spec(name, None) is None
 
 
-def test_the_second_start_reads_the_cached_bytecode(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    file = tmp_path / "layers.py"
-    file.write_text("def device():\n    return torch.cuda.current_device()\n")
-    loader = cpu.CpuLoader("megatron.core.tensor_parallel.layers", str(file))
-    first = loader.get_code(loader.name)
-    cached = list(tmp_path.glob(".cache/megatron_gad/*"))
-    assert len(cached) == 1
-    monkeypatch.setattr(cpu, "rewrite", None)  # compiling again would fail
-    assert loader.get_code(loader.name) == first
-    file.write_text("changed = 1\n")
-    with pytest.raises(TypeError):
-        loader.get_code(loader.name)
-
-
-def test_a_home_that_cannot_be_written_costs_the_cache_only(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / ".cache").write_text("a file where the folder should be")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    file = tmp_path / "utils.py"
-    file.write_text("x = 1\n")
-    assert cpu.CpuLoader("megatron.core.x", str(file)).get_code("megatron.core.x") is not None
-
-
 def test_installing_after_megatron_core_was_imported_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(sys, "meta_path", [])
-    with pytest.raises(RuntimeError, match="imported before megatron_gad"):
-        cpu.install_if_needed()
+    with pytest.raises(RuntimeError, match="call it first"):
+        cpu_seam.install_if_needed()
 
 
 def test_the_fuser_is_off() -> None:

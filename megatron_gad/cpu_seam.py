@@ -3,20 +3,16 @@
 Megatron-Core names the CUDA device literally in about a hundred places. Where no CUDA device
 exists, an import hook rewrites those fixed idioms while the sources of megatron.core are loaded;
 torch and the files on disk stay as they are. Where CUDA exists nothing of this is active.
+
+Every command that trains calls ``install_if_needed`` before it imports what imports megatron.core.
 """
 
-import hashlib
 import importlib.machinery
-import importlib.util
-import marshal
-import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
-from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
@@ -163,16 +159,22 @@ def install_if_needed() -> None:
     Raises:
         RuntimeError: megatron.core was imported before, so it cannot be rewritten any more.
     """
-    if torch.cuda.is_available() or any(isinstance(f, CpuFinder) for f in sys.meta_path):
+    if not is_missing():
         return
     if PACKAGE in sys.modules:
         raise RuntimeError(
-            f"{PACKAGE} was imported before megatron_gad and this machine has no CUDA device; "
-            "import megatron_gad.training (or megatron_gad.models) first"
+            f"{PACKAGE} was imported before megatron_gad.cpu_seam.install_if_needed() was called, "
+            "and this machine has no CUDA device; call it first"
         )
     # Without CUDA these packages do not exist, so that their absence is no news.
     warnings.filterwarnings("ignore", r"(Transformer Engine and )?Apex (is|are) not installed")
     sys.meta_path.insert(0, CpuFinder())
+
+
+def is_missing() -> bool:
+    """Return whether this machine needs the hook, which is not in place."""
+    is_installed = any(isinstance(finder, CpuFinder) for finder in sys.meta_path)
+    return not torch.cuda.is_available() and not is_installed
 
 
 class CpuFinder(MetaPathFinder):
@@ -191,20 +193,13 @@ class CpuFinder(MetaPathFinder):
 
 
 class CpuLoader(importlib.machinery.SourceFileLoader):
-    """Compiles a module from its rewritten source; the bytecode is kept in the user's cache."""
+    """Compiles a module from its rewritten source."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """Return the code of the rewritten module, from the cache where it is there."""
+        """Return the code of the rewritten module."""
         path = self.get_filename(fullname)
-        source = self.get_data(path)
-        cached = _cache_file(fullname, path, source)
-        if cached is not None and cached.exists():
-            return marshal.loads(cached.read_bytes())
-        text = rewrite(fullname, source.decode("utf-8"), path)
-        code = compile(text, path, "exec", dont_inherit=True)
-        if cached is not None:
-            _write_atomically(cached, marshal.dumps(code))
-        return code
+        text = rewrite(fullname, self.get_data(path).decode("utf-8"), path)
+        return compile(text, path, "exec", dont_inherit=True)
 
 
 def rewrite(fullname: str, source: str, path: str = "") -> str:
@@ -223,31 +218,8 @@ def rewrite(fullname: str, source: str, path: str = "") -> str:
         source, num_matches = re.subn(rule.pattern, rule.replacement, source)
         if num_matches == 0 and rule.name in required:
             raise RuntimeError(
-                f"rule {rule.name!r} of megatron_gad.training.cpu no longer matches "
+                f"rule {rule.name!r} of megatron_gad.cpu_seam no longer matches "
                 f"{path or fullname}: this version of megatron-core cannot run without CUDA; "
                 "install megatron-core==0.16.1"
             )
     return source
-
-
-def _cache_file(fullname: str, path: str, source: bytes) -> Path | None:
-    """Name the bytecode file of a source under these rules; None where there is no home folder."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for part in (importlib.util.MAGIC_NUMBER, path.encode(), source):
-        digest.update(part)
-    try:
-        folder = Path("~/.cache/megatron_gad").expanduser()
-    except RuntimeError:
-        return None
-    return folder / f"{fullname}-{digest.hexdigest()[:32]}.bytecode"
-
-
-def _write_atomically(target: Path, content: bytes) -> None:
-    """Write beside the target and rename; a cache that cannot be written is left out."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
-            beside.write(content)
-        os.replace(beside.name, target)
-    except OSError:
-        return
