@@ -91,15 +91,10 @@ class Case:
 
     def options(self, assets: Path, save: Path) -> Options:
         """Return the options of the run, with its files."""
-        files = {
-            "student.path": str(assets / "student"),
-            "data.path": str(assets / "train.jsonl"),
-            "save": str(save),
-        }
-        changed = dict(self.changed)
-        if changed.get("discriminator.path"):
-            changed["discriminator.path"] = str(assets / changed["discriminator.path"])
-        return BASE | files | changed
+        files = {"student.path": "student", "data.path": "train.jsonl"}
+        options = {**BASE, **files, **self.changed, "save": str(save)}
+        paths = {name: options[name] for name in (*files, "discriminator.path")}
+        return options | {name: str(assets / path) for name, path in paths.items() if path}
 
 
 def case(
@@ -218,6 +213,12 @@ CASES: dict[str, Case] = {
         adversarial__overlap=True,
         gad__tis_cap=1.02,
         adversarial__steps=4,
+    ),
+    "tokens that are parts of characters": case(
+        student__path="bytes/student",
+        data__path="bytes/train.jsonl",
+        discriminator__score="sum",
+        adversarial__steps=2,
     ),
     "a discriminator from another folder": case(
         stages=("seqkd", "adversarial"),

@@ -66,7 +66,7 @@ def _asked_otherwise(step: Step, oracle: Reference) -> Iterator[str]:
         "top_p": 1.0,
         "top_k": 0,
         "max_new_tokens": oracle.texts.cap,
-        "stop_ids": (oracle.texts.end,),
+        "stop_ids": oracle.texts.stops,
     }
     for asked in step.asked:
         found = {key: asked[key] for key in wanted}
@@ -79,7 +79,11 @@ def _asked_otherwise(step: Step, oracle: Reference) -> Iterator[str]:
     expected = oracle.next_rows(len(rows))
     if rows != expected:
         yield f"rows: {rows}, the oracle has {expected}"
-    for group in (*step.groups, *(group for each in step.extra for group in each)):
+    extra = [group for each in step.extra for group in each]
+    taken = [*rows, *(group.row for group in extra)]
+    if len(set(taken)) < len(taken):
+        yield f"rows: one of {taken} comes twice in the step, with its extra steps"
+    for group in (*step.groups, *extra):
         prompt = oracle.texts.prompt(group.row)
         if list(group.prompt_ids) != prompt:
             yield f"prompt of row {group.row}: {group.prompt_ids}, the oracle has {prompt}"

@@ -1,5 +1,6 @@
 """Every option of the algorithm against plain transformers and torch, step by step."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.oracle.cases import CASES, Case
 from tests.oracle.compare import compare
 from tests.oracle.product import start
 from tests.ranks import run_on_ranks
+from tests.tiny import make_hf_folder
+from tests.tiny_tokenizer import make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,23 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(folder)
     shape = StudentShape(num_layers=2, width=48, num_heads=4, num_kv_heads=4, mlp_width=40)
     make_student(folder / "discriminator", 3, shape)
+    make_byte_level(folder / "bytes")
     return folder
+
+
+def make_byte_level(folder: Path) -> None:
+    """Write a student whose responses are bytes at random, and texts that are cut in characters."""
+    make_hf_folder(folder / "student", vocab_size=384, max_position_embeddings=128)
+    make_tokenizer(folder / "student")
+    rows = [
+        {
+            "content": [{"role": "user", "content": f"Wo liegt 東京? ({number})"}],
+            "teacher_response": f"{'ab '[: number % 3]}東京 🙂 здравствуйте"[: 3 + 2 * number],
+        }
+        for number in range(24)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,8 @@ class Texts:
         whole = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         _, _, tail = self._tokenizer.apply_chat_template(whole, tokenize=False).rpartition("b")
         self.end = self._encode(tail, is_text=False)[0]
+        named = [self.end, self._tokenizer.eos_token_id, *_stops_of_model(student)]
+        self.stops = tuple(dict.fromkeys(named))  # any of them ends a response
 
     def prompt(self, row: int) -> list[int]:
         """Return the ids of a conversation, up to where the assistant begins to speak."""
@@ -96,3 +98,9 @@ class Texts:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+
+def _stops_of_model(folder: Path) -> list[int]:
+    path = folder / "generation_config.json"
+    stops = json.loads(path.read_text()).get("eos_token_id", []) if path.exists() else []
+    return stops if isinstance(stops, list) else [stops]
