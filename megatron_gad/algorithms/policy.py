@@ -80,7 +80,8 @@ def policy_loss(output: LanguageOutput, batch: Batch, options: PolicyOptions) ->
 
     batch.advantages is needed, and batch.rollout_logprobs where tis_cap > 0. Raises ValueError
     where one is missing. Metrics are means over tokens, but for "loss": loss, entropy,
-    clipped_share, ratio_mean, and kl where the batch carries ref_logprobs.
+    clipped_share, ratio_mean; kl where the batch carries ref_logprobs; tis_weight_mean and
+    tis_capped_share, the share of weights at the cap, where tis_cap > 0.
     """
     mask = batch.response_mask
     if batch.advantages is None:
@@ -92,14 +93,17 @@ def policy_loss(output: LanguageOutput, batch: Batch, options: PolicyOptions) ->
     advantages = zero_outside(batch.advantages, mask)
     objective, is_clipped = clipped_surrogate(ratio, advantages, options.clip_range)
     losses = -objective
-    if options.tis_cap > 0:
-        losses = losses * _engine_weights(old_logprobs, batch, options.tis_cap)
-
     metrics = {
         "entropy": (masked_sum(output.entropy.detach(), mask), masked_count(mask)),
         "clipped_share": (masked_count(is_clipped & mask), masked_count(mask)),
         "ratio_mean": (masked_sum(ratio.detach(), mask), masked_count(mask)),
     }
+    if options.tis_cap > 0:
+        weights = _engine_weights(old_logprobs, batch, options.tis_cap)
+        losses = losses * weights
+        metrics["tis_weight_mean"] = (masked_sum(weights, mask), masked_count(mask))
+        at_cap = (weights >= options.tis_cap) & mask
+        metrics["tis_capped_share"] = (masked_count(at_cap), masked_count(mask))
     if batch.ref_logprobs is not None:
         ref_logprobs = zero_outside(batch.ref_logprobs, mask)
         kl = kl_estimate(logprobs, ref_logprobs, options.kl_estimator)

@@ -18,7 +18,8 @@ class RolloutConfig:
         top_k: sample from this many likeliest tokens; 0 switches it off.
         max_batch_size: rows that the embedded engine decodes at once.
         logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a
-            sampled token; None: 1e-3 in fp32, no bound in bf16; 0: never.
+            sampled token; None: 1e-3 in fp32, in bf16 a bound on the mean over tokens instead, none
+            in FP8; 0: never.
         record: write every rollout to rollouts/ in the run directory.
         replay: run directory of a run that recorded; engine "replay" gives its rollouts again.
     """

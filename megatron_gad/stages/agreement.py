@@ -3,58 +3,127 @@
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch
 
 FP32_BOUND = 1e-3
-# Where no bound stops the run: more than rounding in bf16 explains, as in the health table.
+# Where no bound on single tokens stops the run: more than rounding in bf16 explains, as in the
+# health table.
 ALARM = 0.5
+# Half of the distance between 1 and the next number in bfloat16.
+BF16_ROUNDING = 2.0**-8
+# At least twice what benchmarks/logprob_gap.py finds for equal weights, on models of 2 to 8
+# layers: per spread for even distributions, and what is left of it in sharp ones.
+GAP_PER_SPREAD, GAP_OF_SHARP = 4.0, 12.0
 
 logger = logging.getLogger(__name__)
 
 
-def gap_bound(configured: float | None, bf16: bool) -> float:
-    """Return the largest gap to accept, in nats; 0 for any."""
+@dataclass(frozen=True)
+class GapBound:
+    """How far engine and trainer may be apart.
+
+    largest: on any token, in nats; 0: any distance.
+    rounding: of the precision; bounds the mean over tokens by ``mean_gap_bound``; 0: any mean.
+    """
+
+    largest: float = 0.0
+    rounding: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far engine and trainer are apart over the sampled tokens of all data ranks, in nats."""
+
+    largest: float
+    mean: float
+
+
+def gap_bound(configured: float | None, compute: ComputeConfig) -> GapBound:
+    """Return the bound of the configuration, or else the one of the precision; FP8 has none."""
     if configured is not None:
-        return configured
-    return 0.0 if bf16 else FP32_BOUND
+        return GapBound(largest=configured)
+    if not compute.bf16:
+        return GapBound(largest=FP32_BOUND)
+    return GapBound(rounding=0.0 if compute.fp8_format else BF16_ROUNDING)
+
+
+def mean_gap_bound(
+    rounding: float, num_layers: int, spread: float, probability: float, num_tokens: int
+) -> float:
+    """Return the largest mean gap, in nats, that rounding explains.
+
+        u (1 + sqrt(L) (4 s + 12 p)) (1 + 3 / sqrt(n))
+
+    Every layer rounds anew, and the errors add up like the steps of a random walk. They are parts
+    of the logits, of which only the sampled tokens' log-probabilities are known. In even
+    distributions, p near 0, those spread as the logits do; in sharp ones they spread less, and the
+    gap comes from tokens between which the model is undecided. The constants are measured. The
+    last factor allows for the scatter of a mean of few tokens.
+
+    rounding: u. num_layers: L. spread: s, the standard deviation over tokens of the engine's
+    log-probabilities. probability: p, the mean of its probabilities. num_tokens: n.
+    """
+    scale = 1.0 + math.sqrt(num_layers) * (GAP_PER_SPREAD * spread + GAP_OF_SHARP * probability)
+    return rounding * scale * (1.0 + 3.0 / math.sqrt(max(num_tokens, 1)))
 
 
 def check_gap(
-    student: Trainer, sampler: Sampler | None, logprobs: Tensor, batch: Batch, bound: float
-) -> float:
-    """Return max |trainer - engine| over response tokens of all data ranks, in nats.
+    student: Trainer, sampler: Sampler | None, logprobs: Tensor, batch: Batch, bound: GapBound
+) -> Gap:
+    """Compare trainer and engine on the response tokens of all data ranks.
 
     logprobs: [B, T] float32 of the trainer at the sampling temperature, from before any update.
     batch: carries the engine's rollout_logprobs.
     sampler: whose engine to compare weights with; None once the student has moved on from them.
 
     Raises RunStoppedError where the gap passes the bound, naming the tensor that differs most.
-    Without a bound it warns of a gap that rounding does not explain.
+    Without a bound on single tokens it warns of one that rounding does not explain.
     """
     assert batch.rollout_logprobs is not None
-    difference = (logprobs - batch.rollout_logprobs).abs()
-    gap = student.parallel.max_over_data(
-        float(torch.where(batch.response_mask, difference, 0.0).max())
-    )
-    if bound and not gap <= bound:
+    engine = batch.rollout_logprobs[batch.response_mask].double()
+    difference = (logprobs[batch.response_mask].double() - engine).abs()
+    largest = student.parallel.max_over_data(float(difference.max()) if len(difference) else 0.0)
+    values = (difference, engine, engine**2, engine.exp())
+    sums = (float(len(engine)), *(float(each.sum()) for each in values))
+    shares = student.parallel.gather_over_data(sums)
+    num_tokens, *totals = (sum(column) for column in zip(*shares, strict=True))
+    mean, first, second, probability = (total / max(num_tokens, 1.0) for total in totals)
+    gap = Gap(largest, mean)
+    _refuse_largest(student, sampler, gap, bound.largest)
+    if bound.rounding:
+        num_layers = student.hf_config.num_hidden_layers
+        spread = math.sqrt(max(second - first**2, 0.0))
+        allowed = mean_gap_bound(bound.rounding, num_layers, spread, probability, int(num_tokens))
+        if not gap.mean <= allowed:
+            raise RunStoppedError(
+                f"engine and trainer disagree by {gap.mean:.3g} nats in the mean of {num_tokens:g} "
+                f"sampled tokens; rounding explains {allowed:.3g} (a number for "
+                "rollout.logprob_gap_bound bounds single tokens instead, 0 nothing): "
+                f"{_reason(student, sampler)}"
+            )
+    return gap
+
+
+def _refuse_largest(student: Trainer, sampler: Sampler | None, gap: Gap, bound: float) -> None:
+    if bound and not gap.largest <= bound:
         raise RunStoppedError(
-            f"engine and trainer disagree by {gap:.3g} nats on a sampled token (bound {bound:g}, "
-            f"rollout.logprob_gap_bound): {_reason(student, sampler)}"
+            f"engine and trainer disagree by {gap.largest:.3g} nats on a sampled token (bound "
+            f"{bound:g}, rollout.logprob_gap_bound): {_reason(student, sampler)}"
         )
-    if not bound and not gap <= ALARM and student.parallel.is_writer:
+    if not bound and not gap.largest <= ALARM and student.parallel.is_writer:
         logger.warning(
             "engine and trainer disagree by %.3g nats on a sampled token, more than rounding "
             "explains; rollout.logprob_gap_bound stops a run that does",
-            gap,
+            gap.largest,
         )
-    return gap
 
 
 def _reason(student: Trainer, sampler: Sampler | None) -> str:

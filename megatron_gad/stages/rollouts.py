@@ -19,7 +19,7 @@ from megatron_gad.engines.replay import as_record, from_record
 from megatron_gad.files import to_json
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Ahead, Request, describe_rollouts
-from megatron_gad.stages.agreement import check_gap, gap_bound
+from megatron_gad.stages.agreement import GapBound, check_gap, gap_bound
 from megatron_gad.types import Group, Prompt
 
 Metrics = dict[str, float]
@@ -77,9 +77,9 @@ def adversarial_rollouts(run: Run, stage: AdversarialConfig) -> StepRollouts:
     return StepRollouts(groups, parts, lag, metrics)
 
 
-def logprob_gap_bound(run: Run) -> float:
-    """Return how far engine and trainer may be apart on a token, in nats; 0: any."""
-    return gap_bound(run.config.rollout.logprob_gap_bound, run.config.compute.bf16)
+def logprob_gap_bound(run: Run) -> GapBound:
+    """Return how far engine and trainer may be apart."""
+    return gap_bound(run.config.rollout.logprob_gap_bound, run.config.compute)
 
 
 def ahead_state(run: Run) -> list[list[str]]:
@@ -170,7 +170,7 @@ def _compare(run: Run, groups: Sequence[Group]) -> Metrics:
     with run.turn("compare"):
         logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
     gap = check_gap(run.student, run.sampler, logprobs, batch, logprob_gap_bound(run))
-    return {"engine/logprob_gap_max": gap}
+    return {"engine/logprob_gap_max": gap.largest, "engine/logprob_gap_mean": gap.mean}
 
 
 def _swap_weights(run: Run) -> Metrics:

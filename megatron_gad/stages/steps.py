@@ -17,7 +17,7 @@ from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupCon
 from megatron_gad.data.balance import group_cost, prompt_cost
 from megatron_gad.data.batching import pair_batch, policy_batch, teacher_batch
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.agreement import check_gap
+from megatron_gad.stages.agreement import GapBound, check_gap
 from megatron_gad.stages.judging import judge, score_only
 from megatron_gad.stages.rollouts import adversarial_rollouts, logprob_gap_bound, sample_groups
 from megatron_gad.stages.skipped_steps import note_step
@@ -100,9 +100,10 @@ def adversarial_step(run: Run, stage: AdversarialConfig) -> StepResult:
 
 def _compare_all(run: Run, logprobs: Tensor, batch: Batch, weights_lag: int) -> Metrics:
     """Compare engine and trainer on the whole batch; older weights may differ by any amount."""
-    bound = 0.0 if weights_lag else logprob_gap_bound(run)
+    bound = GapBound() if weights_lag else logprob_gap_bound(run)
     gap = check_gap(run.student, None, logprobs, batch, bound)
-    return {"engine/off_policy_gap_max" if weights_lag else "engine/logprob_gap_max": gap}
+    name = "off_policy_gap" if weights_lag else "logprob_gap"
+    return {f"engine/{name}_max": gap.largest, f"engine/{name}_mean": gap.mean}
 
 
 def _even_share(run: Run, groups: Sequence[Group]) -> list[Group]:

@@ -178,20 +178,26 @@ WEIGHT_MUTANTS = (
     ),
     Mutant(
         "a gap between engine and trainer stops nothing",
-        "if bound and not gap <= bound:",
+        "if bound and not gap.largest <= bound:",
         "if False:",
         AGREEMENT,
     ),
     Mutant(
         "a gap that is no number stops nothing",
-        "if bound and not gap <= bound:",
-        "if bound and gap > bound:",
+        "if bound and not gap.largest <= bound:",
+        "if bound and gap.largest > bound:",
         AGREEMENT,
     ),
     Mutant(
         "the gap is the mean over tokens and not the largest",
-        "float(torch.where(batch.response_mask, difference, 0.0).max())",
-        "float(torch.where(batch.response_mask, difference, 0.0).mean())",
+        "float(difference.max()) if len(difference)",
+        "float(difference.mean()) if len(difference)",
+        AGREEMENT,
+    ),
+    Mutant(
+        "in bf16 the mean gap between engine and trainer stops nothing",
+        "if not gap.mean <= allowed:",
+        "if False:",
         AGREEMENT,
     ),
     Mutant(

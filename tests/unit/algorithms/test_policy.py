@@ -100,6 +100,8 @@ def test_truncated_importance_weights_multiply_the_surrogate_but_not_the_kl():
     # trainer / engine = 2, 1, 0.5, the first cut to 1.5
     loss = policy_loss(OUTPUT, BATCH, PolicyOptions(kl_coef=0.1, tis_cap=1.5))
     assert loss.total.item() == pytest.approx(-1.2 * 1.5 + 2.0 + 0.8 * 0.5 + 0.1 * 0.5)
+    assert _ratio(loss.metrics["tis_weight_mean"]) == pytest.approx((1.5 + 1.0 + 0.5) / 3)
+    assert _ratio(loss.metrics["tis_capped_share"]) == pytest.approx(1 / 3)
 
 
 def test_truncated_importance_weights_have_no_gradient():
