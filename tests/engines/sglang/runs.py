@@ -7,7 +7,7 @@ import psutil
 from tests.engines.sglang.servers import SERVER_PYTHON
 
 COMMON = (
-    *("--stages", "adversarial", "--adversarial.steps", "10"),
+    *("--stages", "adversarial", "--adversarial.steps", "5"),
     *("--rollout.engine", "sglang", "--sglang.verify-interval", "3"),
     *("--gad.tis-cap", "2", "--rollout.record"),
 )

@@ -18,7 +18,7 @@ LEAVES = {"TP1": ("student", "discriminator", "engine"), "TP2": ()}
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of ten-step runs on real servers, by layout, which recorded their rollouts."""
+    """A folder of runs on real servers, by layout, which recorded their rollouts."""
     folder = tmp_path_factory.mktemp("recorded")
     for layout, num_ranks in LAYOUTS.items():
         flags = (*FLAGS, "--tensor-model-parallel-size", str(num_ranks))
@@ -28,20 +28,19 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def replay(recorded_run: Path, save: Path, num_ranks: int) -> list[dict[str, Any]]:
-    """Run on recorded rollouts, without SGLang, and return the metrics."""
+def replay(recorded_run: Path, save: Path) -> list[dict[str, Any]]:
+    """Run on recorded rollouts on one rank, without SGLang, and return the metrics."""
     flags = ("--rollout.engine", "replay", "--rollout.replay", str(recorded_run))
-    flags += ("--tensor-model-parallel-size", str(num_ranks))
-    return tiny_run.run(save, *FLAGS, *flags, num_ranks=num_ranks)
+    return tiny_run.run(save, *FLAGS, *flags)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_after_every_swap_engine_and_trainer_agree(recorded: Path, layout: str) -> None:
     save = recorded / layout
     records = tiny_run.metrics(save)
-    assert [record["stage"] for record in records] == ["adversarial"] * 10
+    assert [record["stage"] for record in records] == ["adversarial"] * 5
     gaps = [record["engine/logprob_gap_max"] for record in records]
-    assert len(gaps) == 10
+    assert len(gaps) == 5
     assert max(gaps) < BOUND
     assert all(record["swap/bytes"] > 0 for record in records)
     assert servers_of(save) == []
@@ -56,19 +55,18 @@ def test_those_that_leave_are_moved_in_every_step(recorded: Path) -> None:
     assert min(moved["TP1"]) > 2 * max(moved["TP2"])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_recorded_rollouts_give_the_same_numbers_without_the_engine(
-    recorded: Path, layout: str, tmp_path: Path
+    recorded: Path, tmp_path: Path
 ) -> None:
-    again = replay(recorded / layout, tmp_path / "run", LAYOUTS[layout])
-    there = tiny_run.metrics(recorded / layout)
+    again = replay(recorded / "TP1", tmp_path / "run")
+    there = tiny_run.metrics(recorded / "TP1")
     assert [tiny_run.compared(r) for r in again] == [tiny_run.compared(r) for r in there]
 
 
 def test_recorded_rollouts_give_the_same_losses_on_another_layout(
     recorded: Path, tmp_path: Path
 ) -> None:
-    again = replay(recorded / "TP2", tmp_path / "run", num_ranks=1)
+    again = replay(recorded / "TP2", tmp_path / "run")
     there = tiny_run.metrics(recorded / "TP2")
     keys = ("student/loss", "student/grad_norm", "discriminator/loss", "discriminator/grad_norm")
     differences = [

@@ -48,11 +48,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         process.stop()
 
 
-@pytest.mark.parametrize("transport", ["disk", "broadcast"])
-def test_a_server_at_a_url_takes_the_weights_of_every_step(
-    transport: str, server: ServerProcess, tmp_path: Path
+def test_a_server_at_a_url_takes_the_weights_of_every_step_from_the_disk(
+    server: ServerProcess, tmp_path: Path
 ) -> None:
-    flags = ("--sglang.urls", server.url, "--sglang.weight-transport", transport)
+    flags = ("--sglang.urls", server.url, "--sglang.weight-transport", "disk")
     records = tiny_run.run(tmp_path / "run", *COMMON, *flags, "--adversarial.steps", "3")
     assert [record["engine/weights_lag"] for record in records] == [0.0] * 3
     assert max(record["engine/logprob_gap_max"] for record in records) < BOUND
@@ -60,11 +59,12 @@ def test_a_server_at_a_url_takes_the_weights_of_every_step(
     assert server.is_alive
 
 
-def test_overlap_stops_and_goes_on_without_losing_a_prompt(
+def test_overlap_stops_and_goes_on_without_losing_a_prompt_and_swaps_by_broadcast(
     server: ServerProcess, tmp_path: Path
 ) -> None:
     save = tmp_path / "run"
-    flags = ("--sglang.urls", server.url, "--adversarial.overlap", "--adversarial.steps")
+    flags = ("--sglang.urls", server.url, "--sglang.weight-transport", "broadcast")
+    flags += ("--adversarial.overlap", "--adversarial.steps")
     process = tiny_run.start(save, *COMMON, *flags, "1000")
     tiny_run.wait_for_steps(process, save, 3)
     process.send_signal(signal.SIGTERM)
