@@ -63,6 +63,8 @@ def run(save: Path, *flags: str, num_ranks: int = 1) -> list[dict[str, Any]]:
     }
     command = [str(ROOT / "examples/tiny/run.toml"), "--no-tensorboard"]
     command += [word for flag, path in paths.items() for word in (flag, str(path))]
+    # A restored run has the same student and data under paths of its own.
+    command += ["--override-config", "data.path", "student.path"]
     log = log_of(save)
     statuses = statuses_of_ranks(_command, num_ranks, [*command, *flags], log=log, timeout_s=900)
     assert set(statuses) == {0}, f"exit statuses {statuses}\n" + log.read_text()[-4000:]
