@@ -1,15 +1,14 @@
 """What a run puts into a checkpoint, and how it goes on from one."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from megatron_gad.checks.resume import changes_since, settings
-from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig
 from megatron_gad.runtime.run import Progress, Run
 from megatron_gad.runtime.run_folder import ask_first_rank
-from megatron_gad.stages.ends import needs_reference, set_schedules
-from megatron_gad.stages.rollouts import ahead_state, restore_ahead
+from megatron_gad.stages.begin import resume_stage
+from megatron_gad.stages.stage import Stage
 from megatron_gad.training.checkpoint import (
     Residents,
     load_model,
@@ -24,27 +23,26 @@ from megatron_gad.training.checkpoint_files import (
     read_state,
     whole_iterations,
 )
-from megatron_gad.training.reference import Reference
 
 logger = logging.getLogger(__name__)
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint of everything the run needs to go on bit for bit. All ranks call it."""
+def save(run: Run, stage: Stage | None = None) -> None:
+    """Write a checkpoint of everything the run needs to go on bit for bit. All ranks call it.
+
+    stage: that the run is in the middle of; None between two.
+    """
     models = {"student": run.student}
     if run.has_discriminator:
         models["discriminator"] = run.discriminator
-    snapshots = {}
-    if run.reference is not None:
-        snapshots["reference"] = (run.student, run.reference.snapshot)
-    if run.best_weights is not None:
-        snapshots["best"] = (run.student, run.best_weights)
+    kept = stage.snapshots() if stage is not None else {}
+    snapshots = {name: (run.student, snapshot) for name, snapshot in kept.items()}
     state = {
         "settings": settings(run.config),
         "progress": asdict(run.progress),
         "stages": list(run.config.stages),
         **run.order_states(),
-        "ahead": ahead_state(run),
+        "stage": stage.state(run) if stage is not None else {},
         "schedule_steps": {name: trainer.schedule.num_steps for name, trainer in models.items()},
         "snapshots": list(snapshots),
     }
@@ -59,20 +57,21 @@ def save(run: Run) -> None:
     )
 
 
-def load_latest(run: Run) -> bool:
-    """Go on from the newest checkpoint; return whether the run is now inside a stage.
+def load_latest(run: Run) -> Stage | None:
+    """Go on from the newest checkpoint; return the stage that the run is now in, if it is in one.
 
     Raises ValueError where the checkpoint belongs to a run with other stages, or with settings that
     must not change, and warns of those that may.
     """
     found = ask_first_rank(run.parallel, lambda: _find_checkpoint(run))
     if found is None:
-        return False
+        return None
     source, iteration = found
     state = read_state(source, iteration)
     _check_stages(run, source, state)
     _check_settings(run, iteration_folder(source, iteration), state)
-    run.progress = Progress(**state["progress"])
+    names = {field.name for field in fields(Progress)}
+    run.progress = Progress(**{k: v for k, v in state["progress"].items() if k in names})
     folder = iteration_folder(source, iteration)
     load_model(folder / "student", run.student)
     if "discriminator" in state["schedule_steps"]:
@@ -81,9 +80,16 @@ def load_latest(run: Run) -> bool:
     if run.parallel.is_writer:
         logger.info("resuming from %s", folder)
     if run.progress.step_in_stage == 0:
-        return False
-    _enter_stage(run, folder, state)
-    return True
+        return None
+    run.start_orders()
+    run.load_order_states(state)
+    snapshots = {name: load_snapshot(folder / name, run.student) for name in state["snapshots"]}
+    return resume_stage(run, state["schedule_steps"], _stage_state(state), snapshots)
+
+
+def _stage_state(state: dict) -> dict:
+    """Return what a checkpoint holds of its stage; version 0.1 kept it beside the rest."""
+    return state.get("stage", {**state["progress"], "ahead": state.get("ahead", [])})
 
 
 def _find_checkpoint(run: Run) -> tuple[Path, int] | None:
@@ -128,24 +134,3 @@ def _check_settings(run: Run, folder: Path, state: dict) -> None:
     if run.parallel.is_writer:
         for change in changes.told:
             logger.warning("resuming with another setting: %s", change)
-
-
-def _enter_stage(run: Run, folder: Path, state: dict) -> None:
-    """Set up a stage that the checkpoint was taken in the middle of."""
-    run.start_orders()
-    run.load_order_states(state)
-    set_schedules(run)
-    run.student.schedule.resume(state["schedule_steps"]["student"])
-    if not isinstance(run.stage, SeqkdConfig):
-        run.discriminator.schedule.resume(state["schedule_steps"]["discriminator"])
-    if needs_reference(run):
-        if "reference" not in state["snapshots"]:
-            raise ValueError(
-                f"gad.kl_coef = {run.config.gad.kl_coef:g}, but the stage began without a "
-                f"reference (kl_coef = 0), so {folder} holds none; keep kl_coef = 0 until it ends"
-            )
-        run.reference = Reference(run.student, load_snapshot(folder / "reference", run.student))
-    if isinstance(run.stage, AdversarialConfig):
-        restore_ahead(run, run.stage, state.get("ahead", []))
-    if "best" in state["snapshots"]:
-        run.best_weights = load_snapshot(folder / "best", run.student)

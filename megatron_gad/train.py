@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_gad.config.run import RunConfig
@@ -23,12 +23,11 @@ from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
 from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.runtime.watchdog import Watchdog
-from megatron_gad.stages.ends import begin_stage, finish_stage, reason_now, reason_to_end, refusal
-from megatron_gad.stages.steps import StepResult, adversarial_step, seqkd_step, warmup_step
+from megatron_gad.stages.begin import begin_stage, open_run, reason_to_end
+from megatron_gad.stages.stage import Stage, StepResult
 from megatron_gad.training import parallel
-
-STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
 
     tell: prints such an error and returns the exit status.
     """
-    stop = _StopRequest()
+    stop = StopRequest()
     # SIGUSR1 comes long before the time is up, and is heard from here on. The others end a run that
     # has trained nothing at once: a launcher sends them where another rank failed while it started.
     with stop.hearing(signal.SIGUSR1), _watchdog(config) as watch:
@@ -51,7 +50,7 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
         try:
             with contextlib.ExitStack() as parts:
                 try:
-                    run = Run(config, place, watch)
+                    run = open_run(config, place, watch)
                     parts.callback(_report, run.folder, run.parallel.is_writer)
                     parts.callback(run.close)
                     with stop.hearing(signal.SIGTERM, signal.SIGINT):
@@ -90,59 +89,56 @@ def _watchdog(config: RunConfig) -> Watchdog:
     )
 
 
-def _walk_stages(run: Run, stop: "_StopRequest") -> None:
-    is_new_stage = not load_latest(run)
+def _walk_stages(run: Run, stop: StopRequest) -> None:
+    stage = load_latest(run)
     _write_config(run)
     run.writer.truncate_after(run.progress.iteration)
     while run.progress.stage_index < len(run.config.stages):
-        if is_new_stage:
-            begin_stage(run)
-        reason = _run_stage(run, stop)
+        stage = stage or begin_stage(run)
+        reason = _run_stage(run, stage, stop)
         if stop.is_requested:
-            save(run)
+            save(run, stage)
             _say(run, f"stopped by {stop.name} after step {run.progress.iteration}; saved")
             return
-        _say(run, f"stage {run.stage_name} ends: {reason}")
-        _hand_over(run)
-        is_new_stage = True
+        _say(run, f"stage {stage.name} ends: {reason}")
+        _hand_over(run, stage)
+        stage = None
     _export(run, suffix="")
 
 
-def _run_stage(run: Run, stop: "_StopRequest") -> str:
+def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
     """Take steps until the stage ends or the run is asked to stop; return why it ended."""
-    where, total = run.progress, run.stage_steps
+    where, total = run.progress, stage.num_steps(len(run.prompts))
     interval = run.config.checkpoint.save_interval
     last_step = where.iteration - where.step_in_stage + total
-    with progress(total, run.stage_name, run.parallel.is_writer) as bar:
+    with progress(total, stage.name, run.parallel.is_writer) as bar:
         bar.update(where.step_in_stage)
-        reason = reason_now(run)  # a stopped stage may have been at its end
+        reason = reason_to_end(run, stage)  # a stopped stage may have been at its end
         while not reason:
-            result = _take_step(run)
-            reason = reason_to_end(run, result.metrics)
-            _record(run, result, last_step)
+            result = _take_step(run, stage)
+            reason = reason_to_end(run, stage)
+            _record(run, stage, result, last_step)
             advance(bar, result.metrics)
             if stop.everywhere(run.parallel):
                 break
             if not reason and interval and where.iteration % interval == 0:
-                save(run)
+                save(run, stage)
     return reason
 
 
-def _take_step(run: Run) -> StepResult:
+def _take_step(run: Run, stage: Stage) -> StepResult:
     start = time.monotonic()
-    result = STEPS[run.stage_name](run, run.stage)
-    run.progress.consumed_samples += run.prompts_per_step
-    run.progress.iteration += 1
-    run.progress.step_in_stage += 1
+    result = stage.step(run)
+    run.progress.count_step(stage.prompts_per_step)
     result.metrics.update(run.turn.take_metrics())
     result.metrics["time/step_s"] = time.monotonic() - start
     result.metrics["data/epoch"] = run.epoch
+    stage.after_step(run, result.metrics)
     return result
 
 
-def _record(run: Run, result: StepResult, last_step: int) -> None:
-    where = run.progress
-    name = run.stage_name
+def _record(run: Run, stage: Stage, result: StepResult, last_step: int) -> None:
+    where, name = run.progress, stage.name
     run.writer.write(where.iteration, name, result.metrics, where.consumed_samples, last_step)
     interval = run.config.log.samples_interval
     is_due = interval and (where.step_in_stage == 1 or where.step_in_stage % interval == 0)
@@ -150,15 +146,15 @@ def _record(run: Run, result: StepResult, last_step: int) -> None:
         run.writer.write_samples(where.iteration, name, result.samples)
 
 
-def _hand_over(run: Run) -> None:
+def _hand_over(run: Run, stage: Stage) -> None:
     """End the stage and save, so that the next one begins from a checkpoint."""
-    reason_against = refusal(run)
-    if reason_against:
-        save(run)
-        raise RunStoppedError(reason_against)
-    finish_stage(run)
+    refusal = stage.refusal()
+    if refusal:
+        save(run, stage)
+        raise RunStoppedError(refusal)
+    stage.finish(run)
     if run.config.checkpoint.export_stages:
-        _export(run, suffix=f"_{run.stage_name}")
+        _export(run, suffix=f"_{stage.name}")
     run.progress.stage_index += 1
     run.progress.step_in_stage = 0
     save(run)
@@ -209,42 +205,3 @@ def _report(folder: Path, is_writer: bool) -> None:
 def _say(run: Run, message: str) -> None:
     if run.parallel.is_writer:
         logger.info(message)
-
-
-class _StopRequest:
-    """Turns signals into a checkpoint after the step that is running.
-
-    A second SIGINT ends the process at once. Used as ``with stop.hearing(signal.SIGTERM):``.
-    """
-
-    def __init__(self) -> None:
-        self.name = ""
-        self.is_requested = False
-        # Written by the handler alone: it may run in the middle of everywhere().
-        self._noted = ""
-        self._num_interrupts = 0
-
-    @contextlib.contextmanager
-    def hearing(self, *numbers: signal.Signals) -> Iterator[None]:
-        """Take these signals for a request."""
-        before = {number: signal.signal(number, self._note) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def everywhere(self, place: parallel.Parallel) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer."""
-        self.name = max(place.gather_over_world(self._noted))
-        self.is_requested = bool(self.name)
-        return self.is_requested
-
-    def _note(self, number: int, _frame: object) -> None:
-        # Launcher, scheduler and other ranks pass one request on, each in its own time: a signal
-        # that comes again asks for nothing new. Only a person presses Ctrl-C twice.
-        if number == signal.SIGINT:
-            self._num_interrupts += 1
-            if self._num_interrupts > 1:
-                raise KeyboardInterrupt
-        self._noted = self._noted or signal.Signals(number).name

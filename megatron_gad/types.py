@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+# "group/name" -> number, as a step reports them.
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """The parts of a run, built from its configuration, and where the run stands."""
 
 import logging
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +10,6 @@ from transformers import PretrainedConfig
 
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig, StageName
-from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.order import PromptOrder, State
@@ -25,11 +23,8 @@ from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.runtime.sampler import Ahead, Sampler
 from megatron_gad.runtime.turns import Turns, Watch, no_watch
 from megatron_gad.training.parallel import Parallel, add_layout
-from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
-
-StageConfig = SeqkdConfig | WarmupConfig | AdversarialConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +35,6 @@ class Progress:
 
     iteration: steps over all stages.
     weights_version: updates of the student, so that an engine's copy can be told to be old.
-    recent_losses: of the discriminator, the last few, for the criterion that ends a warm-up.
-    best_eval_loss, num_evals_since_best: of the student, for the patience of seqkd.
     """
 
     iteration: int = 0
@@ -49,21 +42,25 @@ class Progress:
     step_in_stage: int = 0
     weights_version: int = 0
     consumed_samples: int = 0
-    recent_losses: list[float] = field(default_factory=list)
-    best_eval_loss: float | None = None
-    num_evals_since_best: int = 0
+
+    def count_step(self, num_samples: int) -> None:
+        """Count a step that was taken on so many prompts."""
+        self.iteration += 1
+        self.step_in_stage += 1
+        self.consumed_samples += num_samples
 
 
 class Run:
-    """Everything a step works with. The discriminator and the reference come and go with stages."""
+    """Everything a step works with, whichever the stage. The discriminator comes with a stage."""
 
     def __init__(
         self,
         config: RunConfig,
         parallel: Parallel,
         watch: Watch = no_watch,
+        uses_engine: bool = True,
     ) -> None:
-        """watch: entered for as long as a turn lasts."""
+        """watch: entered for as long as a turn lasts. uses_engine: a stage samples."""
         self.config = config
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
@@ -80,7 +77,8 @@ class Run:
         self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
         record_folder = self.folder / ROLLOUTS_FOLDER if config.rollout.record else None
-        self.sampler = Sampler(_build_engine(config, parallel), self.codec, parallel, record_folder)
+        engine = _build_engine(config, parallel) if uses_engine else None
+        self.sampler = Sampler(engine, self.codec, parallel, record_folder)
         if parallel.device.type == "cuda":
             self.sampler.sleep()  # a server took its memory when all was free; now models need it
             parallel.barrier()
@@ -88,8 +86,6 @@ class Run:
         self.turn = _build_turns(self, watch)
         self.turn.add("student", self.student)
         self.progress = Progress()
-        self.reference: Reference | None = None
-        self.best_weights: list[torch.Tensor] | None = None
         self.skips_in_a_row = {"student": 0, "discriminator": 0}
         self._discriminator: Trainer | None = None
         self.start_orders()
@@ -98,24 +94,6 @@ class Run:
     def stage_name(self) -> StageName:
         """The stage that the run is in."""
         return self.config.stages[self.progress.stage_index]
-
-    @property
-    def stage(self) -> StageConfig:
-        """The settings of the stage that the run is in."""
-        return getattr(self.config, self.stage_name)
-
-    @property
-    def prompts_per_step(self) -> int:
-        """Prompts of one step over all data ranks."""
-        stage = self.stage
-        return stage.batch_size if isinstance(stage, SeqkdConfig) else stage.prompts_per_step
-
-    @property
-    def stage_steps(self) -> int:
-        """Steps of the stage if no criterion ends it before."""
-        if self.stage.steps is not None:
-            return self.stage.steps
-        return max(1, math.ceil(self.stage.epochs * len(self.prompts) / self.prompts_per_step))
 
     @property
     def has_discriminator(self) -> bool:
@@ -140,30 +118,12 @@ class Run:
         self.turn.add("discriminator", self._discriminator)
 
     def _check_sizes(self) -> None:
-        """Raise ValueError where the data are too few for the ranks or for a step."""
-        size, num_rows = self.parallel.data_size, len(self.prompts)
+        """Raise ValueError if the held-out rows are too few for the ranks."""
+        size = self.parallel.data_size
         if self.config.data.eval_path and len(self.eval_prompts) < size:
             raise ValueError(
                 f"data.eval_path = {self.config.data.eval_path!r} has {len(self.eval_prompts)} "
                 f"usable rows for {size} data-parallel ranks; give at least one row per rank"
-            )
-        for name in set(self.config.stages) - {"seqkd"}:
-            count = getattr(self.config, name).prompts_per_step
-            if count > num_rows:
-                raise ValueError(
-                    f"{name}.prompts_per_step = {count}, but data.path has {num_rows} usable "
-                    "rows: the same prompt twice in a step gives the same responses twice; use "
-                    "fewer prompts with a larger group_size, or more data"
-                )
-        stage = self.config.adversarial
-        total = stage.extra_prompts * stage.extra_discriminator_steps
-        if "adversarial" in self.config.stages and total > num_rows:
-            raise ValueError(
-                f"adversarial.extra_prompts = {stage.extra_prompts} in each of "
-                f"adversarial.extra_discriminator_steps = {stage.extra_discriminator_steps} take "
-                f"{total} prompts a step, but data.path has {num_rows} usable rows: the "
-                "discriminator would learn the same pairs again; make one of them smaller, or use "
-                "more data"
             )
 
     def start_orders(self) -> None:
@@ -240,7 +200,7 @@ def _build_turns(run: Run, watch: Watch) -> Turns:
 
 
 def _build_engine(config: RunConfig, parallel: Parallel):
-    if not parallel.is_engine_rank or set(config.stages) == {"seqkd"}:
+    if not parallel.is_engine_rank:
         return None
     dtype = torch.bfloat16 if config.compute.bf16 else torch.float32
     return build_engine(

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from torch import Tensor
+
 from megatron_gad.config.stages import AdversarialConfig
+from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import policy_batch
 from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.engines.replay import as_record, from_record
@@ -20,9 +23,8 @@ from megatron_gad.files import to_json
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Ahead, Request, describe_rollouts
 from megatron_gad.stages.agreement import GapBound, check_gap, gap_bound
-from megatron_gad.types import Group, Prompt
-
-Metrics = dict[str, float]
+from megatron_gad.training.rebalance import rebalance
+from megatron_gad.types import Batch, Group, Metrics, Prompt
 
 # What engine and trainer are compared on where the rollouts themselves are older: a few prompts,
 # and few tokens, because everything waits for them.
@@ -50,14 +52,21 @@ class StepRollouts:
 def sample_groups(
     run: Run, prompts: Sequence[Prompt], group_size: int
 ) -> tuple[list[Group], Metrics]:
-    """Sample from the student as it is: swap weights in where the engine's are old."""
+    """Sample from the student as it is: swap weights in if the engine's are old.
+
+    Returns this data rank's groups to train on, which need not be those of its prompts.
+    """
     request = Request(prompts, _sampling(run, group_size, run.progress.iteration, draw=0))
     (groups,), metrics = _sample_now(run, [request])
-    return groups, metrics | run.parallel.mean_over_data(describe_rollouts(groups))
+    metrics |= run.parallel.mean_over_data(describe_rollouts(groups))
+    return _even_share(run, groups), metrics
 
 
-def adversarial_rollouts(run: Run, stage: AdversarialConfig) -> StepRollouts:
-    """Return the rollouts of this step; with overlap leave the engine at work on the next's."""
+def adversarial_rollouts(run: Run, stage: AdversarialConfig, num_steps: int) -> StepRollouts:
+    """Return the rollouts of this step; with overlap leave the engine at work on the next's.
+
+    num_steps: of the stage, after which nothing is sampled ahead.
+    """
     if run.ahead is None:
         requests = _take_requests(run, stage, run.progress.iteration)
         sampled, metrics = _sample_now(run, requests)
@@ -65,7 +74,7 @@ def adversarial_rollouts(run: Run, stage: AdversarialConfig) -> StepRollouts:
         with run.turn("rollout"):
             sampled, metrics = run.ahead.result(), {}
         run.ahead = None
-    if stage.overlap and run.progress.step_in_stage + 1 < run.stage_steps:
+    if stage.overlap and run.progress.step_in_stage + 1 < num_steps:
         metrics |= _sample_ahead(run, stage)
     groups, extra = sampled[0], [group for groups in sampled[1:] for group in groups]
     size = len(extra) // max(1, _num_extra_steps(stage))
@@ -74,7 +83,20 @@ def adversarial_rollouts(run: Run, stage: AdversarialConfig) -> StepRollouts:
     metrics["engine/weights_lag"] = float(lag)
     metrics |= run.parallel.mean_over_data(describe_rollouts(groups))
     parts = [extra[i * size : (i + 1) * size] for i in range(_num_extra_steps(stage))]
-    return StepRollouts(groups, parts, lag, metrics)
+    return StepRollouts(
+        _even_share(run, groups), [_even_share(run, part) for part in parts], lag, metrics
+    )
+
+
+def compare_all(run: Run, logprobs: Tensor, batch: Batch, weights_lag: int) -> Metrics:
+    """Compare engine and trainer on the whole batch; older weights may differ by any amount.
+
+    logprobs: [B, T] float32 of the trainer, from before its update.
+    """
+    bound = GapBound() if weights_lag else logprob_gap_bound(run)
+    gap = check_gap(run.student, None, logprobs, batch, bound)
+    name = "off_policy_gap" if weights_lag else "logprob_gap"
+    return {f"engine/{name}_max": gap.largest, f"engine/{name}_mean": gap.mean}
 
 
 def logprob_gap_bound(run: Run) -> GapBound:
@@ -115,6 +137,11 @@ def restore_ahead(run: Run, stage: AdversarialConfig, state: list[list[str]]) ->
     run.load_order_states(orders)
     if run.parallel.is_writer:
         logger.warning("the checkpoint's waiting rollouts do not fit the settings: sampled anew")
+
+
+def _even_share(run: Run, groups: Sequence[Group]) -> list[Group]:
+    """Return the groups to train on: this rank sampled for its prompts, however long they got."""
+    return rebalance(groups, group_cost, run.parallel)
 
 
 def _find(

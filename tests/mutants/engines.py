@@ -244,14 +244,14 @@ NUMBER_MUTANTS = (
     ),
     Mutant(
         "the trained tokens count one update of several",
-        "+= stage.student_updates * _num_tokens(run.student, batch)",
-        "+= _num_tokens(run.student, batch)",
+        'metrics["tokens/trained"] += num_updates * num_tokens(run.student, batch)',
+        'metrics["tokens/trained"] += num_tokens(run.student, batch)',
         in_settings("test_the_trained_tokens_are_those_of_every_pass"),
     ),
     Mutant(
         "the trained tokens leave out the discriminator's extra steps",
-        "trained = [pairs, *extra_pairs] if learns else extra_pairs",
-        "trained = [pairs] if learns else []",
+        "metrics |= judged.metrics | totals([judged, *extra])",
+        "metrics |= judged.metrics",
         in_settings("test_the_trained_tokens_are_those_of_every_pass"),
     ),
 )

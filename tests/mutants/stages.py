@@ -23,14 +23,14 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "the reference has no temperature",
-        "run.reference.logprobs(batch, run.config.rollout.temperature)",
-        "run.reference.logprobs(batch, 1.0)",
+        "self.reference.logprobs(batch, self.config.rollout.temperature)",
+        "self.reference.logprobs(batch, 1.0)",
         PUBLISHED,
     ),
     Mutant(
         "the KL of the reward has no temperature",
-        "logprobs = run.student.logprobs(batch, run.config.rollout.temperature)\n    kl = ",
-        "logprobs = run.student.logprobs(batch, 1.0)\n    kl = ",
+        "logprobs = run.student.logprobs(batch, self.config.rollout.temperature)\n        kl = ",
+        "logprobs = run.student.logprobs(batch, 1.0)\n        kl = ",
         IN_REWARD,
     ),
     Mutant(
@@ -59,7 +59,7 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "gad.advantage is ignored",
-        "group_advantages(rewards_PG, run.config.gad.advantage)",
+        "group_advantages(rewards_PG, self.config.gad.advantage)",
         'group_advantages(rewards_PG, "grpo")',
         IN_REWARD,
     ),
@@ -113,20 +113,20 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "the reference is always the base model",
-        "run.student.snapshot_of(path) if is_base else run.student.snapshot()",
-        "run.student.snapshot_of(path)",
+        'if self.config.gad.reference == "base":',
+        "if True:",
         PUBLISHED,
     ),
     Mutant(
         "gad.reference is ignored: the reference is the start of the stage",
-        "run.student.snapshot_of(path) if is_base else run.student.snapshot()",
-        "run.student.snapshot()",
+        'if self.config.gad.reference == "base":',
+        "if False:",
         IN_REWARD,
     ),
     Mutant(
         "the reference follows the student",
-        "run.reference.logprobs(batch, run.config.rollout.temperature)",
-        "run.student.logprobs(batch, run.config.rollout.temperature)",
+        "self.reference.logprobs(batch, self.config.rollout.temperature)",
+        "run.student.logprobs(batch, self.config.rollout.temperature)",
         in_stages("test_kl_to_the_stage_start_begins_at_zero_and_grows"),
     ),
 )
@@ -134,10 +134,8 @@ OPTION_MUTANTS = (
 REWARD_MUTANTS = (
     Mutant(
         "rewards are scores from after the discriminator's extra steps",
-        "    batch = _with_reference(run, batch)\n",
-        "    scores_PG = split_scores(\n"
-        "        moved.back(run.discriminator.scores(pairs)), stage.group_size)[1]\n"
-        "    batch = _with_reference(run, batch)\n",
+        "rewards_PG = self._rewards(run, batch, judged.scores_PG)",
+        "rewards_PG = self._rewards(run, batch, score_groups(run, groups).scores_PG)",
         PUBLISHED,
     ),
     Mutant(
@@ -148,8 +146,8 @@ REWARD_MUTANTS = (
     ),
     Mutant(
         "rewards pass through a sigmoid",
-        "        return scores_PG\n    with run.turn",
-        "        return scores_PG.sigmoid()\n    with run.turn",
+        "            return scores_PG\n        with run.turn",
+        "            return scores_PG.sigmoid()\n        with run.turn",
         in_stages("test_rewards_are_the_raw_scores_from_before_the_update"),
     ),
     Mutant(
@@ -175,50 +173,50 @@ REWARD_MUTANTS = (
 TURN_MUTANTS = (
     Mutant(
         "the warm-up's student begins a step late",
-        "if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:",
-        "if stage.train_student and run.progress.step_in_stage > stage.discriminator_only_steps:",
+        "is_alone = run.progress.step_in_stage < self.settings.discriminator_only_steps",
+        "is_alone = run.progress.step_in_stage <= self.settings.discriminator_only_steps",
         in_stages("test_warmup_teaches_the_discriminator_alone_first"),
     ),
     Mutant(
         "the warm-up's student does not wait for the discriminator",
-        "if stage.train_student and run.progress.step_in_stage >= stage.discriminator_only_steps:",
-        "if stage.train_student:",
+        "is_alone = run.progress.step_in_stage < self.settings.discriminator_only_steps",
+        "is_alone = False",
         in_stages("test_warmup_teaches_the_discriminator_alone_first"),
     ),
     Mutant(
         "warmup.train_student is ignored",
-        "if stage.train_student and run.progress.step_in_stage",
-        "if run.progress.step_in_stage",
+        "return self.settings.train_student and not is_alone",
+        "return not is_alone",
         in_stages("test_warmup_can_leave_the_student_alone"),
     ),
     Mutant(
         "the adversarial student begins a step late",
-        "    if run.progress.step_in_stage >= stage.discriminator_only_steps:\n        batch = ",
-        "    if run.progress.step_in_stage > stage.discriminator_only_steps:\n        batch = ",
+        "if run.progress.step_in_stage >= self.settings.discriminator_only_steps:",
+        "if run.progress.step_in_stage > self.settings.discriminator_only_steps:",
         WAITING,
     ),
     Mutant(
         "the adversarial student does not wait for the discriminator",
-        "    if run.progress.step_in_stage >= stage.discriminator_only_steps:\n        batch = ",
-        "    if True:\n        batch = ",
+        "if run.progress.step_in_stage >= self.settings.discriminator_only_steps:",
+        "if True:",
         WAITING,
     ),
     Mutant(
         "the discriminator's interval is counted from the next step",
-        "on_turn = run.progress.step_in_stage % stage.discriminator_interval == 0",
-        "on_turn = (run.progress.step_in_stage + 1) % stage.discriminator_interval == 0",
+        "is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0",
+        "is_on_turn = (run.progress.step_in_stage + 1) % self.settings.discriminator_interval == 0",
         in_stages("test_extra_steps_and_the_interval_set_how_often_the_discriminator_learns"),
     ),
     Mutant(
         "the discriminator learns in every step, whatever its interval",
-        "on_turn = run.progress.step_in_stage % stage.discriminator_interval == 0",
-        "on_turn = True",
+        "is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0",
+        "is_on_turn = True",
         in_stages("test_extra_steps_and_the_interval_set_how_often_the_discriminator_learns"),
     ),
     Mutant(
         "a frozen discriminator learns",
-        "return on_turn and not stage.freeze_discriminator",
-        "return on_turn",
+        "learns = is_on_turn and not self.settings.freeze_discriminator",
+        "learns = is_on_turn",
         in_stages("test_a_frozen_discriminator_scores_and_never_learns"),
     ),
     Mutant(
@@ -229,8 +227,8 @@ TURN_MUTANTS = (
     ),
     Mutant(
         "adversarial.discriminator_samples is ignored",
-        "pair_batch(moved.items, stage.discriminator_samples)",
-        "pair_batch(moved.items)",
+        "run, groups, self.settings.discriminator_samples\n",
+        "run, groups\n",
         PUBLISHED,
     ),
     Mutant(

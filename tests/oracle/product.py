@@ -12,12 +12,12 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import begin_stage, finish_stage, reason_to_end
-from megatron_gad.train import STEPS
+from megatron_gad.stages.begin import begin_stage, reason_to_end
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.types import Group, Rollout
 from tests.oracle.models import Options
 from tests.oracle.texts import Response, Sampled
+from tests.stage_steps import take_step
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Product:
         self._run = Run(configure(options, place.world_size), place)
         if self._run.sampler.engine is not None:
             self._listen(self._run.sampler.engine)
-        self.is_inside_stage = load_latest(self._run)
+        self._stage = load_latest(self._run)
 
     @property
     def stage(self) -> str | None:
@@ -75,29 +75,32 @@ class Product:
         """Whether the next step is its stage's first."""
         return self._run.progress.step_in_stage == 0
 
+    @property
+    def is_inside_stage(self) -> bool:
+        """Whether the stage was set up, or a checkpoint from inside it was loaded."""
+        return self._stage is not None
+
     def begin_stage(self) -> None:
         """Set the stage up, from the models as they are."""
-        begin_stage(self._run)
-        self.is_inside_stage = True
+        self._stage = begin_stage(self._run)
 
     def step(self) -> Step:
         """Take the next step, and end the stage after its last."""
-        run, where = self._run, self._run.progress
-        stage, number, name = run.stage_name, where.step_in_stage, f"step_{where.iteration + 1:07d}"
-        result = STEPS[stage](run, run.stage)
-        where.iteration += 1
-        where.step_in_stage += 1
-        if reason_to_end(run, result.metrics):
-            finish_stage(run)
+        run, where, stage = self._run, self._run.progress, self._stage
+        assert stage is not None, "the stage has to begin first"
+        number, name = where.step_in_stage, f"step_{where.iteration + 1:07d}"
+        result = take_step(run, stage)
+        if reason_to_end(run, stage):
+            stage.finish(run)
             where.stage_index += 1
             where.step_in_stage = 0
-            self.is_inside_stage = False
+            self._stage = None
         shares = self._over_data(self._sampled.get(f"{name}_0", []))
         samples = {row["prompt"]: row for part in self._over_data(result.samples) for row in part}
         metrics = dict(result.metrics)
         groups = [group for share in shares for group in share]
         asked = [self._asked[key] for key in (f"{name}_0", f"{name}_1") if key in self._asked]
-        return Step(stage, number, groups, self._extra(name), asked, metrics, samples)
+        return Step(stage.name, number, groups, self._extra(name), asked, metrics, samples)
 
     def weights(self, model: str) -> dict[str, Tensor]:
         """Return the weights of "student" or "discriminator" under their Hugging Face names."""
@@ -106,7 +109,7 @@ class Product:
 
     def resumed(self) -> "Product":
         """Save, end, and begin anew from the checkpoint."""
-        save(self._run)
+        save(self._run, self._stage)
         self.close()
         return Product(self.options, self._run.parallel, self._error, self._sampled)
 

@@ -13,15 +13,15 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import begin_stage, finish_stage
-from megatron_gad.stages.steps import adversarial_step, seqkd_step
-from megatron_gad.train import _run_stage, _StopRequest
+from megatron_gad.runtime.stop_request import StopRequest
+from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.seqkd import SeqkdStage
+from megatron_gad.train import _run_stage
 from megatron_gad.training import parallel
 from megatron_gad.training.checkpoint_files import (
     LATEST,
 )
-
-STEPS = {"seqkd": seqkd_step, "adversarial": adversarial_step}
+from tests.stage_steps import take_step
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,10 @@ def build(place: parallel.Parallel, assets: Path):
 
 
 def run_and_save(run: Run, num_steps: int) -> None:
-    begin_stage(run)
+    stage = begin_stage(run)
     for _ in range(num_steps):
-        STEPS[run.stage_name](run, run.stage)
-        run.progress.iteration += 1
-        run.progress.step_in_stage += 1
-    save(run)
+        take_step(run, stage)
+    save(run, stage)
 
 
 def test_the_runs_own_checkpoint_comes_before_the_one_that_load_names(build, tmp_path) -> None:
@@ -122,17 +120,18 @@ def test_checkpoints_without_a_marker_are_not_begun_over(build, tmp_path) -> Non
 def test_the_best_weights_so_far_are_kept_over_a_resume(build, tmp_path) -> None:
     flags = ("--stages", "seqkd", "--seqkd.keep-best")
     run = build(tmp_path, *flags)
-    begin_stage(run)
-    seqkd_step(run, run.stage)
+    stage = begin_stage(run)
+    assert isinstance(stage, SeqkdStage)
+    take_step(run, stage)
     best = run.student.snapshot()
-    run.best_weights = run.student.snapshot()
-    seqkd_step(run, run.stage)
-    run.progress = dataclasses.replace(run.progress, iteration=2, step_in_stage=2)
-    save(run)
+    stage.best_weights = run.student.snapshot()
+    take_step(run, stage)
+    save(run, stage)
     again = build(tmp_path, *flags)
-    assert load_latest(again)
+    resumed = load_latest(again)
+    assert resumed is not None
     last = again.student.snapshot()
-    finish_stage(again)
+    resumed.finish(again)
     held = again.student.snapshot()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(held, best, strict=True))
     assert not all(torch.equal(ours, theirs) for ours, theirs in zip(held, last, strict=True))
@@ -148,12 +147,12 @@ def test_a_half_written_checkpoint_is_not_seen(build, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "flags", "progress", "reason"),
+    ("name", "flags", "held", "reason"),
     [
         (
             "seqkd",
             ("--seqkd.patience", "2"),
-            {"best_eval_loss": 1.25, "num_evals_since_best": 2},
+            {"best_loss": 1.25, "num_evals_since_best": 2},
             "the held-out loss has not fallen below 1.2500 for 2 epochs",
         ),
         (
@@ -165,14 +164,16 @@ def test_a_half_written_checkpoint_is_not_seen(build, tmp_path) -> None:
     ],
 )
 def test_a_criterion_met_in_the_step_of_a_stop_ends_the_stage(
-    build, tmp_path, stage: str, flags: tuple[str, ...], progress: dict, reason: str
+    build, tmp_path, name: str, flags: tuple[str, ...], held: dict, reason: str
 ) -> None:
-    flags = ("--stages", stage, f"--{stage}.steps", "1000", *flags)
+    flags = ("--stages", name, f"--{name}.steps", "1000", *flags)
     run = build(tmp_path, *flags)
-    begin_stage(run)
-    run.progress = dataclasses.replace(run.progress, iteration=20, step_in_stage=20, **progress)
-    save(run)
+    stage = begin_stage(run)
+    vars(stage).update(held)
+    run.progress = dataclasses.replace(run.progress, iteration=20, step_in_stage=20)
+    save(run, stage)
     again = build(tmp_path, *flags)
-    assert load_latest(again)
-    assert _run_stage(again, _StopRequest()) == reason
+    resumed = load_latest(again)
+    assert resumed is not None
+    assert _run_stage(again, resumed, StopRequest()) == reason
     assert again.progress.iteration == 20

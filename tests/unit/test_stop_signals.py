@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from megatron_gad.train import _StopRequest
+from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.training.parallel import Parallel
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Alone(SignalledWhileAsking):
 
 
 def test_a_signal_during_the_exchange_is_heard_after_the_next_step() -> None:
-    stop = _StopRequest()
+    stop = StopRequest()
     with stop.hearing(*SIGNALS):
         assert not stop.everywhere(SignalledWhileAsking())
         assert stop.everywhere(Alone())
@@ -42,7 +42,7 @@ def test_a_signal_during_the_exchange_is_heard_after_the_next_step() -> None:
 
 
 def test_a_repeated_signal_is_the_same_request() -> None:
-    stop = _StopRequest()
+    stop = StopRequest()
     with stop.hearing(*SIGNALS):
         for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
@@ -51,13 +51,13 @@ def test_a_repeated_signal_is_the_same_request() -> None:
 
 
 def test_a_second_interrupt_ends_the_process() -> None:
-    with _StopRequest().hearing(*SIGNALS), pytest.raises(KeyboardInterrupt):
+    with StopRequest().hearing(*SIGNALS), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_warning_while_the_run_starts_is_heard_in_its_first_step() -> None:
-    stop, before = _StopRequest(), signal.getsignal(signal.SIGTERM)
+    stop, before = StopRequest(), signal.getsignal(signal.SIGTERM)
     with stop.hearing(signal.SIGUSR1):
         assert signal.getsignal(signal.SIGTERM) == before
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -18,10 +18,12 @@ from megatron_gad.resume import save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.runtime.turns import Turns
-from megatron_gad.stages.ends import begin_stage
-from megatron_gad.stages.steps import adversarial_step
+from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
 from megatron_gad.training.offload import DeviceBytes
+
+Start = Callable[[ScheduleConfig], tuple[Run, Stage]]
 
 AWAY = DeviceBytes(0, 0, 0)
 EVERYBODY = ("student", "discriminator", "engine")
@@ -47,15 +49,15 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 @pytest.fixture
-def start(configured: RunConfig, place: parallel.Parallel) -> Callable[[ScheduleConfig], Run]:
+def start(configured: RunConfig, place: parallel.Parallel) -> Start:
     """Return a function that begins the stage and takes a step, so that there are moments."""
 
-    def build(schedule: ScheduleConfig) -> Run:
+    def build(schedule: ScheduleConfig) -> tuple[Run, Stage]:
         run = Run(dataclasses.replace(configured, schedule=schedule), place)
-        begin_stage(run)
-        adversarial_step(run, run.config.adversarial)
+        stage = begin_stage(run)
+        stage.step(run)
         run.turn.take_metrics()
-        return run
+        return run, stage
 
     return build
 
@@ -67,7 +69,7 @@ def on_device(run: Run) -> tuple[DeviceBytes, DeviceBytes, int]:
     return student, discriminator, run.sampler.device_bytes()
 
 
-def watch(run: Run) -> list[tuple[str, tuple[DeviceBytes, DeviceBytes, int]]]:
+def watch(run: Run, stage: Stage) -> list[tuple[str, tuple[DeviceBytes, DeviceBytes, int]]]:
     """Take a step, and note who is there whenever the engine or a model begins to work."""
     seen = []
 
@@ -82,19 +84,19 @@ def watch(run: Run) -> list[tuple[str, tuple[DeviceBytes, DeviceBytes, int]]]:
     engine.generate = lambda *inputs: (note("sample"), generate(*inputs))[1]
     for name, trainer in (("student", run.student), ("discriminator", run.discriminator)):
         trainer.modules_to_read()[0].register_forward_pre_hook(lambda *_, name=name: note(name))
-    adversarial_step(run, run.config.adversarial)
+    stage.step(run)
     return seen
 
 
-def test_everybody_takes_turns(start: Callable[[ScheduleConfig], Run]) -> None:
-    run = start(ScheduleConfig(leaves=EVERYBODY))
+def test_everybody_takes_turns(start: Start) -> None:
+    run, stage = start(ScheduleConfig(leaves=EVERYBODY))
     run.student.wake()
     run.discriminator.wake()
     student, discriminator, _ = on_device(run)
     shown = DeviceBytes(student.weights, 0, 0)
     # In float32 the engine holds what the student does.
     engine = student.weights
-    assert watch(run) == [
+    assert watch(run, stage) == [
         ("swap", (shown, AWAY, 0)),
         ("sample", (shown, AWAY, engine)),
         ("student", (shown, AWAY, engine)),  # compared with the engine
@@ -103,7 +105,7 @@ def test_everybody_takes_turns(start: Callable[[ScheduleConfig], Run]) -> None:
         ("student", (student, AWAY, 0)),
     ]
     run.turn.take_metrics()
-    adversarial_step(run, run.config.adversarial)
+    stage.step(run)
     found = run.turn.take_metrics()
     assert found["memory/discriminator_gib"] == discriminator.total / GIB
     assert found["memory/student_gib"] == student.total / GIB
@@ -114,13 +116,15 @@ def test_everybody_takes_turns(start: Callable[[ScheduleConfig], Run]) -> None:
     assert found["moves/bytes"] == moved
 
 
-def test_who_stays_keeps_all_but_the_gradients(start: Callable[[ScheduleConfig], Run]) -> None:
-    run = start(ScheduleConfig(leaves=()))
+def test_who_stays_keeps_all_but_the_gradients(
+    start: Start,
+) -> None:
+    run, stage = start(ScheduleConfig(leaves=()))
     run.student.wake()
     run.discriminator.wake()
     student, discriminator, engine = on_device(run)
     idle = [dataclasses.replace(each, gradients=0) for each in (student, discriminator)]
-    assert watch(run) == [
+    assert watch(run, stage) == [
         ("swap", (idle[0], idle[1], engine)),
         ("sample", (idle[0], idle[1], engine)),
         ("student", (idle[0], idle[1], engine)),
@@ -129,7 +133,7 @@ def test_who_stays_keeps_all_but_the_gradients(start: Callable[[ScheduleConfig],
         ("student", (student, idle[1], engine)),
     ]
     run.turn.take_metrics()
-    adversarial_step(run, run.config.adversarial)
+    stage.step(run)
     # The reference's weights in; the student's own out before that, and in after it.
     assert run.turn.take_metrics()["moves/bytes"] == 3 * student.weights
 
@@ -186,13 +190,13 @@ def test_every_turn_has_a_deadline_that_can_be_set() -> None:
 
 
 def test_a_save_brings_one_model_at_a_time_and_no_gradients(
-    start: Callable[[ScheduleConfig], Run],
+    start: Start,
 ) -> None:
-    run = start(ScheduleConfig(leaves=EVERYBODY))
+    run, stage = start(ScheduleConfig(leaves=EVERYBODY))
     run.student.wake()
     run.discriminator.wake()
     student, discriminator, _ = on_device(run)
-    save(run)
+    save(run, stage)
     found = run.turn.take_metrics()
     saved_student = student.weights + student.optimizer
     assert found["memory/save_student_gib"] == saved_student / GIB

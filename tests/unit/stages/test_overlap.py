@@ -16,9 +16,10 @@ from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.replay import write_groups
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import begin_stage
-from megatron_gad.stages.steps import adversarial_step
+from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
+from tests.stage_steps import take_step
 
 NUM_STEPS = 4
 COMPARED = (
@@ -46,21 +47,16 @@ def place(config: RunConfig) -> Iterator[parallel.Parallel]:
     parallel.shut_down()
 
 
-def start(config: RunConfig, place: parallel.Parallel, save: Path) -> Run:
+def start(config: RunConfig, place: parallel.Parallel, save: Path) -> tuple[Run, Stage]:
     """Build a run that stands before its next step."""
     checkpoint = dataclasses.replace(config.checkpoint, save=str(save))
     run = Run(dataclasses.replace(config, checkpoint=checkpoint), place)
-    if not load_latest(run):
-        begin_stage(run)
-    return run
+    return run, load_latest(run) or begin_stage(run)
 
 
-def take_step(run: Run) -> dict[str, float]:
-    """Take a step as ``train`` does."""
-    metrics = adversarial_step(run, run.config.adversarial).metrics
-    run.progress.iteration += 1
-    run.progress.step_in_stage += 1
-    return {**metrics, "data/epoch": run.epoch}
+def step(run: Run, stage: Stage) -> dict[str, float]:
+    """Take a step; return its metrics with the epoch, as ``train`` does."""
+    return {**take_step(run, stage).metrics, "data/epoch": run.epoch}
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +64,8 @@ def overlapped(
     config: RunConfig, place: parallel.Parallel, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, float]]:
     """The metrics of every step of a run that samples while it trains."""
-    run = start(config, place, tmp_path_factory.mktemp("overlapped"))
-    return [take_step(run) for _ in range(NUM_STEPS)]
+    run, stage = start(config, place, tmp_path_factory.mktemp("overlapped"))
+    return [step(run, stage) for _ in range(NUM_STEPS)]
 
 
 def test_rollouts_are_one_update_old_from_the_second_step_on(overlapped) -> None:
@@ -83,36 +79,37 @@ def test_it_equals_a_schedule_by_hand_that_samples_one_step_early(
     config: RunConfig, place: parallel.Parallel, tmp_path: Path, overlapped
 ) -> None:
     """A run without overlap is given rollouts that were sampled, by hand, one step early."""
-    stage = dataclasses.replace(config.adversarial, overlap=False)
+    game = dataclasses.replace(config.adversarial, overlap=False)
     rollout = dataclasses.replace(
         config.rollout, engine="replay", replay=str(tmp_path), logprob_gap_bound=0.0
     )
-    run = start(dataclasses.replace(config, adversarial=stage, rollout=rollout), place, tmp_path)
+    by_hand_config = dataclasses.replace(config, adversarial=game, rollout=rollout)
+    run, stage = start(by_hand_config, place, tmp_path)
     engine = EmbeddedEngine(config.student.path, "cpu", torch.float32)
     order = PromptOrder(len(run.prompts), config.seed)
     extra_order = PromptOrder(len(run.prompts), config.seed + 500)
 
-    def sample(step: int) -> None:
-        """Record what step ``step`` (from 0) trains on, from the weights of this moment."""
-        engine.load_weights(run.student.hf_weights(), version=step)
-        rows = order.take(stage.prompts_per_step)
-        extra_rows = extra_order.take(2 * stage.extra_prompts, besides=rows)
-        for draw, (drawn, size) in enumerate([(rows, stage.group_size), (extra_rows, 1)]):
+    def sample(number: int) -> None:
+        """Record what step ``number`` (from 0) trains on, from the weights of this moment."""
+        engine.load_weights(run.student.hf_weights(), version=number)
+        rows = order.take(game.prompts_per_step)
+        extra_rows = extra_order.take(2 * game.extra_prompts, besides=rows)
+        for draw, (drawn, size) in enumerate([(rows, game.group_size), (extra_rows, 1)]):
             sampling = SamplingConfig(
                 num_samples=size,
                 temperature=config.rollout.temperature,
                 max_new_tokens=config.data.max_response_tokens,
                 stop_ids=run.codec.stop_ids,
-                seed=request_seed(config.seed, step, draw),
+                seed=request_seed(config.seed, number, draw),
             )
             groups = engine.generate([run.prompts[row] for row in drawn], sampling)
-            write_groups(tmp_path, f"step_{step + 1:07d}_{draw}", groups)
+            write_groups(tmp_path, f"step_{number + 1:07d}_{draw}", groups)
 
     sample(0)
     by_hand = []
-    for step in range(NUM_STEPS):
-        sample(step + 1)
-        by_hand.append(take_step(run))
+    for number in range(NUM_STEPS):
+        sample(number + 1)
+        by_hand.append(step(run, stage))
     for ours, theirs in zip(overlapped, by_hand, strict=True):
         assert {k: ours[k] for k in COMPARED} == {k: theirs[k] for k in COMPARED}
 
@@ -120,21 +117,21 @@ def test_it_equals_a_schedule_by_hand_that_samples_one_step_early(
 def test_a_checkpoint_holds_the_rollouts_that_wait(
     config: RunConfig, place: parallel.Parallel, tmp_path: Path, overlapped
 ) -> None:
-    run = start(config, place, tmp_path)
+    run, stage = start(config, place, tmp_path)
     for _ in range(2):
-        take_step(run)
-    save(run)
-    resumed = start(config, place, tmp_path)
+        step(run, stage)
+    save(run, stage)
+    resumed, its_stage = start(config, place, tmp_path)
     assert resumed.ahead is not None
     for expected in overlapped[2:]:
-        ours = take_step(resumed)
+        ours = step(resumed, its_stage)
         assert {k: ours[k] for k in COMPARED} == {k: expected[k] for k in COMPARED}
 
     # With other settings the same prompts are sampled anew.
     larger = dataclasses.replace(config.adversarial, group_size=6)
     accepting = dataclasses.replace(config.checkpoint, override_config=("adversarial.group_size",))
     changed = dataclasses.replace(config, adversarial=larger, checkpoint=accepting)
-    again = start(changed, place, tmp_path)
+    again, its_stage = start(changed, place, tmp_path)
     assert again.ahead is None
     assert again.epoch == overlapped[1]["data/epoch"]
-    assert take_step(again)["engine/weights_lag"] == 0.0
+    assert step(again, its_stage)["engine/weights_lag"] == 0.0

@@ -15,12 +15,11 @@ from megatron_gad.config.run import RunConfig
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import begin_stage, reason_to_end
-from megatron_gad.stages.steps import adversarial_step, seqkd_step, warmup_step
+from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
 from megatron_gad.training.trainer import Trainer
-
-STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
+from tests.stage_steps import take_step
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +59,11 @@ def build(assets: Path, place: parallel.Parallel, tmp_path: Path):
 def start(build):
     """Return a function that builds a run inside its first stage."""
 
-    def start_run(stage: str, **sections: dict[str, Any]) -> Run:
+    def start_run(stage: str, **sections: dict[str, Any]) -> tuple[Run, Stage]:
         run = build(stage, **sections)
-        begin_stage(run)
-        return run
+        return run, begin_stage(run)
 
     return start_run
-
-
-def take_step(run: Run) -> dict[str, float]:
-    metrics = STEPS[run.stage_name](run, run.stage).metrics
-    run.progress.iteration += 1
-    run.progress.step_in_stage += 1
-    return metrics
 
 
 def break_head(discriminator: Trainer) -> None:
@@ -108,12 +99,12 @@ NEVER = {"max_skipped_steps": 0}
 def test_no_score_that_is_not_finite_reaches_the_student(
     start, options, skipped_by_discriminator
 ) -> None:
-    run = start("adversarial", adversarial=options, discriminator=NEVER)
-    take_step(run)
+    run, stage = start("adversarial", adversarial=options, discriminator=NEVER)
+    take_step(run, stage)
     break_head(run.discriminator)
     student, version = run.student.snapshot(), run.progress.weights_version
     steps = [trainer.schedule.num_steps for trainer in (run.student, run.discriminator)]
-    metrics = take_step(run)
+    metrics = take_step(run, stage).metrics
     assert metrics["student/skipped_steps"] == options.get("student_updates", 1)
     assert metrics.get("discriminator/skipped_steps") == skipped_by_discriminator
     assert same(student, run.student.snapshot())
@@ -123,8 +114,8 @@ def test_no_score_that_is_not_finite_reaches_the_student(
 
 
 def test_after_a_skipped_step_the_run_goes_on(start) -> None:
-    run = start("adversarial")
-    assert take_step(run)["student/skipped_steps"] == 0.0
+    run, stage = start("adversarial")
+    assert take_step(run, stage).metrics["student/skipped_steps"] == 0.0
     whole = run.discriminator.snapshot()
     break_head(run.discriminator)
     frozen = {"freeze_discriminator": True}
@@ -133,24 +124,24 @@ def test_after_a_skipped_step_the_run_goes_on(start) -> None:
     )
     for _ in range(2):
         before = run.student.snapshot()
-        assert take_step(run)["student/skipped_steps"] == 1.0
+        assert take_step(run, stage).metrics["student/skipped_steps"] == 1.0
         assert same(before, run.student.snapshot())
         run.discriminator.restore(whole)
-        assert take_step(run)["student/skipped_steps"] == 0.0
+        assert take_step(run, stage).metrics["student/skipped_steps"] == 0.0
         assert not same(before, run.student.snapshot())
         break_head(run.discriminator)
 
 
 def test_a_run_stops_after_skipping_in_a_row_and_names_rows_and_checkpoint(start, caplog) -> None:
-    run = start("adversarial", adversarial={"freeze_discriminator": True})
-    save(run)
+    run, stage = start("adversarial", adversarial={"freeze_discriminator": True})
+    save(run, stage)
     break_head(run.discriminator)
     before = run.student.snapshot()
     for _ in range(2):
-        take_step(run)
+        take_step(run, stage)
     third = run.prompts, dataclasses.replace(run.progress), run.order.state_dict()
     with pytest.raises(RunStoppedError) as stopped:
-        take_step(run)
+        take_step(run, stage)
     run.order.load_state_dict(third[2])
     rows = ", ".join(str(prompt.index) for prompt in sorted_by_row(run.take_prompts(4)))
     for words in (
@@ -177,17 +168,18 @@ def test_one_bad_row_is_named_and_a_resumed_run_skips_it_again(
     odd = next(line for line in lines if ">" in line)
     (tmp_path / "odd.jsonl").write_text("".join([*plain[:5], odd, *plain[5:7]]))
     sections = {"data": {"path": str(tmp_path / "odd.jsonl")}}
-    run = start("seqkd", student={"max_skipped_steps": 1}, **sections)
+    run, stage = start("seqkd", student={"max_skipped_steps": 1}, **sections)
     tokens = [{*prompt.ids, *prompt.teacher_ids} for prompt in run.prompts]
     token = max(tokens[5] - set().union(*tokens[:5], *tokens[6:]))
-    assert take_step(run)["student/skipped_steps"] == 0.0
+    assert take_step(run, stage).metrics["student/skipped_steps"] == 0.0
     break_embedding(run.student, token)
-    save(run)
+    save(run, stage)
     with pytest.raises(RunStoppedError, match=r"not finite at the rows 5 of data\.path"):
-        take_step(run)
+        take_step(run, stage)
     again = build("seqkd", student={"max_skipped_steps": 2}, **sections)
-    assert load_latest(again)
-    assert take_step(again)["student/skipped_steps"] == 1.0
+    resumed = load_latest(again)
+    assert resumed is not None
+    assert take_step(again, resumed).metrics["student/skipped_steps"] == 1.0
 
 
 def break_embedding(student: Trainer, token: int) -> None:
@@ -199,19 +191,18 @@ def break_embedding(student: Trainer, token: int) -> None:
 
 
 def test_weights_too_large_to_compute_with_stop_the_run_and_say_so(start) -> None:
-    run = start("seqkd", seqkd={"lr": 1e30}, student={"clip_grad": 0.0})
+    run, stage = start("seqkd", seqkd={"lr": 1e30}, student={"clip_grad": 0.0})
     words = r"student skipped 3 steps .* All weights are finite; there is no checkpoint yet"
     with pytest.raises(RunStoppedError, match=words):
         for _ in range(5):
-            take_step(run)
+            take_step(run, stage)
 
 
 def test_a_loss_that_is_not_finite_is_no_part_of_the_running_loss(start) -> None:
-    run = start("warmup", discriminator=NEVER)
-    reason_to_end(run, take_step(run))
+    run, stage = start("warmup", discriminator=NEVER)
+    take_step(run, stage)
     break_head(run.discriminator)
-    metrics = take_step(run)
+    metrics = take_step(run, stage).metrics
     assert math.isnan(metrics["discriminator/loss"])
     assert metrics["discriminator/skipped_steps"] == 1.0
-    reason_to_end(run, metrics)
-    assert len(run.progress.recent_losses) == 1
+    assert len(stage.recent_losses) == 1

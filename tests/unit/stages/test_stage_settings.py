@@ -12,10 +12,11 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.engines.base import request_seed
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import begin_stage
-from megatron_gad.stages.steps import adversarial_step
+from megatron_gad.stages.begin import begin_stage, open_run
+from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
 from megatron_gad.types import Group
+from tests.stage_steps import take_step
 
 SEED = 1234
 # One extra step of the discriminator, so that a step samples twice.
@@ -41,7 +42,7 @@ def place() -> Iterator[parallel.Parallel]:
 def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
     """Return a function that builds a run at the beginning of its first stage."""
 
-    def build(*stages: str, seed: int = SEED, **sections: dict[str, Any]) -> Run:
+    def build(*stages: str, seed: int = SEED, **sections: dict[str, Any]) -> tuple[Run, Stage]:
         flags = ["examples/tiny/run.toml", "--stages", *stages, "--seed", str(seed)]
         flags += ["--save", str(tmp_path / f"{seed}"), "--no-tensorboard", "--data.eval-path", ""]
         flags += ["--data.path", str(assets / "train.jsonl")]
@@ -50,23 +51,15 @@ def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
             name: dataclasses.replace(getattr(config, name), **values)
             for name, values in sections.items()
         }
-        run = Run(dataclasses.replace(config, **changed), place)
-        begin_stage(run)
-        return run
+        run = open_run(dataclasses.replace(config, **changed), place)
+        return run, begin_stage(run)
 
     return build
 
 
-def take_step(run: Run) -> dict[str, float]:
-    metrics = adversarial_step(run, run.config.adversarial).metrics
-    run.progress.iteration += 1
-    run.progress.step_in_stage += 1
-    return metrics
-
-
 def test_sampling_takes_every_setting_of_the_configuration(start) -> None:
     rollout = {"temperature": 0.7, "top_p": 0.9, "top_k": 11}
-    run = start("adversarial", adversarial=GAME, rollout=rollout)
+    run, stage = start("adversarial", adversarial=GAME, rollout=rollout)
     asked = []
     generate = run.sampler.engine.generate
 
@@ -75,8 +68,8 @@ def test_sampling_takes_every_setting_of_the_configuration(start) -> None:
         return generate(prompts, sampling)
 
     run.sampler.engine.generate = note
-    take_step(run)
-    take_step(run)
+    take_step(run, stage)
+    take_step(run, stage)
     assert [each.num_samples for each in asked] == [2, 1, 2, 1]
     for each in asked:
         assert (each.temperature, each.top_p, each.top_k) == (0.7, 0.9, 11)
@@ -92,39 +85,36 @@ def test_the_orders_of_a_stage_follow_from_seed_and_stage(start) -> None:
         run.start_orders()
         return [run.order.take(64), run.extra_order.take(64)]
 
-    run = start("warmup", "adversarial")
+    run, _ = start("warmup", "adversarial")
     first, again = orders(run), orders(run)
     assert first == again
     run.progress.stage_index = 1
     second = orders(run)
-    other_seed = orders(start("warmup", "adversarial", seed=SEED + 1))
+    other_seed = orders(start("warmup", "adversarial", seed=SEED + 1)[0])
     every = [tuple(rows) for pair in (first, second, other_seed) for rows in pair]
     assert len(set(every)) == 6
     assert all(sorted(rows) == list(range(64)) for rows in every)
 
 
 def test_a_stage_without_rates_takes_those_of_the_models(start) -> None:
-    run = start(
+    run, stage = start(
         "adversarial",
         adversarial={**GAME, "student_lr": None, "discriminator_lr": None},
         student={"lr": 1.25e-3},
         discriminator={"lr": 2.5e-3},
     )
-    metrics = take_step(run)
+    metrics = take_step(run, stage).metrics
     assert (metrics["student/lr"], metrics["discriminator/lr"]) == (1.25e-3, 2.5e-3)
 
 
 def test_a_stage_begins_without_the_numbers_of_the_one_before(start) -> None:
-    run = start("warmup")
-    run.progress.recent_losses = [0.1] * 20
-    run.progress.best_eval_loss, run.progress.num_evals_since_best = 1.0, 3
-    begin_stage(run)
-    assert run.progress.recent_losses == []
-    assert (run.progress.best_eval_loss, run.progress.num_evals_since_best) == (None, 0)
+    run, stage = start("warmup")
+    stage.recent_losses = [0.1] * 20
+    assert begin_stage(run).state(run) == {"recent_losses": []}
 
 
 def test_the_trained_tokens_are_those_of_every_pass(start) -> None:
-    run = start("adversarial", adversarial={**GAME, "student_updates": 2})
+    run, stage = start("adversarial", adversarial={**GAME, "student_updates": 2})
     sampled: list[list[Group]] = []
     sample = run.sampler.sample
 
@@ -133,7 +123,7 @@ def test_the_trained_tokens_are_those_of_every_pass(start) -> None:
         return sampled
 
     run.sampler.sample = keep
-    found = take_step(run)["tokens/trained"]
+    found = take_step(run, stage).metrics["tokens/trained"]
     groups, extra = sampled
     student = sum(len(g.prompt.ids) + len(r.ids) for g in groups for r in g.rollouts)
     discriminator = sum(

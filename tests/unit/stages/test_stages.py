@@ -13,21 +13,14 @@ from examples.tiny.prepare import prepare
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
-from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.config.stages import AdversarialConfig, WarmupConfig
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import (
-    begin_stage,
-    finish_stage,
-    optimizer_steps,
-    reason_to_end,
-    refusal,
-)
-from megatron_gad.stages.steps import StepResult, adversarial_step, seqkd_step, warmup_step
+from megatron_gad.stages.begin import begin_stage, find_stage, open_run, reason_to_end
+from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
-
-STEPS = {"seqkd": seqkd_step, "warmup": warmup_step, "adversarial": adversarial_step}
+from tests.stage_steps import take_step
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +43,7 @@ def place() -> Iterator[parallel.Parallel]:
 def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
     """Return a function that builds a run inside its first stage."""
 
-    def build(stage: str, **sections: dict[str, Any]) -> Run:
+    def build(stage: str, **sections: dict[str, Any]) -> tuple[Run, Stage]:
         flags = ["examples/tiny/run.toml", "--stages", stage, "--save", str(tmp_path)]
         flags += ["--data.path", str(assets / "train.jsonl"), "--no-tensorboard"]
         flags += ["--data.eval-path", str(assets / "eval.jsonl")]
@@ -59,18 +52,10 @@ def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
             name: dataclasses.replace(getattr(config, name), **values)
             for name, values in sections.items()
         }
-        run = Run(dataclasses.replace(config, **changed), place)
-        begin_stage(run)
-        return run
+        run = open_run(dataclasses.replace(config, **changed), place)
+        return run, begin_stage(run)
 
     return build
-
-
-def take_step(run: Run) -> StepResult:
-    result = STEPS[run.stage_name](run, run.stage)
-    run.progress.iteration += 1
-    run.progress.step_in_stage += 1
-    return result
 
 
 def record_prompts(run: Run) -> list[list[int]]:
@@ -87,20 +72,26 @@ def record_prompts(run: Run) -> list[list[int]]:
     return sampled
 
 
+def end_after_step(run: Run, stage: Stage) -> str:
+    """Take a step; return why the stage ends after it, if it does."""
+    take_step(run, stage)
+    return reason_to_end(run, stage)
+
+
 def are_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def test_seqkd_learns_and_touches_no_engine(start) -> None:
-    run = start("seqkd")
-    losses = [take_step(run).metrics["student/loss"] for _ in range(3)]
+    run, stage = start("seqkd")
+    losses = [take_step(run, stage).metrics["student/loss"] for _ in range(3)]
     assert losses[2] < losses[0] - 0.2
     assert run.sampler.engine is None
     assert not run.has_discriminator
 
 
 def test_the_discriminator_starts_from_the_student(start) -> None:
-    run = start("warmup")
+    run, _ = start("warmup")
     student = dict(run.student.hf_weights())
     discriminator = dict(run.discriminator.hf_weights())
     assert discriminator.pop("score.weight").shape == (1, 32)
@@ -109,28 +100,28 @@ def test_the_discriminator_starts_from_the_student(start) -> None:
 
 
 def test_warmup_teaches_the_discriminator_alone_first(start) -> None:
-    run = start("warmup", warmup={"discriminator_only_steps": 1})
+    run, stage = start("warmup", warmup={"discriminator_only_steps": 1})
     before = run.student.snapshot()
-    first = take_step(run)
+    first = take_step(run, stage)
     assert are_equal(before, run.student.snapshot())
     assert "student/loss" not in first.metrics
-    second = take_step(run)
+    second = take_step(run, stage)
     assert not are_equal(before, run.student.snapshot())
     assert second.metrics["student/loss"] > 0
 
 
 def test_warmup_can_leave_the_student_alone(start) -> None:
-    run = start("warmup", warmup={"train_student": False, "discriminator_only_steps": 0})
+    run, stage = start("warmup", warmup={"train_student": False, "discriminator_only_steps": 0})
     before = run.student.snapshot()
-    assert "swap/bytes" in take_step(run).metrics
-    assert "swap/bytes" not in take_step(run).metrics, "weights that did not change are not sent"
+    assert "swap/bytes" in take_step(run, stage).metrics
+    assert "swap/bytes" not in take_step(run, stage).metrics, "unchanged weights"
     assert are_equal(before, run.student.snapshot())
 
 
 def test_a_frozen_discriminator_scores_and_never_learns(start) -> None:
-    run = start("adversarial", adversarial={"freeze_discriminator": True})
+    run, stage = start("adversarial", adversarial={"freeze_discriminator": True})
     before = run.discriminator.snapshot()
-    metrics = take_step(run).metrics
+    metrics = take_step(run, stage).metrics
     assert are_equal(before, run.discriminator.snapshot())
     assert metrics["reward/std"] > 0
     assert "discriminator/grad_norm" not in metrics
@@ -139,41 +130,41 @@ def test_a_frozen_discriminator_scores_and_never_learns(start) -> None:
 
 def test_extra_steps_and_the_interval_set_how_often_the_discriminator_learns(start) -> None:
     options = {"extra_discriminator_steps": 3, "extra_prompts": 8, "discriminator_interval": 2}
-    run = start("adversarial", adversarial=options)
+    run, stage = start("adversarial", adversarial=options)
     counts = []
     for _ in range(3):
-        take_step(run)
+        take_step(run, stage)
         counts.append(run.discriminator.schedule.num_steps)
     assert counts == [1 + 3, 1 + 3 + 3, 2 * (1 + 3) + 3]
 
 
 def test_no_kl_pays_no_reference(start) -> None:
-    run = start("adversarial", gad={"kl_coef": 0.0})
-    assert run.reference is None
-    assert "student/kl" not in take_step(run).metrics
+    run, stage = start("adversarial", gad={"kl_coef": 0.0})
+    assert stage.reference is None
+    assert "student/kl" not in take_step(run, stage).metrics
 
 
 def test_kl_to_the_stage_start_begins_at_zero_and_grows(start) -> None:
-    run = start("adversarial")
-    kl = [take_step(run).metrics["student/kl"] for _ in range(3)]
+    run, stage = start("adversarial")
+    kl = [take_step(run, stage).metrics["student/kl"] for _ in range(3)]
     assert kl[0] == 0.0
     assert 0 < kl[1] < kl[2]
 
 
 def test_the_base_model_can_be_the_reference(start, assets: Path) -> None:
-    run = start("adversarial", gad={"reference": "base"})
+    run, stage = start("adversarial", gad={"reference": "base"})
     base = run.student.snapshot_of(assets / "student")
-    assert are_equal(run.reference.snapshot, base)
-    take_step(run)
-    assert are_equal(run.reference.snapshot, base)
+    assert are_equal(stage.reference.snapshot, base)
+    take_step(run, stage)
+    assert are_equal(stage.reference.snapshot, base)
 
 
 def test_kl_in_the_reward_lowers_it_by_the_summed_estimate(start) -> None:
     # Against the base model the KL is not zero once the student has moved.
     options = {"kl_in": "reward", "kl_coef": 10.0, "kl_estimator": "k3"}
-    run = start("adversarial", gad=options)
-    take_step(run)
-    metrics = take_step(run).metrics
+    run, stage = start("adversarial", gad=options)
+    take_step(run, stage)
+    metrics = take_step(run, stage).metrics
     mean_score = metrics["discriminator/student_score"]
     assert metrics["reward/mean"] < mean_score
     # k3 is positive; the mean over responses of its sum is the mean over tokens times the length.
@@ -182,27 +173,29 @@ def test_kl_in_the_reward_lowers_it_by_the_summed_estimate(start) -> None:
 
 
 def test_rewards_are_the_raw_scores_from_before_the_update(start) -> None:
-    run = start("adversarial")
-    metrics = take_step(run).metrics
+    run, stage = start("adversarial")
+    metrics = take_step(run, stage).metrics
     assert metrics["reward/mean"] == pytest.approx(metrics["discriminator/student_score"], rel=1e-6)
 
 
 def test_several_updates_on_one_batch_move_the_ratio(start) -> None:
-    run = start("adversarial", adversarial={"student_updates": 3}, student={"clip_grad": 1.0})
+    run, stage = start(
+        "adversarial", adversarial={"student_updates": 3}, student={"clip_grad": 1.0}
+    )
     version = run.progress.weights_version
-    metrics = take_step(run).metrics
+    metrics = take_step(run, stage).metrics
     assert run.progress.weights_version == version + 3
     assert run.student.schedule.num_steps == 3
     assert metrics["student/ratio_mean"] != 1.0
 
 
 def test_one_update_needs_no_old_logprobs(start) -> None:
-    assert take_step(start("adversarial")).metrics["student/ratio_mean"] == 1.0
+    assert take_step(*start("adversarial")).metrics["student/ratio_mean"] == 1.0
 
 
 def test_an_engine_with_another_weight_stops_the_run_and_names_it(start) -> None:
-    run = start("adversarial")
-    take_step(run)
+    run, stage = start("adversarial")
+    take_step(run, stage)
     load = run.sampler.engine.load_weights
 
     def load_and_damage(weights, version: int) -> None:
@@ -212,14 +205,16 @@ def test_an_engine_with_another_weight_stops_the_run_and_names_it(start) -> None
 
     run.sampler.engine.load_weights = load_and_damage
     with pytest.raises(RunStoppedError, match=r"model\.layers\.1\.mlp\.down_proj\.weight .* 0\.5"):
-        take_step(run)
+        take_step(run, stage)
 
 
 def test_extra_steps_have_prompts_of_their_own(start) -> None:
-    run = start("adversarial", adversarial={"extra_discriminator_steps": 2, "extra_prompts": 4})
+    run, stage = start(
+        "adversarial", adversarial={"extra_discriminator_steps": 2, "extra_prompts": 4}
+    )
     before = run.extra_order.epoch
     sampled = record_prompts(run)
-    take_step(run)
+    take_step(run, stage)
     assert run.extra_order.epoch - before == pytest.approx(2 * 4 / 64)
     assert run.order.epoch == pytest.approx(4 / 64)
     assert [len(rows) for rows in sampled] == [4, 8]
@@ -230,10 +225,10 @@ def test_no_step_has_a_prompt_twice_and_none_that_is_an_extra_one(start) -> None
     """48 + 16 prompts of 64 in a step, so that the epochs end inside steps."""
     sizes = {"prompts_per_step": 48, "group_size": 2}
     extra = {"extra_discriminator_steps": 2, "extra_prompts": 8}
-    run = start("adversarial", adversarial=sizes | extra)
+    run, stage = start("adversarial", adversarial=sizes | extra)
     sampled = record_prompts(run)
     for _ in range(6):
-        take_step(run)
+        take_step(run, stage)
     for rows, extra_rows in zip(sampled[::2], sampled[1::2], strict=True):
         assert sorted([*rows, *extra_rows]) == list(range(64))
     visits = Counter(row for rows in sampled[::2] for row in rows)
@@ -252,9 +247,8 @@ def test_a_step_larger_than_the_data_is_refused(start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "expected"),
+    ("settings", "expected"),
     [
-        (SeqkdConfig(), (10, 0)),
         (WarmupConfig(discriminator_only_steps=4), (6, 10)),
         (WarmupConfig(train_student=False), (0, 10)),
         (AdversarialConfig(extra_discriminator_steps=3), (10, 40)),
@@ -262,32 +256,35 @@ def test_a_step_larger_than_the_data_is_refused(start) -> None:
         (AdversarialConfig(freeze_discriminator=True, extra_discriminator_steps=3), (10, 0)),
     ],
 )
-def test_schedules_are_as_long_as_the_models_learn(stage, expected) -> None:
-    assert optimizer_steps(stage, 10) == expected
+def test_schedules_are_as_long_as_the_models_learn(settings, expected) -> None:
+    name = "warmup" if isinstance(settings, WarmupConfig) else "adversarial"
+    stage = find_stage(name)(dataclasses.replace(RunConfig(), **{name: settings}))
+    learning = (stage.student_learning(10), stage.discriminator_learning(10))
+    assert tuple(each.num_steps for each in learning) == expected
 
 
 def test_seqkd_hands_over_its_best_weights(start) -> None:
-    run = start("seqkd", seqkd={"keep_best": True, "lr": 1e-2, "steps": 40})
+    run, stage = start("seqkd", seqkd={"keep_best": True, "lr": 1e-2, "steps": 40})
     seen: list[float] = []
     reason = ""
     while not reason:
         if run.progress.step_in_stage == 24:
             run.student.begin_stage(lr=3.0, total_steps=16)  # ruins the weights
-        metrics = take_step(run).metrics
-        reason = reason_to_end(run, metrics)
+        metrics = take_step(run, stage).metrics
+        reason = reason_to_end(run, stage)
         seen += [metrics["student/eval_loss"]] if "student/eval_loss" in metrics else []
     assert len(seen) == 5
     assert seen[-1] > min(seen) + 0.5
-    finish_stage(run)
+    stage.finish(run)
     batch = teacher_batch(run.eval_prompts)
     loss = run.student.evaluate(batch, supervised_loss).metrics["loss"]
     assert loss == pytest.approx(min(seen), rel=1e-6)
 
 
 def test_patience_ends_seqkd(start) -> None:
-    run = start("seqkd", seqkd={"patience": 2, "lr": 1e-12, "steps": 1000})
+    run, stage = start("seqkd", seqkd={"patience": 2, "lr": 1e-12, "steps": 1000})
     steps = 1
-    while not (reason := reason_to_end(run, take_step(run).metrics)):
+    while not (reason := end_after_step(run, stage)):
         steps += 1
     assert "has not fallen below" in reason
     # The first of an evaluation for each pass over 64 rows stays the best.
@@ -295,31 +292,33 @@ def test_patience_ends_seqkd(start) -> None:
 
 
 def test_warmup_ends_when_the_discriminator_separates(start) -> None:
-    run = start("warmup", warmup={"steps": 400, "stop_below": 0.6, "train_student": False})
+    run, stage = start("warmup", warmup={"steps": 400, "stop_below": 0.6, "train_student": False})
     steps = 1
-    while not (reason := reason_to_end(run, take_step(run).metrics)):
+    while not (reason := end_after_step(run, stage)):
         steps += 1
     assert "below 0.6" in reason
     assert 20 <= steps < 400
-    assert sum(run.progress.recent_losses) / 20 < 0.6
+    assert sum(stage.recent_losses) / 20 < 0.6
 
 
 def test_a_warmup_that_failed_is_refused_with_the_remedy(start) -> None:
-    run = start("warmup", warmup={"steps": 1, "refuse_above": 0.01})
-    assert reason_to_end(run, take_step(run).metrics)
-    assert "warmup.refuse_above = 0.01" in refusal(run)
-    assert "warmup.steps" in refusal(run)
+    run, stage = start("warmup", warmup={"steps": 1, "refuse_above": 0.01})
+    assert end_after_step(run, stage)
+    assert "warmup.refuse_above = 0.01" in stage.refusal()
+    assert "warmup.steps" in stage.refusal()
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_the_first_update_of_a_stage_shows_whether_moments_were_kept(start, is_reset) -> None:
     # Adam's first step moves every weight by the rate; with older moments it does not.
-    run = start("warmup", warmup={"reset_optimizer": is_reset, "discriminator_only_steps": 0})
+    run, stage = start(
+        "warmup", warmup={"reset_optimizer": is_reset, "discriminator_only_steps": 0}
+    )
     for _ in range(3):
-        take_step(run)
+        take_step(run, stage)
     begin_stage(run)
     before = dict(run.student.hf_weights())["model.embed_tokens.weight"].clone()
-    take_step(run)
+    take_step(run, stage)
     after = dict(run.student.hf_weights())["model.embed_tokens.weight"]
     moved = (after - before).abs()
     moved = moved[moved > 0] / 1e-3
@@ -328,7 +327,7 @@ def test_the_first_update_of_a_stage_shows_whether_moments_were_kept(start, is_r
 
 
 def test_samples_show_every_rollout_with_its_score_and_advantage(start) -> None:
-    rows = take_step(start("adversarial")).samples
+    rows = take_step(*start("adversarial")).samples
     assert len(rows) == 4
     for row in rows:
         assert row["prompt"].startswith("user: face ")

@@ -18,10 +18,10 @@ from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import read_toml
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.ends import begin_stage
-from megatron_gad.stages.steps import adversarial_step
+from megatron_gad.stages.begin import begin_stage
 from megatron_gad.train import _write_config
 from megatron_gad.training import parallel
+from tests.stage_steps import take_step
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,10 @@ def saved(configure, place: parallel.Parallel, tmp_path_factory) -> Path:
     config = configure(folder)
     run = Run(config, place)
     run.progress.stage_index = 1
-    begin_stage(run)
-    adversarial_step(run, config.adversarial)
-    run.progress.iteration = run.progress.step_in_stage = 1
+    stage = begin_stage(run)
+    take_step(run, stage)
     _write_config(run)
-    save(run)
+    save(run, stage)
     run.close()
     return folder
 
@@ -136,15 +135,14 @@ def test_a_rate_and_a_length_may_change_and_are_told(
     )
     run = Run(configure(saved, *flags), place)
     with caplog.at_level(logging.WARNING):
-        assert load_latest(run)
+        stage = load_latest(run)
+    assert stage is not None
     told = [record.message for record in caplog.records if "another setting" in record.message]
     assert [line.split(": ")[1].split(" in ")[0] for line in told] == [
         "adversarial.steps = 9, was 5",
         "adversarial.student_lr = 0.0005, was 0.001",
     ]
-    assert adversarial_step(run, run.config.adversarial).metrics["student/lr"] == pytest.approx(
-        5e-4
-    )
+    assert take_step(run, stage).metrics["student/lr"] == pytest.approx(5e-4)
     run.close()
 
 

@@ -1,0 +1,168 @@
+"""Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from megatron_gad.algorithms.advantages import group_advantages
+from megatron_gad.algorithms.kl import sequence_kl
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stages import AdversarialConfig
+from megatron_gad.data.batching import policy_batch
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.discriminator_step import (
+    Judged,
+    learn_from_groups,
+    score_groups,
+    totals,
+)
+from megatron_gad.stages.rollouts import (
+    adversarial_rollouts,
+    ahead_state,
+    compare_all,
+    restore_ahead,
+)
+from megatron_gad.stages.stage import Learning, Stage, StepResult
+from megatron_gad.stages.step_metrics import num_tokens, reported, reward_metrics, sample_rows
+from megatron_gad.stages.student_step import take_policy_steps
+from megatron_gad.training.reference import Reference
+from megatron_gad.types import Batch, Group
+
+
+class AdversarialStage(Stage):
+    """The game: the discriminator scores and learns, the student moves to higher scores."""
+
+    name = "adversarial"
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.reference: Reference | None = None
+
+    @property
+    def settings(self) -> AdversarialConfig:
+        """Section [adversarial]."""
+        return self.config.adversarial
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Every prompt has a group of samples."""
+        return self.settings.prompts_per_step
+
+    @property
+    def resets_optimizer(self) -> bool:
+        """As [adversarial] says."""
+        return self.settings.reset_optimizer
+
+    def student_learning(self, num_steps: int) -> Learning:
+        """``student_updates`` a step, after the discriminator's first steps alone."""
+        lr = self.settings.student_lr
+        lr = self.config.student.lr if lr is None else lr
+        turns = max(0, num_steps - self.settings.discriminator_only_steps)
+        return Learning(lr, turns * self.settings.student_updates)
+
+    def discriminator_learning(self, num_steps: int) -> Learning:
+        """An update every ``discriminator_interval`` steps, and the extra ones in every step."""
+        own = self.settings
+        lr = self.config.discriminator.lr if own.discriminator_lr is None else own.discriminator_lr
+        if own.freeze_discriminator:
+            return Learning(lr, 0)
+        judged = math.ceil(num_steps / own.discriminator_interval)
+        return Learning(lr, judged + num_steps * own.extra_discriminator_steps)
+
+    def check_rows(self, num_rows: int) -> Iterator[str]:
+        """Extra steps take prompts of their own."""
+        yield from super().check_rows(num_rows)
+        count, steps = self.settings.extra_prompts, self.settings.extra_discriminator_steps
+        if count * steps > num_rows:
+            yield (
+                f"adversarial.extra_prompts = {count} in each of "
+                f"adversarial.extra_discriminator_steps = {steps} take {count * steps} prompts a "
+                f"step, but data.path has {num_rows} usable rows: the discriminator would learn "
+                "the same pairs again; make one of them smaller, or use more data"
+            )
+
+    def begin(self, run: Run) -> None:
+        """Keep the student as it is, or its base model, as the reference of the KL."""
+        if not self._needs_reference:
+            return
+        if self.config.gad.reference == "base":
+            snapshot = run.student.snapshot_of(self.config.student.path)
+        else:
+            snapshot = run.student.snapshot()
+        self.reference = Reference(run.student, snapshot)
+
+    def step(self, run: Run) -> StepResult:
+        """Sample, let the discriminator score and learn, and raise what it scored higher."""
+        sampled = adversarial_rollouts(run, self.settings, self.num_steps(len(run.prompts)))
+        groups, metrics = sampled.groups, sampled.metrics
+        judged = self._judge(run, groups)
+        extra = [learn_from_groups(run, each) for each in sampled.extra_groups]
+        metrics |= judged.metrics | totals([judged, *extra])
+
+        batch = self._with_reference(run, policy_batch(groups))
+        rewards_PG = self._rewards(run, batch, judged.scores_PG)
+        advantages_PG = group_advantages(rewards_PG, self.config.gad.advantage)
+        metrics |= reward_metrics(run, rewards_PG, advantages_PG)
+
+        if run.progress.step_in_stage >= self.settings.discriminator_only_steps:
+            batch = batch.with_advantages(advantages_PG.flatten())
+            learned = take_policy_steps(run, batch, groups, self.settings.student_updates)
+            if not learned.is_skipped:
+                metrics |= compare_all(run, learned.rows, batch, sampled.weights_lag)
+            metrics |= reported("student", learned)
+            num_updates = self.settings.student_updates
+            metrics["tokens/trained"] += num_updates * num_tokens(run.student, batch)
+        return StepResult(metrics, sample_rows(groups, judged.scores_PG, advantages_PG))
+
+    def state(self, run: Run) -> dict[str, Any]:
+        """Return the rollouts that wait for the next step."""
+        return {"ahead": ahead_state(run)}
+
+    def snapshots(self) -> dict[str, list[Tensor]]:
+        """Return the reference."""
+        return {} if self.reference is None else {"reference": self.reference.snapshot}
+
+    def resume(
+        self, run: Run, state: Mapping[str, Any], snapshots: Mapping[str, list[Tensor]]
+    ) -> None:
+        """Go on with the reference of the stage's start, and with the rollouts that wait."""
+        if self._needs_reference:
+            if "reference" not in snapshots:
+                raise ValueError(
+                    f"gad.kl_coef = {self.config.gad.kl_coef:g}, but the stage began without a "
+                    "reference (kl_coef = 0), so the checkpoint holds none; keep kl_coef = 0 until "
+                    "the stage ends"
+                )
+            self.reference = Reference(run.student, snapshots["reference"])
+        restore_ahead(run, self.settings, state["ahead"])
+
+    @property
+    def _needs_reference(self) -> bool:
+        """Without a KL no forward of a reference is paid."""
+        return self.config.gad.kl_coef > 0
+
+    def _judge(self, run: Run, groups: Sequence[Group]) -> Judged:
+        is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0
+        learns = is_on_turn and not self.settings.freeze_discriminator
+        return (learn_from_groups if learns else score_groups)(
+            run, groups, self.settings.discriminator_samples
+        )
+
+    def _with_reference(self, run: Run, batch: Batch) -> Batch:
+        if self.reference is None:
+            return batch
+        with run.turn("reference"):
+            logprobs = self.reference.logprobs(batch, self.config.rollout.temperature)
+        return batch.with_ref_logprobs(logprobs)
+
+    def _rewards(self, run: Run, batch: Batch, scores_PG: Tensor) -> Tensor:
+        """Return [P, G] rewards: the raw scores, less the KL if it belongs to the reward."""
+        gad = self.config.gad
+        if gad.kl_in == "loss" or batch.ref_logprobs is None:
+            return scores_PG
+        with run.turn("reference"):
+            logprobs = run.student.logprobs(batch, self.config.rollout.temperature)
+        kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
+        return scores_PG - gad.kl_coef * kl.view_as(scores_PG)

@@ -1,0 +1,84 @@
+"""Open a run, and enter its stages: at their beginning, or where a checkpoint left them."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from megatron_gad import stages
+from megatron_gad.config.run import RunConfig
+from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.turns import Watch, no_watch
+from megatron_gad.stages.stage import Stage
+from megatron_gad.training.parallel import Parallel
+
+
+def find_stage(name: str) -> type[Stage]:
+    """Return the stage of this name; every module of this folder is looked at."""
+    for module in pkgutil.iter_modules(stages.__path__, f"{stages.__name__}."):
+        importlib.import_module(module.name)
+    found = {stage.name: stage for stage in Stage.__subclasses__()}
+    return found[name]
+
+
+def open_run(config: RunConfig, parallel: Parallel, watch: Watch = no_watch) -> Run:
+    """Build the parts of a run. Raises ValueError if its data are too few for a step."""
+    planned = [find_stage(name)(config) for name in config.stages]
+    run = Run(config, parallel, watch, uses_engine=any(stage.uses_engine for stage in planned))
+    problems = [problem for stage in planned for problem in stage.check_rows(len(run.prompts))]
+    if problems:
+        run.close()
+        raise ValueError("\n".join(problems))
+    return run
+
+
+def begin_stage(run: Run) -> Stage:
+    """Set up what the run's stage needs, from the models as the stage before left them."""
+    stage = find_stage(run.stage_name)(run.config)
+    run.start_orders()
+    if stage.uses_discriminator and not run.has_discriminator:
+        with run.turn("build"):
+            run.build_discriminator()
+            source = run.config.discriminator.path or run.student.hf_weights()
+            run.discriminator.load_hf_weights(source)
+    _start_schedules(run, stage, stage.resets_optimizer)
+    stage.begin(run)
+    return stage
+
+
+def resume_stage(
+    run: Run,
+    schedule_steps: Mapping[str, int],
+    state: Mapping[str, Any],
+    snapshots: Mapping[str, list[Tensor]],
+) -> Stage:
+    """Go on in the middle of the run's stage; the data orders stand where they stood.
+
+    schedule_steps: optimizer steps of each model in the stage. state, snapshots: the stage's own.
+    """
+    stage = find_stage(run.stage_name)(run.config)
+    _start_schedules(run, stage, resets_optimizer=False)
+    run.student.schedule.resume(schedule_steps["student"])
+    if stage.uses_discriminator:
+        run.discriminator.schedule.resume(schedule_steps["discriminator"])
+    stage.resume(run, state, snapshots)
+    return stage
+
+
+def reason_to_end(run: Run, stage: Stage) -> str:
+    """Return why the stage is at its end, or an empty string."""
+    num_steps = stage.num_steps(len(run.prompts))
+    is_last = run.progress.step_in_stage >= num_steps
+    return stage.reason_to_end() or (f"its {num_steps} steps are done" if is_last else "")
+
+
+def _start_schedules(run: Run, stage: Stage, resets_optimizer: bool) -> None:
+    """Start the learning-rate schedules of a stage."""
+    num_steps = stage.num_steps(len(run.prompts))
+    student = stage.student_learning(num_steps)
+    run.student.begin_stage(student.lr, student.num_steps, resets_optimizer)
+    if stage.uses_discriminator:
+        own = stage.discriminator_learning(num_steps)
+        run.discriminator.begin_stage(own.lr, own.num_steps, resets_optimizer)

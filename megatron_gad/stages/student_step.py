@@ -1,0 +1,59 @@
+"""The student's turn: fit the teacher's responses, or follow the advantages of its own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.algorithms.supervised import supervised_loss
+from megatron_gad.data.balance import prompt_cost
+from megatron_gad.data.batching import teacher_batch
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.skipped_steps import note_step
+from megatron_gad.stages.step_metrics import num_tokens, reported
+from megatron_gad.training.forward_backward import StepOutput
+from megatron_gad.training.rebalance import rebalance
+from megatron_gad.types import Batch, Group, Metrics, Prompt
+
+
+def learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
+    """Take one step of cross-entropy on the teacher's responses; return what is reported."""
+    prompts = rebalance(prompts, prompt_cost, run.parallel)
+    batch = teacher_batch(prompts)
+    with run.turn("student"):
+        learned = run.student.train(batch, supervised_loss)
+    run.progress.weights_version += not learned.is_skipped
+    note_step(run, "student", learned, batch, [prompt.index for prompt in prompts])
+    return {**reported("student", learned), "tokens/trained": num_tokens(run.student, batch)}
+
+
+def take_policy_steps(
+    run: Run, batch: Batch, groups: Sequence[Group], num_updates: int
+) -> StepOutput:
+    """Take the student's steps on one batch; return the first's rows and the last's metrics.
+
+    batch: with advantages. groups: whose rollouts are its rows. After a step that is skipped no
+    other is tried on them: it would meet the same numbers.
+    """
+    gad, temperature = run.config.gad, run.config.rollout.temperature
+    options = PolicyOptions(
+        clip_range=gad.clip_range,
+        kl_coef=gad.kl_coef if gad.kl_in == "loss" else 0.0,
+        kl_estimator=gad.kl_estimator,
+        aggregation=gad.aggregation,
+        tis_cap=gad.tis_cap,
+    )
+    loss = partial(policy_loss, options=options)
+    with run.turn("student"):
+        first = learned = run.student.train(batch, loss, temperature)
+        num_taken = int(not learned.is_skipped)
+        while not learned.is_skipped and num_taken < num_updates:
+            # The first update's own forward gave the log-probabilities from before it.
+            old = batch.with_old_logprobs(first.rows)
+            learned = run.student.train(old, loss, temperature)
+            num_taken += not learned.is_skipped
+    run.progress.weights_version += num_taken
+    rows = [group.prompt.index for group in groups for _ in group.rollouts]
+    note_step(run, "student", learned, batch, rows)
+    metrics = {**learned.metrics, "skipped_steps": float(num_updates - num_taken)}
+    return replace(learned, rows=first.rows, metrics=metrics)

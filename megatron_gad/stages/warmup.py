@@ -1,0 +1,106 @@
+"""Stage ``warmup``: cross-entropy for the student, pairs for the discriminator."""
+
+import math
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stages import WarmupConfig
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.discriminator_step import learn_from_groups
+from megatron_gad.stages.rollouts import sample_groups
+from megatron_gad.stages.stage import Learning, Stage, StepResult
+from megatron_gad.stages.step_metrics import sample_rows
+from megatron_gad.stages.student_step import learn_from_teacher
+from megatron_gad.types import Metrics
+
+# Steps over which the discriminator's running loss is taken: one step's is too noisy to end on.
+RUNNING_STEPS = 20
+
+
+class WarmupStage(Stage):
+    """Teaches the discriminator on fresh samples, and the student on the teacher's responses."""
+
+    name = "warmup"
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.recent_losses: list[float] = []
+
+    @property
+    def settings(self) -> WarmupConfig:
+        """Section [warmup]."""
+        return self.config.warmup
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Every prompt has a group of samples and a response of the teacher."""
+        return self.settings.prompts_per_step
+
+    @property
+    def resets_optimizer(self) -> bool:
+        """As [warmup] says."""
+        return self.settings.reset_optimizer
+
+    def student_learning(self, num_steps: int) -> Learning:
+        """One update a step after the discriminator's first steps alone, if the student learns."""
+        lr = self.settings.student_lr
+        lr = self.config.student.lr if lr is None else lr
+        turns = max(0, num_steps - self.settings.discriminator_only_steps)
+        return Learning(lr, turns if self.settings.train_student else 0)
+
+    def discriminator_learning(self, num_steps: int) -> Learning:
+        """One update a step."""
+        lr = self.settings.discriminator_lr
+        return Learning(self.config.discriminator.lr if lr is None else lr, num_steps)
+
+    def step(self, run: Run) -> StepResult:
+        """Sample, let the discriminator learn, then fit the teacher's responses."""
+        prompts = run.take_prompts(self.prompts_per_step)
+        groups, metrics = sample_groups(run, prompts, self.settings.group_size)
+        judged = learn_from_groups(run, groups)
+        metrics |= judged.metrics
+        if self._student_learns(run):
+            learned = learn_from_teacher(run, prompts)
+            learned["tokens/trained"] += metrics["tokens/trained"]
+            metrics |= learned
+        return StepResult(metrics, sample_rows(groups, judged.scores_PG, None))
+
+    def after_step(self, run: Run, metrics: Metrics) -> None:
+        """Note the discriminator's loss, unless its step was skipped."""
+        if math.isfinite(metrics["discriminator/loss"]):
+            self.recent_losses.append(metrics["discriminator/loss"])
+        del self.recent_losses[:-RUNNING_STEPS]
+
+    def reason_to_end(self) -> str:
+        """End when the discriminator tells the two sides apart."""
+        limit, recent = self.settings.stop_below, self.recent_losses
+        if limit and len(recent) == RUNNING_STEPS and mean(recent) < limit:
+            return f"the running discriminator loss is {mean(recent):.3f}, below {limit:g}"
+        return ""
+
+    def refusal(self) -> str:
+        """Refuse a discriminator that cannot tell the two sides apart."""
+        limit, recent = self.settings.refuse_above, self.recent_losses
+        if not recent or not limit or mean(recent) <= limit:
+            return ""
+        return (
+            f"stage warmup ended with a running discriminator loss of {mean(recent):.3f}, above "
+            f"warmup.refuse_above = {limit:g} (0.693 is chance): the discriminator "
+            "cannot tell the two apart and would reward noise. Train it longer (warmup.steps), "
+            "faster (warmup.discriminator_lr) or on more prompts of fewer samples; the same "
+            "command with a larger warmup.steps goes on from here"
+        )
+
+    def state(self, run: Run) -> dict[str, Any]:
+        """Return the losses that the running loss is taken over."""
+        return {"recent_losses": self.recent_losses}
+
+    def resume(self, run: Run, state: Mapping[str, Any], snapshots: Mapping[str, Any]) -> None:
+        """Go on with the running loss."""
+        self.recent_losses = list(state["recent_losses"])
+
+    def _student_learns(self, run: Run) -> bool:
+        is_alone = run.progress.step_in_stage < self.settings.discriminator_only_steps
+        return self.settings.train_student and not is_alone
