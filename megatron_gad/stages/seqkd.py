@@ -1,5 +1,6 @@
 """Stage ``seqkd``: cross-entropy on the teacher's responses, the baseline of the method."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,8 +59,9 @@ class SeqkdStage(Stage):
         """End when the held-out loss has not fallen for ``patience`` epochs."""
         if not self.settings.patience or self.num_evals_since_best < self.settings.patience:
             return ""
+        best = math.inf if self.best_loss is None else self.best_loss
         return (
-            f"the held-out loss has not fallen below {self.best_loss:.4f} "
+            f"the held-out loss has not fallen below {best:.4f} "
             f"for {self.num_evals_since_best} epochs"
         )
 
@@ -93,7 +95,7 @@ class SeqkdStage(Stage):
         mine = run.eval_prompts[run.parallel.data_rank :: run.parallel.data_size]
         with run.turn("evaluate"):
             loss = run.student.evaluate(teacher_batch(mine), supervised_loss).metrics["loss"]
-        if self.best_loss is None or loss < self.best_loss:
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.num_evals_since_best = loss, 0
             self.best_weights = run.student.snapshot() if self.settings.keep_best else None
         else:

@@ -63,10 +63,10 @@ def test_the_runs_own_checkpoint_comes_before_the_one_that_load_names(build, tmp
     other, own = tmp_path / "other", tmp_path / "own"
     run_and_save(build(other, "--stages", "seqkd"), 1)
     started = build(own, "--stages", "seqkd", "--load", str(other))
-    assert load_latest(started)
+    stage = load_latest(started)
     assert started.progress.iteration == 1
     started.progress.iteration = 7
-    save(started)
+    save(started, stage)
     again = build(own, "--stages", "seqkd", "--load", str(other))
     assert load_latest(again)
     assert again.progress.iteration == 7

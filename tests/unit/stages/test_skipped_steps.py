@@ -119,7 +119,7 @@ def test_after_a_skipped_step_the_run_goes_on(start) -> None:
     whole = run.discriminator.snapshot()
     break_head(run.discriminator)
     frozen = {"freeze_discriminator": True}
-    run.config = dataclasses.replace(
+    stage.config = dataclasses.replace(
         run.config, adversarial=dataclasses.replace(run.config.adversarial, **frozen)
     )
     for _ in range(2):
