@@ -50,6 +50,17 @@ def pair_rows(
     return PairBatch(tokens, lengths, response_mask, trained, GROUP_SIZE)
 
 
+def with_copies(pairs: PairBatch, source: dict[int, int]) -> PairBatch:
+    """The batch, some rows of which hold what others do: row -> the other."""
+    rows = [source.get(row, row) for row in range(len(pairs.lengths))]
+    return replace(
+        pairs,
+        tokens=pairs.tokens[rows],
+        lengths=pairs.lengths[rows],
+        response_mask=pairs.response_mask[rows],
+    )
+
+
 def rows_of(batch: Any, rows: slice | list[int]) -> Any:
     """Some rows of a batch, at its full width."""
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}

@@ -10,10 +10,10 @@ def group_cost(group: Group) -> int:
     """Return the tokens that both models train on for a group.
 
     The student reads every rollout behind its prompt; the discriminator reads what it makes of the
-    rollouts' texts, and the teacher's response.
+    rollouts' texts, and the teacher's response, equal ones once.
     """
     student = sum(len(group.prompt.ids) + len(rollout.ids) for rollout in group.rollouts)
-    texts = (group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts))
+    texts = {group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)}
     return student + sum(len(group.prompt.ids) + len(ids) for ids in texts)
 
 

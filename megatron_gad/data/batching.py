@@ -86,6 +86,42 @@ def rows_per_unit(batch: Batch | PairBatch) -> int:
     return 1 + batch.group_size if isinstance(batch, PairBatch) else 1
 
 
+def distinct_rows(batch: Batch | PairBatch) -> tuple[list[int], Tensor]:
+    """Return the rows that a model runs over, and which of them each row of the batch is, [R].
+
+    Equal responses to a prompt, the teacher's among them, get one score: computed apart, it would
+    differ by rounding, and a group of equal rewards would have advantages. A student's rows all
+    run.
+    """
+    num_rows = len(batch.lengths)
+    if not isinstance(batch, PairBatch):
+        return list(range(num_rows)), torch.arange(num_rows)
+    numbers: dict[tuple[bytes, bytes], int] = {}
+    rows: list[int] = []
+    index: list[int] = []
+    for row in range(num_rows):
+        length = int(batch.lengths[row])
+        ids, mask = (x[row, :length].numpy().tobytes() for x in (batch.tokens, batch.response_mask))
+        index.append(numbers.setdefault((ids, mask), len(rows)))
+        if index[-1] == len(rows):
+            rows.append(row)
+    return rows, torch.tensor(index)
+
+
+def without_copies(batch: AnyBatch) -> tuple[AnyBatch, Tensor]:
+    """Return the distinct rows, at the batch's width, and which of them each row is, [R]."""
+    rows, index = distinct_rows(batch)
+    if len(rows) == len(index):
+        return batch, index
+    return dataclasses.replace(batch, **{n: x[rows] for n, x in _tensors(batch).items()}), index
+
+
+def count_tokens(batch: Batch | PairBatch) -> int:
+    """Return the real tokens of the rows that a model runs over, prompts included."""
+    rows, _ = distinct_rows(batch)
+    return int(batch.lengths[rows].sum())
+
+
 def pad_to(batch: AnyBatch, width: int) -> AnyBatch:
     """Return the batch widened to ``width`` tokens a row; nothing that is read changes."""
     assert width >= batch.tokens.shape[1], (width, batch.tokens.shape[1])

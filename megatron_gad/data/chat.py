@@ -123,7 +123,7 @@ class ChatCodec:
     ) -> list[tuple[tuple[int, ...], bool]]:
         """Return ``encode_response`` of every text, in one call of the tokenizer."""
         cap = self.max_response_tokens
-        if hit_cap:
+        if hit_cap:  # what a cut left of a character is no text, and may move the next cut
             texts = [text.rstrip(REPLACEMENT) for text in texts]
         rows = self._leading_ids(texts, cap, split_special=True)
         cut = [number for number, ids in enumerate(rows) if hit_cap or len(ids) >= cap]

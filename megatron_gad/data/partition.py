@@ -1,7 +1,7 @@
 """Which rows a microbatch holds: few enough tokens, and little padding among them.
 
-A *unit* is what must not be cut: a row, or a whole group of rows. Every unit is in exactly one
-microbatch, and equal lengths give equal microbatches.
+A *unit* is what must not be cut: a row, or a whole group, of any number of rows. Every unit is in
+exactly one microbatch, and equal lengths give equal microbatches.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,31 +33,23 @@ class MicrobatchBound:
         return num_rows * -(-width // self.multiple_of) * self.multiple_of
 
 
-def partition_rows(lengths: Sequence[int], unit: int, bound: MicrobatchBound) -> list[list[int]]:
-    """Return the rows of every microbatch, each row in exactly one.
+def partition_units(units: Sequence[Sequence[int]], bound: MicrobatchBound) -> list[list[int]]:
+    """Return the units of every microbatch by their numbers, each unit in exactly one.
 
-    lengths: real tokens of every row. unit: adjacent rows that stay together.
+    units: the lengths, in real tokens, of the rows of each.
     """
-    assert len(lengths) % unit == 0, f"{len(lengths)} rows are not whole groups of {unit}"
-    starts = range(0, len(lengths), unit)
-    units = [list(range(start, start + unit)) for start in starts]
-    inside = [[lengths[row] for row in rows] for rows in units]
     # Padded rows are as wide as the longest; of packed ones only the sum counts.
-    sizes = [sum(group) if bound.is_packed else max(group) for group in inside]
-    order = _longest_first(sizes)
+    order = _longest_first([sum(unit) if bound.is_packed else max(unit) for unit in units])
     if bound.max_tokens is None:
         if bound.is_packed:  # where sorting would only put the longest together
             order = list(range(len(units)))
-        size = max(1, bound.rows // unit)
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-    else:
-        max_tokens = bound.max_tokens
+        return _next_fit(order, lambda part: sum(len(units[u]) for u in part) <= bound.rows)
+    max_tokens = bound.max_tokens
 
-        def fits(part: Sequence[int]) -> bool:
-            return bound.num_tokens([length for u in part for length in inside[u]]) <= max_tokens
+    def fits(part: Sequence[int]) -> bool:
+        return bound.num_tokens([length for u in part for length in units[u]]) <= max_tokens
 
-        parts = (_first_fit if bound.is_packed else _next_fit)(order, fits)
-    return [[row for u in part for row in units[u]] for part in parts]
+    return (_first_fit if bound.is_packed else _next_fit)(order, fits)
 
 
 def _longest_first(sizes: Sequence[int]) -> list[int]:

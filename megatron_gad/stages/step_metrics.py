@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.advantages import zero_advantage_share
+from megatron_gad.data.batching import count_tokens
 from megatron_gad.runtime.run import Run
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.trainer import Trainer
@@ -20,8 +21,8 @@ def reported(group: str, output: StepOutput) -> Metrics:
 
 
 def num_tokens(trainer: Trainer, batch: Batch | PairBatch) -> float:
-    """Return the batch's real tokens, prompts included, over the trainer's data ranks."""
-    return float(sum(trainer.parallel.gather_over_data(int(batch.lengths.sum()))))
+    """Return the real tokens that the model runs over, on all of the trainer's data ranks."""
+    return float(sum(trainer.parallel.gather_over_data(count_tokens(batch))))
 
 
 def reward_metrics(run: Run, rewards_PG: Tensor, advantages_PG: Tensor) -> Metrics:

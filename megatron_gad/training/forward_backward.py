@@ -3,20 +3,21 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_gad.data.batching import without_copies
 from megatron_gad.training.context_parallel import context_group, own_tokens
 from megatron_gad.training.heads import Head
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
 from megatron_gad.training.packing import PackedRows, pack_rows
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
-from megatron_gad.types import Loss
+from megatron_gad.types import Loss, ScorerOutput
 
 LossFunction = Callable[..., Loss]
 
@@ -39,6 +40,18 @@ class StepOutput:
     def is_skipped(self) -> bool:
         """Whether a training step left the model as it was; equal on all ranks."""
         return self.metrics.get("skipped_steps", 0.0) > 0
+
+
+class _Reading(NamedTuple):
+    """A microbatch on the device.
+
+    rows: what the model runs over. batch: what the loss is told of. row_of: [R] int64, which of
+        ``rows`` each row of ``batch`` is.
+    """
+
+    rows: Any
+    batch: Any
+    row_of: Tensor
 
 
 class ForwardBackward:
@@ -94,10 +107,13 @@ class ForwardBackward:
         model: torch.nn.Module,
     ) -> tuple[Tensor, Callable]:
         """Megatron's forward step: the model's output, and what the last stage does with it."""
-        on_host = next(pieces)
+        whole = next(pieces)
+        on_host, row_of = without_copies(whole)
         device = self._parallel.device
         piece = to_device(on_host, device)
-        finish = partial(self._finish, piece, loss, temperature)
+        batch = piece if on_host is whole else to_device(whole, device)
+        reading = _Reading(piece, batch, row_of.to(device))
+        finish = partial(self._finish, reading, loss, temperature)
         if self._settings.is_packed:
             packed = pack_rows(on_host, self._settings.length_multiple(), device)
             return packed.forward(model), partial(finish, packed=packed)
@@ -108,7 +124,7 @@ class ForwardBackward:
 
     def _finish(
         self,
-        piece: Any,
+        reading: "_Reading",
         loss: LossFunction | None,
         temperature: float,
         output: Tensor,
@@ -117,11 +133,13 @@ class ForwardBackward:
         """Read the head, take the loss; keep its metric sums and the rows."""
         if packed is not None:
             output = packed.as_rows(output)
-        read = self._head.read(output, piece, temperature)
+        read = self._head.read(output, reading.rows, temperature)
+        if isinstance(read, ScorerOutput):
+            read = ScorerOutput(read.scores[reading.row_of])
         rows = self._head.rows(read)
         if loss is None:
             return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
-        result = loss(read, piece)
+        result = loss(read, reading.batch)
         # Context-parallel ranks compute the same loss of the same rows; Megatron sums their counts.
         is_counted = parallel_state.get_context_parallel_rank() == 0
         count = result.count.to(torch.int) * is_counted

@@ -1,12 +1,19 @@
 """A batch into microbatches, and what they computed back into one result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from megatron_gad.data.batching import AnyBatch, rows_per_unit, take_rows, untrained_rows
-from megatron_gad.data.partition import MicrobatchBound, partition_rows
+from megatron_gad.data.batching import (
+    AnyBatch,
+    distinct_rows,
+    rows_per_unit,
+    take_rows,
+    untrained_rows,
+)
+from megatron_gad.data.partition import MicrobatchBound, partition_units
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Batch, PairBatch
 
@@ -20,7 +27,7 @@ class Microbatches:
     pieces: the last of them may be there only to make up the number; they train nothing.
     rows: the batch's rows, in the order in which the pieces hold them.
     padding_share: tokens that the model runs over and that are none of a row, of all tokens that
-        it runs over, on all data ranks.
+        it runs over, on all data ranks. It runs over equal rows once.
     """
 
     pieces: list[Batch | PairBatch]
@@ -33,29 +40,54 @@ def split_batch(
 ) -> Microbatches:
     """Cut a batch into microbatches, each padded to its own longest row.
 
-    A loss over pairs needs whole groups. All data ranks call this: experts that are spread over
-    them wait for each other in every microbatch, so a rank that has fewer gets empty ones.
+    A loss over pairs needs whole groups; else equal rows stay together. The model runs over equal
+    rows once, and the bound counts them once. All data ranks call this: experts that are spread
+    over them wait for each other in every microbatch, so a rank that has fewer gets empty ones.
 
     multiple: the number of microbatches is a multiple of this.
     """
     needs_groups = isinstance(batch, PairBatch) and with_loss and batch.score_gradients is None
-    lengths: list[int] = batch.lengths.tolist()
-    parts = partition_rows(lengths, rows_per_unit(batch) if needs_groups else 1, bound)
-    pieces = [take_rows(batch, part, bound.multiple_of) for part in parts]
-    num_tokens = sum(bound.num_tokens(piece.lengths.tolist()) for piece in pieces)
-    told = parallel.gather_over_data((len(pieces), sum(lengths), num_tokens))
+    tokens_of_row: list[int] = batch.lengths.tolist()
+    text_of_row: list[int] = distinct_rows(batch)[1].tolist()
+    units = _groups(batch) if needs_groups else _alike(text_of_row)
+
+    def run(rows: Sequence[int]) -> list[int]:
+        """Return the lengths, among some rows, of those that the model runs over."""
+        return list({text_of_row[row]: tokens_of_row[row] for row in rows}.values())
+
+    joined = partition_units([run(unit) for unit in units], bound)
+    parts = [[row for unit in part for row in units[unit]] for part in joined]
+    lengths = [run(part) for part in parts]
+    told = parallel.gather_over_data(
+        (len(parts), sum(map(sum, lengths)), sum(map(bound.num_tokens, lengths)))
+    )
     counts, real, computed = zip(*told, strict=True)
 
     number = -(-max(counts) // multiple) * multiple
     empty = untrained_rows(batch, bound.multiple_of)
-    total = sum(computed) + sum(number - n for n in counts) * bound.num_tokens(
-        [1] * len(empty.lengths)
-    )
+    of_empty = bound.num_tokens([1] * len(distinct_rows(empty)[0]))
+    total = sum(computed) + sum(number - n for n in counts) * of_empty
+    pieces = [take_rows(batch, part, bound.multiple_of) for part in parts]
     return Microbatches(
         pieces=[*pieces, *[empty] * (number - len(pieces))],
         rows=[row for part in parts for row in part],
         padding_share=1 - sum(real) / total,
     )
+
+
+def _groups(batch: Batch | PairBatch) -> list[list[int]]:
+    """Return the rows of every group."""
+    size = rows_per_unit(batch)
+    assert len(batch.lengths) % size == 0, f"{len(batch.lengths)} rows are no groups of {size}"
+    return [list(range(start, start + size)) for start in range(0, len(batch.lengths), size)]
+
+
+def _alike(text_of_row: Sequence[int]) -> list[list[int]]:
+    """Return the rows of every text."""
+    units: dict[int, list[int]] = {}
+    for row, text in enumerate(text_of_row):
+        units.setdefault(text, []).append(row)
+    return list(units.values())
 
 
 def to_device(batch: AnyBatch, device: torch.device) -> AnyBatch:

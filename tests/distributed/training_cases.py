@@ -27,6 +27,7 @@ from tests.tiny_training import (
     rows_of,
     student_batch,
     weights,
+    with_copies,
 )
 
 VOCAB_SIZE = 97
@@ -136,8 +137,13 @@ def skipped_and_policy_step(trainer: Trainer, batch: Batch) -> StepOutput:
 
 
 def four_groups() -> PairBatch:
-    """One group for each of four data ranks; two of three rollouts train."""
-    return pair_rows(VOCAB_SIZE, num_trained=2, rows=PAIR_ROWS * 2)
+    """One group for each of four data ranks; two of three rollouts train.
+
+    They have 2, 3, 4 and 3 distinct texts: three equal rollouts; one that equals the teacher's; all
+    different; an untrained one that equals a trained one.
+    """
+    pairs = pair_rows(VOCAB_SIZE, num_trained=2, rows=PAIR_ROWS * 2)
+    return with_copies(pairs, {2: 1, 3: 1, 6: 4, 15: 14})
 
 
 STUDENT = partial(student_batch, VOCAB_SIZE)

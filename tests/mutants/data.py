@@ -72,6 +72,12 @@ ORDER_MUTANTS = (
         ORDER,
     ),
     Mutant(
+        "equal texts cost the discriminator as much as different ones",
+        "texts = {group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)}",
+        "texts = [group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)]",
+        BALANCE,
+    ),
+    Mutant(
         "shares of equal cost drop what does not divide",
         "return [sorted(share) for share in shares]",
         "return [sorted(share)[: len(costs) // num_shares] for share in shares]",
@@ -208,6 +214,24 @@ TEXT_MUTANTS = (
         "texts = [self._decode(settled[n][:limit]).rstrip(REPLACEMENT) for n in moving]",
         "texts = [self._decode(settled[n][:limit]) for n in moving]",
         CHAT,
+    ),
+    Mutant(
+        "a cut text keeps the ids that it had as a part of the whole",
+        "for _ in range(SETTLING_ROUNDS):",
+        "for _ in range(0):",
+        CHAT,
+    ),
+    Mutant(
+        "the rest of a character moves the cut of a rollout",
+        "texts = [text.rstrip(REPLACEMENT) for text in texts]",
+        "texts = list(texts)",
+        CHAT,
+    ),
+    Mutant(
+        "cut texts of a group keep their lengths",
+        "if truncated and len(ids) > limit else ids",
+        "if len(ids) < 0 else ids",
+        SAMPLER,
     ),
     Mutant(
         "the template writes the date of today",

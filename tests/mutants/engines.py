@@ -65,6 +65,12 @@ DRAW_MUTANTS = (
         (f"{EMBEDDED}test_samples_differ_and_repeat_with_the_seed",),
     ),
     Mutant(
+        "a stop id as the last allowed token is a cut",
+        'return "stop" if ids[-1] in stop_ids else reported',
+        "return reported",
+        REQUESTS,
+    ),
+    Mutant(
         "a server draws all samples of a prompt with the same seed",
         "seed = request_seed(sampling.seed, prompt.index, sample)",
         "seed = request_seed(sampling.seed, prompt.index, 0)",

@@ -8,6 +8,7 @@ ADAMW = (f"{OPTIMIZER}test_steps_equal_those_of_torch_adamw",)
 DECAY = (f"{OPTIMIZER}test_matrices_decay_and_norms_and_biases_do_not",)
 WARM_UP = (f"{OPTIMIZER}test_warm_up_is_linear",)
 RESET = (f"{OPTIMIZER}test_a_reset_optimizer_steps_like_a_new_one",)
+JUDGING = "tests/unit/stages/test_judging.py::"
 GRADIENTS = f"{UNIT}test_trainer_gradients.py::"
 SPLIT = (f"{GRADIENTS}test_splitting_and_padding_keep_the_students_gradient",)
 STUDENT = (f"{GRADIENTS}test_the_students_loss_and_gradients_equal_those_of_transformers",)
@@ -45,15 +46,33 @@ STEP_MUTANTS = (
     ),
     Mutant(
         "the last microbatch of a batch is left out",
-        "    return [[row for u in part for row in units[u]] for part in parts]",
-        "    return [[row for u in part for row in units[u]] for part in parts[:-1] or parts]",
-        ("tests/unit/data/test_partition.py",),
+        "for unit in part for row in units[unit]] for part in joined]",
+        "for unit in part for row in units[unit]] for part in joined[:-1] or joined]",
+        SPLIT,
     ),
     Mutant(
         "a microbatch of tokens may be larger than its bound",
-        "for length in inside[u]]) <= max_tokens",
-        "for length in inside[u]]) <= 2 * max_tokens",
+        "for length in units[u]]) <= max_tokens",
+        "for length in units[u]]) <= 2 * max_tokens",
         ("tests/unit/data/test_partition.py",),
+    ),
+    Mutant(
+        "a microbatch of rows may have more than its bound",
+        "len(units[u]) for u in part) <= bound.rows",
+        "1 for u in part) <= bound.rows",
+        ("tests/unit/data/test_partition.py",),
+    ),
+    Mutant(
+        "equal texts are scored one by one",
+        "    if not isinstance(batch, PairBatch):\n        return list(range(num_rows))",
+        "    if batch is not None:\n        return list(range(num_rows))",
+        (f"{JUDGING}test_equal_texts_get_equal_scores_to_the_bit",),
+    ),
+    Mutant(
+        "scores of equal texts go to other rows",
+        "read = ScorerOutput(read.scores[reading.row_of])",
+        "read = ScorerOutput(read.scores[reading.row_of.sort().values])",
+        (f"{JUDGING}test_equal_texts_on_one_row_equal_a_row_for_each",),
     ),
     Mutant(
         "packed log-probabilities are laid out in other rows",

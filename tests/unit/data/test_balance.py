@@ -67,4 +67,7 @@ def test_a_group_costs_the_tokens_of_both_models() -> None:
     )
     # The student: 4 + 6. The discriminator: 5, 4 and 5.
     assert group_cost(Group(prompt, rollouts)) == 10 + 14
+    # Of texts that equal another, or the teacher's, nothing is added to what it reads.
+    again = (rollouts[1], Rollout((4, 5), (-1.0,) * 2, "stop", 1, text_ids=(4, 5)))
+    assert group_cost(Group(prompt, rollouts + again)) == 10 + 11 + 14
     assert prompt_cost(prompt) == 5

@@ -238,6 +238,16 @@ def test_a_cut_text_reads_the_same_from_either_side_and_reads_back_as_itself(fol
     assert num_recut > 50
 
 
+def test_the_rest_of_a_character_does_not_move_the_cut(codec: ChatCodec, folder: Path) -> None:
+    """The replacement character that a rollout ends in would split the spaces before it."""
+    text = "京\ufffd\r\n  \u3000東"
+    whole = codec.encode_response(text)[0][:-1]
+    for cap in range(1, len(whole)):
+        capped = ChatCodec.from_folder(folder, 512, cap)
+        sampled = codec.decode_response(whole[:cap])
+        assert capped.encode_response(sampled, hit_cap=True) == capped.encode_response(text)
+
+
 def test_a_response_in_other_pieces_is_cut_where_those_end(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path, "minimal")
     codec = ChatCodec.from_folder(tmp_path, 64, 64)

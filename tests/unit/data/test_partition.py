@@ -8,7 +8,7 @@ import pytest
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.data.partition import MicrobatchBound, partition_rows
+from megatron_gad.data.partition import MicrobatchBound, partition_units
 from megatron_gad.training.settings import TrainerSettings
 
 LENGTHS = [3, 9, 2, 8, 4]
@@ -22,6 +22,14 @@ def by_rows(rows: int, is_packed: bool = False) -> MicrobatchBound:
     return MicrobatchBound(rows, is_packed=is_packed)
 
 
+def partition_rows(lengths: Sequence[int], unit: int, bound: MicrobatchBound) -> list[list[int]]:
+    """The rows of every microbatch; ``unit`` adjacent ones stay together."""
+    rows = range(len(lengths))
+    units = [rows[start : start + unit] for start in range(0, len(rows), unit)]
+    parts = partition_units([[lengths[row] for row in unit] for unit in units], bound)
+    return [[row for number in part for row in units[number]] for part in parts]
+
+
 def test_a_bound_by_rows_sorts_padded_rows_and_keeps_the_order_of_packed_ones() -> None:
     assert partition_rows(LENGTHS, 1, by_rows(2)) == [[1, 3], [4, 0], [2]]
     assert partition_rows(LENGTHS, 1, by_rows(2, is_packed=True)) == [[0, 1], [2, 3], [4]]
@@ -31,8 +39,17 @@ def test_a_bound_by_rows_sorts_padded_rows_and_keeps_the_order_of_packed_ones() 
         assert partition_rows(six, 3, by_rows(rows, is_packed=True)) == [[0, 1, 2], [3, 4, 5]]
     assert partition_rows(six, 3, by_rows(7)) == [[3, 4, 5, 0, 1, 2]]
     assert partition_rows([4, 4, 4], 1, by_rows(2)) == [[0, 1], [2]]
-    with pytest.raises(AssertionError, match="5 rows are not whole groups of 3"):
-        partition_rows(LENGTHS, 3, MicrobatchBound(rows=3))
+
+
+def test_units_of_different_numbers_of_rows_keep_to_the_bound() -> None:
+    units = [[3, 1], [9], [2, 2, 2, 2], [8], [4, 4]]
+    # By rows, sorted by the longest; packed, in their order.
+    assert partition_units(units, by_rows(4)) == [[1, 3, 4], [0], [2]]
+    assert partition_units(units, by_rows(4, is_packed=True)) == [[0, 1], [2], [3, 4]]
+    # 2 x 9, 4 x 4 and 4 x 2.
+    assert partition_units(units, by_tokens(24)) == [[1, 3], [4, 0], [2]]
+    # 9 + 8 + 4, then 8 + 8.
+    assert partition_units(units, by_tokens(21, is_packed=True)) == [[1, 2, 0], [3, 4]]
 
 
 def test_padded_rows_of_similar_length_meet() -> None:

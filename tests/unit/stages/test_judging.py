@@ -1,5 +1,6 @@
 """The discriminator's turn, in one pass and with split groups."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_gad.algorithms.advantages import group_advantages
+from megatron_gad.algorithms.discriminator import split_scores
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.data.batching import count_tokens
 from megatron_gad.stages.judging import judge, score_only
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.types import Loss, PairBatch, ScorerOutput
@@ -19,10 +23,12 @@ from tests.hf_reference import HfScorer, adamw, reference_gradients
 from tests.tiny import make_hf_folder
 from tests.tiny_training import (
     GROUP_SIZE,
+    PAIR_ROWS,
     gradients,
     make_discriminator,
     pair_rows,
     weights,
+    with_copies,
 )
 
 V = 61
@@ -158,6 +164,75 @@ def test_rollouts_that_do_not_train_are_scored_and_teach_nothing(
     assert first.metrics == second.metrics
     assert_close(first_weights, second_weights, relative=0.0)
     assert (first.rows - second.rows)[~pairs.trained].abs().min() > 1e-4
+
+
+# Three equal rollouts, of which not all need train; a rollout that equals the teacher's response.
+COPIES = {2: 1, 3: 1, 6: 4}
+
+
+@pytest.mark.parametrize("num_trained", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split_groups", [False, True])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_equal_texts_on_one_row_equal_a_row_for_each(
+    place: Parallel, folder: Path, kind: Any, num_trained: int, split_groups: bool, rows: int
+) -> None:
+    pairs = with_copies(pair_rows(V, num_trained), COPIES)
+    discriminator = make_discriminator(
+        folder, place, compute=ComputeConfig(micro_batch_size=rows, pack_sequences=False)
+    )
+    output = judge(discriminator, pairs, kind, split_groups)
+    loss = partial(long_way, kind=kind)
+    mean, expected = reference_gradients(HfScorer(folder), pairs_on_rows(pairs), loss)
+    assert output.metrics["loss"] == pytest.approx(mean, rel=1e-5)
+    assert_close(expected, gradients(discriminator), relative=2e-5)
+    alone = HfScorer(folder).read(pairs).scores.detach()
+    torch.testing.assert_close(output.rows, alone, atol=1e-5, rtol=1e-5)
+    teacher, student = split_scores(alone, GROUP_SIZE)
+    margins = (teacher[:, None] - student)[:, :num_trained]
+    assert output.metrics["margin"] == pytest.approx(float(margins.mean()), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("score", ["last_token", "sum"])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("pack_sequences", [False, True])
+@pytest.mark.parametrize("split_groups", [False, True])
+def test_equal_texts_get_equal_scores_to_the_bit(
+    place: Parallel, folder: Path, score: Any, bf16: bool, pack_sequences: bool, split_groups: bool
+) -> None:
+    """Rows far apart and of all lengths, so that each would meet others in its microbatch."""
+    pairs = with_copies(pair_rows(V, rows=PAIR_ROWS * 3), {r: 4 * (r // 4) for r in range(24)})
+    compute = ComputeConfig(bf16=bf16, pack_sequences=pack_sequences, micro_batch_size=2)
+    discriminator = make_discriminator(folder, place, compute=compute, score=score)
+    before = discriminator.scores(pairs)
+    judged = judge(discriminator, pairs, "bradley_terry", split_groups)
+    for scores in (before, judged.rows):
+        teacher, student = split_scores(scores, GROUP_SIZE)
+        assert torch.equal(student, teacher[:, None].expand_as(student))
+        assert not group_advantages(student, "grpo").any()
+    assert len(set(teacher.tolist())) == 6
+    # Every pair ties, and nothing can be learnt from it.
+    assert (judged.metrics["accuracy"], judged.metrics["margin"]) == (0.5, 0.0)
+    assert judged.metrics["loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert judged.metrics["grad_norm"] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("pack_sequences", [False, True])
+def test_a_model_runs_over_equal_texts_once(
+    place: Parallel, folder: Path, pack_sequences: bool
+) -> None:
+    pairs = with_copies(pair_rows(V), COPIES)
+    compute = ComputeConfig(micro_batch_size=4, pack_sequences=pack_sequences)
+    discriminator = make_discriminator(folder, place, compute=compute)
+    shapes: list[tuple[int, ...]] = []
+    hook = discriminator.modules_to_read()[0].register_forward_hook(
+        lambda module, inputs, output: shapes.append(tuple(inputs[0].shape))
+    )
+    judge(discriminator, pairs, "bradley_terry", split_groups=False)
+    hook.remove()
+    # Two and three texts: of 7 and 5 tokens, of 10, 7 and 3.
+    assert sorted(shapes) == ([(1, 12), (1, 20)] if pack_sequences else [(2, 7), (3, 10)])
+    assert count_tokens(pairs) == 12 + 20
 
 
 def test_a_step_equals_one_of_transformers(place: Parallel, folder: Path) -> None:

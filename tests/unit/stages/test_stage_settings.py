@@ -129,6 +129,6 @@ def test_the_trained_tokens_are_those_of_every_pass(start) -> None:
     discriminator = sum(
         len(group.prompt.ids) + len(ids)
         for group in (*groups, *extra)
-        for ids in (group.prompt.teacher_ids, *(r.text_ids for r in group.rollouts))
+        for ids in {group.prompt.teacher_ids, *(r.text_ids for r in group.rollouts)}
     )
     assert found == 2 * student + discriminator
