@@ -147,10 +147,23 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             "Engine against trainer: log-probability gap",
             (
                 Line("engine/logprob_gap_max", "largest", "discriminator"),
+                Line("engine/logprob_gap_mean", "mean", "student"),
                 Line("engine/off_policy_gap_max", "largest, older weights", "teacher"),
+                Line("engine/off_policy_gap_mean", "mean, older weights", "third"),
             ),
             unit="nats",
             is_log=True,
+        ),
+        Chart(
+            "Importance weight against the engine",
+            (Line("student/tis_weight_mean", "mean", "student"),),
+            unit="ratio",
+            guides=((1.0, "equal"),),
+        ),
+        Chart(
+            "Importance weights at their cap",
+            (Line("student/tis_capped_share", "share of tokens", "discriminator"),),
+            unit="%",
         ),
         Chart(
             "Where a step's time goes",
