@@ -86,11 +86,11 @@ def test_rollouts_that_read_back_otherwise_are_counted(sampler: Sampler, codec: 
     short = by_character(codec, "turn right, turn left")[:CAP]
     whole = codec.encode_response("left")[0]
     in_pieces = (*by_character(codec, "left"), whole[-1])
-    group = read(sampler, codec, "turn right", long, short, whole, in_pieces)
+    group = read(sampler, codec, "turn right", long, short, whole, whole, in_pieces)
     described = describe_rollouts([group])
-    assert described["response/retokenized_share"] == (2, 4)
-    assert described["response/truncated_share"] == (2, 4)
-    assert described["response/length_mean"] == (2 * CAP + len(whole) + 5, 4)
+    assert described["response/retokenized_share"] == (2, 5)
+    assert described["response/truncated_share"] == (2, 5)
+    assert described["response/length_mean"] == (2 * CAP + 2 * len(whole) + 5, 5)
 
 
 # What ends a turn by each template, and every token that ends a response.
