@@ -25,6 +25,11 @@ import torch
 import tyro
 from transformers import Qwen2Config
 
+from megatron_gad.cpu_seam import install_if_needed
+
+install_if_needed()
+
+# isort: split
 from benchmarks.gpu_phases import Case, Options, measure_case
 from benchmarks.step_arithmetic import HEADER, SHAPES, Measured, as_record, as_row, device_named
 from megatron_gad.checks.compute import RECIPE_CAPABILITY, Machine, check_compute, this_machine

@@ -15,6 +15,11 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from megatron_gad.cpu_seam import install_if_needed
+
+install_if_needed()
+
+# isort: split
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
