@@ -1,9 +1,8 @@
 """Builds the Megatron modules of one rank for the shape found in a Hugging Face folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -19,6 +18,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch.nn.functional import silu
 from transformers import PretrainedConfig
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.families import family_of, head_dim, inverse_frequencies, mixture_of
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.models.layers import local_block_spec
@@ -27,36 +28,11 @@ from megatron_gad.models.scorer import ScorerModel
 from megatron_gad.models.sharding_marks import mark_experts, mark_sharded_weights
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """How a model is laid out over ranks and computed; its shape comes from the model folder.
-
-    The fields have Megatron's names and meanings. fp8_format ("hybrid", "e4m3") and all below it
-    need transformer_impl "transformer_engine".
-    """
-
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int | None = None
-    context_parallel_size: int = 1
-    expert_model_parallel_size: int = 1
-    expert_tensor_parallel_size: int | None = None
-    sequence_parallel: bool = False
-    bf16: bool = False
-    recompute_granularity: Literal["full", "selective"] | None = None
-    recompute_method: Literal["uniform", "block"] = "uniform"
-    recompute_num_layers: int = 1
-    transformer_impl: Literal["local", "transformer_engine"] = "local"
-    fp8_format: str | None = None
-    fp8_recipe: str = "delayed"
-    fp8_param_gather: bool = False
-    first_last_layers_bf16: bool = False
-    num_layers_at_start_in_bf16: int = 1
-    num_layers_at_end_in_bf16: int = 1
-
-
 def build_language_model(
-    hf_config: PretrainedConfig, options: ModelOptions, returns_logits: bool = True
+    hf_config: PretrainedConfig,
+    layout: ParallelConfig,
+    compute: ComputeConfig,
+    returns_logits: bool = True,
 ) -> list[torch.nn.Module]:
     """Build this rank's chunks of a language model; the weights are not initialised.
 
@@ -67,7 +43,8 @@ def build_language_model(
 
     Args:
         hf_config: shape, from load_hf_config.
-        options: layout and precision.
+        layout: how ranks share the model.
+        compute: precision, kernels and recompute.
         returns_logits: of all tokens; else see LanguageModel.
 
     Returns:
@@ -84,11 +61,15 @@ def build_language_model(
             share_embeddings_and_output_weights=tied, returns_logits=returns_logits, **arguments
         )
 
-    return _build_chunks(hf_config, options, build)
+    return _build_chunks(hf_config, layout, compute, build)
 
 
 def build_scorer(
-    hf_config: PretrainedConfig, options: ModelOptions, head_std: float = 0.02, seed: int = 0
+    hf_config: PretrainedConfig,
+    layout: ParallelConfig,
+    compute: ComputeConfig,
+    head_std: float = 0.02,
+    seed: int = 0,
 ) -> list[torch.nn.Module]:
     """Build this rank's chunks of the same network with a scalar head.
 
@@ -97,7 +78,8 @@ def build_scorer(
 
     Args:
         hf_config: shape, from load_hf_config.
-        options: layout and precision.
+        layout: how ranks share the model.
+        compute: precision, kernels and recompute.
         head_std: standard deviation of the head's first weights.
         seed: of the head's first weights; the same seed gives the same head at every layout.
 
@@ -109,19 +91,21 @@ def build_scorer(
         generator = torch.Generator().manual_seed(seed)
         return ScorerModel(head_std=head_std, generator=generator, **arguments)
 
-    return _build_chunks(hf_config, options, build)
+    return _build_chunks(hf_config, layout, compute, build)
 
 
-def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> TransformerConfig:
-    """Translate shape and options into Megatron's configuration.
+def transformer_config(
+    hf_config: PretrainedConfig, layout: ParallelConfig, compute: ComputeConfig
+) -> TransformerConfig:
+    """Translate shape, layout and arithmetic into Megatron's configuration.
 
     Raises:
         ValueError: the shape cannot be laid out like that.
     """
-    check_layout(hf_config, options)
+    check_layout(hf_config, layout, compute)
     family = family_of(hf_config)
-    dtype = torch.bfloat16 if options.bf16 else torch.float32
-    interleaved = options.virtual_pipeline_model_parallel_size is not None
+    dtype = torch.bfloat16 if compute.bf16 else torch.float32
+    interleaved = layout.virtual_pipeline_model_parallel_size is not None
     return TransformerConfig(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
@@ -141,13 +125,13 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         bias_activation_fusion=False,
         perform_initialization=False,
         cuda_graph_scope=[],
-        transformer_impl=options.transformer_impl,
-        tensor_model_parallel_size=options.tensor_model_parallel_size,
-        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=options.virtual_pipeline_model_parallel_size,
-        context_parallel_size=options.context_parallel_size,
-        sequence_parallel=options.sequence_parallel,
-        bf16=options.bf16,
+        transformer_impl=compute.transformer_impl,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        sequence_parallel=layout.sequence_parallel,
+        bf16=compute.bf16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         calculate_per_token_loss=True,
@@ -157,13 +141,15 @@ def transformer_config(hf_config: PretrainedConfig, options: ModelOptions) -> Tr
         # Without these an interleaved schedule on two stages silently computes wrong gradients.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        **_recompute(options),
-        **_fp8(options),
-        **_expert_fields(hf_config, options),
+        **_recompute(compute),
+        **_fp8(compute),
+        **_expert_fields(hf_config, layout, compute),
     )
 
 
-def _expert_fields(hf_config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:
+def _expert_fields(
+    hf_config: PretrainedConfig, layout: ParallelConfig, compute: ComputeConfig
+) -> dict[str, Any]:
     """Return Megatron's fields for a mixture of experts; none for a dense model."""
     mixture = mixture_of(hf_config)
     if mixture is None:
@@ -181,59 +167,61 @@ def _expert_fields(hf_config: PretrainedConfig, options: ModelOptions) -> dict[s
         "moe_aux_loss_coeff": 0.0,
         # A list has a checkpoint's layers named one by one, as layers of two kinds have to be.
         "moe_layer_freq": 1 if all(layers) else layers,
-        "moe_grouped_gemm": options.transformer_impl == "transformer_engine",
-        "expert_model_parallel_size": options.expert_model_parallel_size,
-        "expert_tensor_parallel_size": options.expert_tensor_parallel_size,
+        "moe_grouped_gemm": compute.transformer_impl == "transformer_engine",
+        "expert_model_parallel_size": layout.expert_model_parallel_size,
+        "expert_tensor_parallel_size": layout.expert_tensor_parallel_size,
     }
 
 
-def _recompute(options: ModelOptions) -> dict[str, Any]:
+def _recompute(compute: ComputeConfig) -> dict[str, Any]:
     """Return Megatron's options of activation recompute; its method is that of full recompute."""
-    if options.recompute_granularity != "full":
-        return {"recompute_granularity": options.recompute_granularity}
+    if compute.recompute_granularity != "full":
+        return {"recompute_granularity": compute.recompute_granularity}
     return {
         "recompute_granularity": "full",
-        "recompute_method": options.recompute_method,
-        "recompute_num_layers": options.recompute_num_layers,
+        "recompute_method": compute.recompute_method,
+        "recompute_num_layers": compute.recompute_num_layers,
     }
 
 
-def _fp8(options: ModelOptions) -> dict[str, Any]:
+def _fp8(compute: ComputeConfig) -> dict[str, Any]:
     """Return Megatron's options of FP8; its layers enter and leave FP8 by themselves."""
-    if options.fp8_format is None:
+    if compute.fp8_format is None:
         return {}
     return {
-        "fp8": options.fp8_format,
-        "fp8_recipe": options.fp8_recipe,
-        "fp8_param": options.fp8_param_gather,
-        "first_last_layers_bf16": options.first_last_layers_bf16,
-        "num_layers_at_start_in_bf16": options.num_layers_at_start_in_bf16,
-        "num_layers_at_end_in_bf16": options.num_layers_at_end_in_bf16,
+        "fp8": compute.fp8_format,
+        "fp8_recipe": compute.fp8_recipe,
+        "fp8_param": compute.fp8_param_gather,
+        "first_last_layers_bf16": compute.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": compute.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": compute.num_layers_at_end_in_bf16,
     }
 
 
-def padded_vocab_size(hf_config: PretrainedConfig, options: ModelOptions) -> int:
+def padded_vocab_size(hf_config: PretrainedConfig, layout: ParallelConfig) -> int:
     """Return the vocabulary size rounded up so that every tensor parallel rank holds as much."""
-    size = options.tensor_model_parallel_size
+    size = layout.tensor_model_parallel_size
     return -(-hf_config.vocab_size // size) * size
 
 
-def check_layout(hf_config: PretrainedConfig, options: ModelOptions) -> None:
+def check_layout(
+    hf_config: PretrainedConfig, layout: ParallelConfig, compute: ComputeConfig
+) -> None:
     """Check that the shape can be divided over the ranks as asked.
 
     Raises:
         ValueError: names the option, the number it has to divide, and what else is missing.
     """
-    problems = [*size_problems(options), *shape_problems(options, hf_config)]
-    problems += layer_problems(options, options, hf_config)
+    problems = [*size_problems(layout), *shape_problems(layout, hf_config)]
+    problems += layer_problems(layout, compute, hf_config)
     if problems:
         raise ValueError("; ".join(problems))
-    if options.fp8_format is not None and options.transformer_impl != "transformer_engine":
+    if compute.fp8_format is not None and compute.transformer_impl != "transformer_engine":
         raise ValueError(
-            f"fp8_format = {options.fp8_format!r} needs transformer_impl = 'transformer_engine', "
-            f"not {options.transformer_impl!r}"
+            f"fp8_format = {compute.fp8_format!r} needs transformer_impl = 'transformer_engine', "
+            f"not {compute.transformer_impl!r}"
         )
-    if options.transformer_impl == "transformer_engine" and not find_spec("transformer_engine"):
+    if compute.transformer_impl == "transformer_engine" and not find_spec("transformer_engine"):
         raise ValueError(
             "transformer_impl = 'transformer_engine' but Transformer Engine is not installed; "
             "install it or use transformer_impl = 'local'"
@@ -242,13 +230,14 @@ def check_layout(hf_config: PretrainedConfig, options: ModelOptions) -> None:
 
 def _build_chunks(
     hf_config: PretrainedConfig,
-    options: ModelOptions,
+    layout: ParallelConfig,
+    compute: ComputeConfig,
     build: Callable[[dict[str, Any]], GPTModel],
 ) -> list[torch.nn.Module]:
     """Build one chunk per virtual stage, with the arguments that both kinds of model share."""
-    config = transformer_config(hf_config, options)
-    virtual_size = options.virtual_pipeline_model_parallel_size
-    is_local = options.transformer_impl == "local"
+    config = transformer_config(hf_config, layout, compute)
+    virtual_size = layout.virtual_pipeline_model_parallel_size
+    is_local = compute.transformer_impl == "local"
     chunks: list[torch.nn.Module] = []
     for index in range(virtual_size or 1):
         vp_stage = None if virtual_size is None else index
@@ -257,7 +246,7 @@ def _build_chunks(
             {
                 "config": config,
                 "transformer_layer_spec": _block_spec(config, hf_config, vp_stage),
-                "vocab_size": padded_vocab_size(hf_config, options),
+                "vocab_size": padded_vocab_size(hf_config, layout),
                 "max_sequence_length": hf_config.max_position_embeddings,
                 # The local attention rotates by itself.
                 "position_embedding_type": "none" if is_local else "rope",

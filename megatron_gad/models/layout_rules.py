@@ -5,49 +5,13 @@ ask here.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
 from transformers import PretrainedConfig
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.families import mixture_of
 from megatron_gad.models.mixtures import Mixture
-
-
-class Sizes(Protocol):
-    """The sizes of a layout, under Megatron's names."""
-
-    @property
-    def tensor_model_parallel_size(self) -> int: ...
-    @property
-    def pipeline_model_parallel_size(self) -> int: ...
-    @property
-    def virtual_pipeline_model_parallel_size(self) -> int | None: ...
-    @property
-    def context_parallel_size(self) -> int: ...
-    @property
-    def expert_model_parallel_size(self) -> int: ...
-    @property
-    def expert_tensor_parallel_size(self) -> int | None: ...
-    @property
-    def sequence_parallel(self) -> bool: ...
-
-
-class LayerCounts(Protocol):
-    """Options that count a model's layers, under Megatron's names."""
-
-    @property
-    def recompute_granularity(self) -> str | None: ...
-    @property
-    def recompute_method(self) -> str: ...
-    @property
-    def recompute_num_layers(self) -> int: ...
-    @property
-    def first_last_layers_bf16(self) -> bool: ...
-    @property
-    def num_layers_at_start_in_bf16(self) -> int: ...
-    @property
-    def num_layers_at_end_in_bf16(self) -> int: ...
-
 
 # What a rank has a part of -> the sizes whose product has to divide it.
 DIVIDED = {
@@ -59,12 +23,12 @@ DIVIDED = {
 WORLD = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 
 
-def model_group_size(layout: Sizes) -> int:
+def model_group_size(layout: ParallelConfig) -> int:
     """Return the ranks that work on one share of the data: TP x PP x CP."""
     return _product(layout, WORLD)
 
 
-def has_whole_copies_together(layout: Sizes) -> bool:
+def has_whole_copies_together(layout: ParallelConfig) -> bool:
     """Say whether the ranks of one copy of the model follow each other, and so share hosts.
 
     Then all GPUs of a copy can serve the engine that its first rank owns. Megatron allows it where
@@ -76,7 +40,7 @@ def has_whole_copies_together(layout: Sizes) -> bool:
     return per_stage == expert_tensor * layout.expert_model_parallel_size
 
 
-def ranks_beside_the_first(layout: Sizes, world_size: int, host_size: int) -> int:
+def ranks_beside_the_first(layout: ParallelConfig, world_size: int, host_size: int) -> int:
     """Return how many ranks of one copy of the model are on the host of its first rank."""
     block = layout.tensor_model_parallel_size * layout.context_parallel_size
     num_stages = max(1, layout.pipeline_model_parallel_size)
@@ -85,13 +49,13 @@ def ranks_beside_the_first(layout: Sizes, world_size: int, host_size: int) -> in
     return sum(rank < host_size for rank in ranks)
 
 
-def data_parallel_size(layout: Sizes, world_size: int) -> int:
+def data_parallel_size(layout: ParallelConfig, world_size: int) -> int:
     """Return the data ranks of a layout, 1 where it does not divide the world."""
     size = model_group_size(layout)
     return world_size // size if size > 0 and world_size % size == 0 else 1
 
 
-def world_problem(layout: Sizes, world_size: int, table: str = "") -> str | None:
+def world_problem(layout: ParallelConfig, world_size: int, table: str = "") -> str | None:
     """Return what is wrong with a layout in a world of this many ranks, None if nothing is.
 
     table: what stands before the keys in the message, as "parallel.".
@@ -106,7 +70,7 @@ def world_problem(layout: Sizes, world_size: int, table: str = "") -> str | None
     )
 
 
-def expert_world_problem(layout: Sizes, world_size: int, table: str = "") -> str | None:
+def expert_world_problem(layout: ParallelConfig, world_size: int, table: str = "") -> str | None:
     """Return what is wrong with the layout of experts in a world of this many ranks."""
     expert, pipeline = layout.expert_model_parallel_size, layout.pipeline_model_parallel_size
     tensor = expert_tensor_size(layout)
@@ -121,12 +85,12 @@ def expert_world_problem(layout: Sizes, world_size: int, table: str = "") -> str
     )
 
 
-def expert_tensor_size(layout: Sizes) -> int:
+def expert_tensor_size(layout: ParallelConfig) -> int:
     """Return the ranks that share one expert: as many as share a layer, if not given."""
     return layout.expert_tensor_parallel_size or layout.tensor_model_parallel_size
 
 
-def size_problems(layout: Sizes, table: str = "") -> Iterator[str]:
+def size_problems(layout: ParallelConfig, table: str = "") -> Iterator[str]:
     """Yield what is wrong with the sizes by themselves."""
     if layout.sequence_parallel and layout.tensor_model_parallel_size == 1:
         yield (
@@ -150,7 +114,7 @@ def size_problems(layout: Sizes, table: str = "") -> Iterator[str]:
 
 
 def shape_problems(
-    layout: Sizes, shape: PretrainedConfig, table: str = "", model: str = "the model"
+    layout: ParallelConfig, shape: PretrainedConfig, table: str = "", model: str = "the model"
 ) -> Iterator[str]:
     """Yield one message per dimension of a model that the layout does not divide.
 
@@ -172,7 +136,9 @@ def shape_problems(
             )
 
 
-def _expert_problems(layout: Sizes, mixture: Mixture, table: str, model: str) -> Iterator[str]:
+def _expert_problems(
+    layout: ParallelConfig, mixture: Mixture, table: str, model: str
+) -> Iterator[str]:
     """Yield why the experts of a model cannot be shared out like that."""
     expert, num_experts = layout.expert_model_parallel_size, mixture.num_experts
     if expert > 0 and num_experts % expert:
@@ -196,47 +162,47 @@ def _expert_problems(layout: Sizes, mixture: Mixture, table: str, model: str) ->
 
 
 def layer_problems(
-    layout: Sizes,
-    counts: LayerCounts,
+    layout: ParallelConfig,
+    compute: ComputeConfig,
     shape: PretrainedConfig,
     table: str = "",
     model: str = "the model",
 ) -> Iterator[str]:
     """Yield what counts more layers than a pipeline rank has, or others than it can take.
 
-    table: what stands before the keys of counts, as "compute.".
+    table: what stands before the keys of compute, as "compute.".
     """
     size, num_layers = layout.pipeline_model_parallel_size, shape.num_hidden_layers
     chunks = layout.virtual_pipeline_model_parallel_size or 1
     if size < 1 or chunks < 1 or num_layers % (size * chunks):
         return  # shape_problems says so
-    unit, held = counts.recompute_num_layers, num_layers // (size * chunks)
-    is_uniform = (counts.recompute_granularity, counts.recompute_method) == ("full", "uniform")
+    unit, held = compute.recompute_num_layers, num_layers // (size * chunks)
+    is_uniform = (compute.recompute_granularity, compute.recompute_method) == ("full", "uniform")
     if is_uniform and unit > 0 and held % unit:
         yield (
             f"{table}recompute_num_layers = {unit} does not divide the {held} layers of a pipeline "
             f"stage of {model}; use a divisor of it, or {table}recompute_method = 'block'"
         )
-    if not counts.first_last_layers_bf16:
+    if not compute.first_last_layers_bf16:
         return
     held = num_layers // size
     for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
-        if getattr(counts, key) > held:
+        if getattr(compute, key) > held:
             yield (
-                f"{table}{key} = {getattr(counts, key)} is more than the {held} layers that a "
+                f"{table}{key} = {getattr(compute, key)} is more than the {held} layers that a "
                 f"pipeline rank has of {model} (num_hidden_layers = {num_layers}, "
                 f"pipeline_model_parallel_size = {size}); make it at most {held}"
             )
 
 
-def _product(layout: Sizes, keys: tuple[str, ...]) -> int:
+def _product(layout: ParallelConfig, keys: tuple[str, ...]) -> int:
     product = 1
     for key in keys:
         product *= getattr(layout, key) or 1
     return product
 
 
-def _arithmetic(layout: Sizes, keys: tuple[str, ...]) -> str:
+def _arithmetic(layout: ParallelConfig, keys: tuple[str, ...]) -> str:
     """Write the product of the sizes that are not 1 out, as "a 2 x b 3 = 6"; one alone "a = 2"."""
     sizes = {key: getattr(layout, key) for key in keys if getattr(layout, key) not in (None, 1)}
     if len(sizes) == 1:

@@ -7,6 +7,7 @@ shape, with optimizer states and the state of the run beside the weights, which 
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,10 +17,11 @@ import torch
 from megatron.core import dist_checkpointing
 from transformers import PretrainedConfig
 
+from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
 from megatron_gad.files import draft_of
-from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
+from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
@@ -136,7 +138,7 @@ def build_chunks(
     Raises:
         ValueError: the shape cannot be laid out like that.
     """
-    build: Callable[[PretrainedConfig, ModelOptions], Chunks]
+    build: Callable[[PretrainedConfig, ParallelConfig, ComputeConfig], Chunks]
     build = build_language_model if model == "student" else build_scorer
     is_mixture = mixture_of(hf_config) is not None
     if layout.expert_model_parallel_size > 1 and not is_mixture:
@@ -144,16 +146,11 @@ def build_chunks(
             f"expert_model_parallel_size = {layout.expert_model_parallel_size}, but a "
             f"{hf_config.model_type!r} model has no experts to share out; leave it out"
         )
-    options = ModelOptions(
-        tensor_model_parallel_size=layout.tensor_model_parallel_size,
-        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
-        expert_model_parallel_size=layout.expert_model_parallel_size,
-        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
-        # Experts need it under tensor parallelism; the weights are the same.
-        sequence_parallel=is_mixture and layout.tensor_model_parallel_size > 1,
-        bf16=dtype == torch.bfloat16,
-    )
-    return [chunk.to(place.device) for chunk in build(hf_config, options)]
+    # Experts need it under tensor parallelism; the weights are the same.
+    is_sharded = is_mixture and layout.tensor_model_parallel_size > 1
+    layout = replace(layout, sequence_parallel=is_sharded)
+    compute = ComputeConfig(bf16=dtype == torch.bfloat16)
+    return [chunk.to(place.device) for chunk in build(hf_config, layout, compute)]
 
 
 def load_weights(folder: Path, chunks: Chunks) -> None:

@@ -1,15 +1,12 @@
 """What the trainers of a run need to know of its configuration, and what follows from it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.data.partition import MicrobatchBound
-from megatron_gad.models.build import ModelOptions
 
 FP8_TOKENS = 32
-# What the configuration and the model builder name alike.
-SHARED_OPTIONS = {f.name for f in fields(ComputeConfig)} & {f.name for f in fields(ModelOptions)}
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,3 @@ class TrainerSettings:
         layout = self.layout
         is_interleaved = layout.virtual_pipeline_model_parallel_size is not None
         return layout.pipeline_model_parallel_size if is_interleaved else 1
-
-    def model_options(self) -> ModelOptions:
-        """Return the options of the model builder."""
-        return ModelOptions(
-            tensor_model_parallel_size=self.layout.tensor_model_parallel_size,
-            pipeline_model_parallel_size=self.layout.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=self.layout.virtual_pipeline_model_parallel_size,
-            context_parallel_size=self.layout.context_parallel_size,
-            expert_model_parallel_size=self.layout.expert_model_parallel_size,
-            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
-            sequence_parallel=self.layout.sequence_parallel,
-            **{name: getattr(self.compute, name) for name in SHARED_OPTIONS},
-        )

@@ -96,8 +96,9 @@ class Trainer:
     ) -> "Trainer":
         """Build a language model of this shape; its weights are undefined until loaded."""
         with parallel.megatron_state.active():
-            options = settings.model_options()
-            chunks: list[Any] = build_language_model(hf_config, options, returns_logits=False)
+            chunks: list[Any] = build_language_model(
+                hf_config, settings.layout, settings.compute, returns_logits=False
+            )
             head = LanguageHead(chunks[-1], settings.compute.logprob_chunk_size)
             return cls(chunks, hf_config, head, parallel, config, settings)
 
@@ -110,10 +111,11 @@ class Trainer:
         settings: TrainerSettings,
     ) -> "Trainer":
         """Build the same network with a scalar head drawn from the run's seed."""
-        options = settings.model_options()
         head = ScoreHead(config.score)
         with parallel.megatron_state.active():
-            chunks = build_scorer(hf_config, options, config.head_std, settings.seed)
+            chunks = build_scorer(
+                hf_config, settings.layout, settings.compute, config.head_std, settings.seed
+            )
             return cls(chunks, hf_config, head, parallel, config, settings)
 
     def begin_stage(self, lr: float, total_steps: int, reset_optimizer: bool = False) -> None:

@@ -16,24 +16,26 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.distributed import all_gather, all_reduce
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.attention import context_parallel_positions
-from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
+from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from tests.distributed.layouts import ALL_LAYOUTS, EVERYWHERE, HEAD_STD, SEED
+from tests.distributed.layouts import ALL_LAYOUTS, EVERYWHERE, HEAD_STD, RECOMPUTED, SEED
 from tests.distributed.workers import drop_groups, save
 
 
-def initialize(options: ModelOptions) -> None:
+def initialize(layout: ParallelConfig) -> None:
     """Make the process groups of a layout; the ranks left over are data parallel copies."""
     drop_groups()
     mpu.initialize_model_parallel(
-        tensor_model_parallel_size=options.tensor_model_parallel_size,
-        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=options.virtual_pipeline_model_parallel_size,
-        context_parallel_size=options.context_parallel_size,
-        expert_model_parallel_size=options.expert_model_parallel_size,
-        expert_tensor_parallel_size=options.expert_tensor_parallel_size,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
     )
     model_parallel_cuda_manual_seed(SEED)
 
@@ -133,14 +135,15 @@ def whole_output(output: Tensor, is_vocabulary: bool) -> Tensor:
 
 def run_case(folder: Path, case: str, layout: str, inputs: dict[str, Tensor]) -> None:
     """Load, run and export one model at one layout; writes CASE-LAYOUT.*.pt."""
-    options = ALL_LAYOUTS[layout]
+    ranks = ALL_LAYOUTS[layout]
+    compute = ComputeConfig(recompute_granularity="full" if layout in RECOMPUTED else None)
     is_scorer = case.startswith("scorer")
     hf_folder = folder / case.removeprefix("scorer-")
     hf_config = load_hf_config(hf_folder)
     if is_scorer:
-        chunks = build_scorer(hf_config, options, head_std=HEAD_STD, seed=SEED)
+        chunks = build_scorer(hf_config, ranks, compute, head_std=HEAD_STD, seed=SEED)
     else:
-        chunks = build_language_model(hf_config, options)
+        chunks = build_language_model(hf_config, ranks, compute)
     load_hf_weights(chunks, hf_config, hf_folder)
     exported = dict(export_hf_weights(chunks, hf_config))
     weights = inputs["score_weights" if is_scorer else "logit_weights"]
@@ -167,8 +170,8 @@ def main(folder: Path) -> None:
     """Run all cases at all layouts."""
     torch.distributed.init_process_group("gloo")
     inputs = torch.load(folder / "inputs.pt")
-    for layout, options in ALL_LAYOUTS.items():
-        initialize(options)
+    for layout, ranks in ALL_LAYOUTS.items():
+        initialize(ranks)
         for case in (case for case, where in EVERYWHERE if where == layout):
             run_case(folder, case, layout, inputs)
             torch.distributed.barrier()

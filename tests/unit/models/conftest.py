@@ -7,8 +7,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-from megatron_gad.models.build import ModelOptions
-
 
 @pytest.fixture(scope="module", autouse=True)
 def single_rank() -> Iterator[None]:
@@ -19,9 +17,3 @@ def single_rank() -> Iterator[None]:
     yield
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
-
-
-@pytest.fixture
-def options() -> ModelOptions:
-    """The layout on a single rank."""
-    return ModelOptions()

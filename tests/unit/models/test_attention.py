@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.attention import (
     CoreAttention,
     RotaryTable,
@@ -11,7 +13,7 @@ from megatron_gad.models.attention import (
     one_per_head,
     packed_lengths,
 )
-from megatron_gad.models.build import ModelOptions, transformer_config
+from megatron_gad.models.build import transformer_config
 from megatron_gad.models.families import load_hf_config
 from tests.tiny import make_hf_folder
 
@@ -21,7 +23,9 @@ HEADS, GROUPS, WIDTH = 4, 2, 8
 @pytest.fixture
 def attention(tmp_path) -> CoreAttention:
     """Attention with two query groups of two heads, and no rotation."""
-    config = transformer_config(load_hf_config(make_hf_folder(tmp_path)), ModelOptions())
+    config = transformer_config(
+        load_hf_config(make_hf_folder(tmp_path)), ParallelConfig(), ComputeConfig()
+    )
     return CoreAttention(RotaryTable(torch.zeros(WIDTH // 2)), config)
 
 
@@ -72,7 +76,9 @@ def test_heads_of_a_group_share_keys_and_values_where_these_are_repeated(
 
 
 def test_packed_sequences_do_not_see_each_other(tmp_path) -> None:
-    config = transformer_config(load_hf_config(make_hf_folder(tmp_path)), ModelOptions())
+    config = transformer_config(
+        load_hf_config(make_hf_folder(tmp_path)), ParallelConfig(), ComputeConfig()
+    )
     attention = CoreAttention(RotaryTable(torch.tensor([1.0, 0.3, 0.1, 0.03])), config)
     query, key, value = random_qkv(9, 1)
     assert packed_lengths([4, 1, 4], torch.device("cpu")).cu_seqlens_q.tolist() == [0, 4, 5, 9]

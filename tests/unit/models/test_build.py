@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.build import (
-    ModelOptions,
     build_language_model,
     build_scorer,
     padded_vocab_size,
@@ -34,16 +35,18 @@ MODELS = [
     ("mixtral", {}),
 ]
 
+PLAIN = ComputeConfig()
+
 
 def random_tokens(num_rows: int = 3, num_tokens: int = 11) -> Tensor:
     """Draw token ids [B, T]."""
     return torch.randint(97, (num_rows, num_tokens), generator=torch.Generator().manual_seed(1))
 
 
-def loaded(folder: Path, options: ModelOptions) -> torch.nn.Module:
+def loaded(folder: Path, compute: ComputeConfig = PLAIN) -> torch.nn.Module:
     """Build and load a language model on this rank."""
     config = load_hf_config(folder)
-    chunks = build_language_model(config, options)
+    chunks = build_language_model(config, ParallelConfig(), compute)
     load_hf_weights(chunks, config, folder)
     return chunks[0]
 
@@ -67,10 +70,10 @@ def gradients(model: torch.nn.Module, folder: Path, tokens: Tensor) -> dict[str,
 
 @pytest.mark.parametrize(("family", "fields"), MODELS)
 def test_logits_and_gradients_equal_those_of_transformers(
-    tmp_path: Path, options: ModelOptions, family: str, fields: dict[str, Any]
+    tmp_path: Path, family: str, fields: dict[str, Any]
 ) -> None:
     folder = make_hf_folder(tmp_path, family, **fields)
-    model, reference = loaded(folder, options), AutoModelForCausalLM.from_pretrained(folder)
+    model, reference = loaded(folder), AutoModelForCausalLM.from_pretrained(folder)
     tokens = random_tokens()
     expected = reference(tokens).logits
     torch.testing.assert_close(call(model, tokens), expected, atol=1e-5, rtol=1e-5)
@@ -87,10 +90,8 @@ def test_logits_and_gradients_equal_those_of_transformers(
         torch.testing.assert_close(computed[name], gradient, atol=1e-5 * scale, rtol=1e-4)
 
 
-def test_padding_on_the_right_changes_nothing_before_it(
-    tmp_path: Path, options: ModelOptions
-) -> None:
-    model = loaded(make_hf_folder(tmp_path), options)
+def test_padding_on_the_right_changes_nothing_before_it(tmp_path: Path) -> None:
+    model = loaded(make_hf_folder(tmp_path))
     tokens = random_tokens()
     padded = torch.nn.functional.pad(tokens, (0, 5))
     torch.testing.assert_close(call(model, padded)[:, :11], call(model, tokens))
@@ -99,9 +100,9 @@ def test_padding_on_the_right_changes_nothing_before_it(
 @pytest.mark.parametrize("granularity", ["full", "selective"])
 def test_recomputing_activations_keeps_the_gradients(tmp_path: Path, granularity: Any) -> None:
     folder = make_hf_folder(tmp_path)
-    kept = gradients(loaded(folder, ModelOptions()), folder, random_tokens())
-    options = ModelOptions(recompute_granularity=granularity)
-    recomputed = gradients(loaded(folder, options), folder, random_tokens())
+    kept = gradients(loaded(folder), folder, random_tokens())
+    compute = ComputeConfig(recompute_granularity=granularity)
+    recomputed = gradients(loaded(folder, compute), folder, random_tokens())
     for name, gradient in kept.items():
         torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=0)
 
@@ -109,8 +110,8 @@ def test_recomputing_activations_keeps_the_gradients(tmp_path: Path, granularity
 def test_bf16_stays_near_float32(tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path)
     tokens = random_tokens()
-    exact = call(loaded(folder, ModelOptions()), tokens)
-    rounded = call(loaded(folder, ModelOptions(bf16=True)), tokens)
+    exact = call(loaded(folder), tokens)
+    rounded = call(loaded(folder, ComputeConfig(bf16=True)), tokens)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     error = (rounded.float() - exact).abs().mean()
     reference_error = (reference(tokens).logits.float() - exact).abs().mean()
@@ -118,12 +119,10 @@ def test_bf16_stays_near_float32(tmp_path: Path) -> None:
     assert error < 1.5 * reference_error
 
 
-def test_a_scorer_applies_its_head_to_the_last_hidden_states(
-    tmp_path: Path, options: ModelOptions
-) -> None:
+def test_a_scorer_applies_its_head_to_the_last_hidden_states(tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path)
     config = load_hf_config(folder)
-    chunks = build_scorer(config, options, head_std=0.3, seed=7)
+    chunks = build_scorer(config, ParallelConfig(), ComputeConfig(), head_std=0.3, seed=7)
     load_hf_weights(chunks, config, folder)
     tokens = random_tokens()
     reference = AutoModelForCausalLM.from_pretrained(folder).model
@@ -149,20 +148,20 @@ class AllocatedRows(TorchDispatchMode):
         return result
 
 
-def test_a_scorer_allocates_the_vocabulary_once_for_the_embedding(
-    tmp_path: Path, options: ModelOptions
-) -> None:
+def test_a_scorer_allocates_the_vocabulary_once_for_the_embedding(tmp_path: Path) -> None:
     config = load_hf_config(make_hf_folder(tmp_path))
     with AllocatedRows(97) as language_model:
-        build_language_model(config, options)
+        build_language_model(config, ParallelConfig(), PLAIN)
     with AllocatedRows(97) as scorer:
-        build_scorer(config, options)
+        build_scorer(config, ParallelConfig(), ComputeConfig())
     assert (language_model.count, scorer.count) == (2, 1)
 
 
 def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_ranks(tmp_path: Path) -> None:
     config = load_hf_config(make_hf_folder(tmp_path))
-    sizes = [padded_vocab_size(config, ModelOptions(tensor_model_parallel_size=n)) for n in (1, 2)]
+    sizes = [
+        padded_vocab_size(config, ParallelConfig(tensor_model_parallel_size=n)) for n in (1, 2)
+    ]
     assert sizes == [97, 98]
 
 
@@ -179,11 +178,24 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_ranks(tmp_path: Pa
             {"virtual_pipeline_model_parallel_size": 2},
             "pipeline_model_parallel_size = 1; make",
         ),
+        ({"sequence_parallel": True}, "tensor_model_parallel_size = 1; make it 2"),
+    ],
+)
+def test_an_impossible_layout_is_refused_by_name(
+    tmp_path: Path, layout: dict[str, Any], named: str
+) -> None:
+    config = load_hf_config(make_hf_folder(tmp_path))
+    with pytest.raises(ValueError, match=named):
+        build_language_model(config, ParallelConfig(**layout), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("compute", "named"),
+    [
         (
             {"recompute_granularity": "full", "recompute_num_layers": 3},
             "recompute_num_layers = 3 does not divide the 2 layers",
         ),
-        ({"sequence_parallel": True}, "tensor_model_parallel_size = 1; make it 2"),
         ({"fp8_format": "hybrid"}, "transformer_impl = 'transformer_engine'"),
         pytest.param(
             {"transformer_impl": "transformer_engine"},
@@ -192,12 +204,12 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_ranks(tmp_path: Pa
         ),
     ],
 )
-def test_an_impossible_layout_is_refused_by_name(
-    tmp_path: Path, layout: dict[str, Any], named: str
+def test_arithmetic_that_a_model_cannot_have_is_refused_by_name(
+    tmp_path: Path, compute: dict[str, Any], named: str
 ) -> None:
     config = load_hf_config(make_hf_folder(tmp_path))
     with pytest.raises(ValueError, match=named):
-        build_language_model(config, ModelOptions(**layout))
+        build_language_model(config, ParallelConfig(), ComputeConfig(**compute))
 
 
 @pytest.mark.parametrize(
@@ -213,4 +225,4 @@ def test_an_impossible_layout_of_experts_is_refused_by_name(
 ) -> None:
     config = load_hf_config(make_hf_folder(tmp_path, "qwen3_moe"))
     with pytest.raises(ValueError, match=named):
-        build_language_model(config, ModelOptions(**layout))
+        build_language_model(config, ParallelConfig(**layout), PLAIN)

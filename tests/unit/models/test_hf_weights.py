@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models import hf_folder
-from megatron_gad.models.build import ModelOptions, build_language_model, build_scorer
+from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
@@ -26,7 +28,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 def exported(folder: Path, source: Any) -> dict[str, Tensor]:
     """Load a language model of the folder's shape from a source and export it."""
     config = load_hf_config(folder)
-    chunks = build_language_model(config, ModelOptions())
+    chunks = build_language_model(config, ParallelConfig(), ComputeConfig())
     load_hf_weights(chunks, config, source)
     return dict(export_hf_weights(chunks, config))
 
@@ -59,7 +61,7 @@ def test_a_folder_in_several_files_is_read_through_its_index(tmp_path: Path) -> 
 def test_exported_tensors_do_not_change_with_the_model(tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path)
     config = load_hf_config(folder)
-    chunks = build_language_model(config, ModelOptions())
+    chunks = build_language_model(config, ParallelConfig(), ComputeConfig())
     load_hf_weights(chunks, config, folder)
     kept = dict(export_hf_weights(chunks, config))
     with torch.no_grad():
@@ -166,7 +168,7 @@ def test_derived_frequencies_in_older_files_are_skipped(tmp_path: Path) -> None:
 def test_a_scorer_keeps_its_head_unless_the_source_has_one(tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path)
     config = load_hf_config(folder)
-    chunks = build_scorer(config, ModelOptions(), head_std=0.3, seed=3)
+    chunks = build_scorer(config, ParallelConfig(), ComputeConfig(), head_std=0.3, seed=3)
     load_hf_weights(chunks, config, folder)
     drawn = torch.randn(1, 32, generator=torch.Generator().manual_seed(3)) * 0.3
     expected = tensors_of(folder) | {"score.weight": drawn}
@@ -211,7 +213,7 @@ def test_a_folder_that_holds_no_model_is_not_replaced(tmp_path: Path) -> None:
 def test_a_written_scorer_is_a_sequence_classifier_for_transformers(tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path / "in", "qwen3", tie=True)
     config = load_hf_config(folder)
-    chunks = build_scorer(config, ModelOptions(), head_std=0.3)
+    chunks = build_scorer(config, ParallelConfig(), ComputeConfig(), head_std=0.3)
     load_hf_weights(chunks, config, folder)
     save_hf_folder(export_hf_weights(chunks, config), config, folder, tmp_path / "out")
     tokens = torch.arange(1, 13).view(2, 6)
