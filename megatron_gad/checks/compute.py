@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 from packaging.version import Version
 
-from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.checks.values import POSITIVE, violations
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.environment import local_rank
@@ -127,8 +127,6 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
             "compute.first_last_layers_bf16 = True does not go with fp8_recipe = 'delayed', whose "
             "scales are taken over all layers; use 'tensorwise', 'blockwise' or 'mxfp8'"
         )
-    layers = ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
-    yield from violations("compute", compute, dict.fromkeys(layers, NOT_NEGATIVE))
 
 
 def _check_recipe(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
@@ -209,11 +207,6 @@ def _check_optimizer_memory(
     """Yield what keeps the optimizer from holding less on the device."""
     offloads, is_aware = compute.optimizer_cpu_offload, compute.use_precision_aware_optimizer
     has_own_main = compute.fp8_format is not None and compute.fp8_recipe != "delayed"
-    if not 0 < compute.optimizer_offload_fraction <= 1:
-        yield (
-            f"compute.optimizer_offload_fraction = {compute.optimizer_offload_fraction} is not "
-            "allowed; give a value above 0 and at most 1, the part of the states that leaves"
-        )
     if offloads and machine.capability is None:
         yield (
             "compute.optimizer_cpu_offload = True moves states from a GPU to the host, and there "

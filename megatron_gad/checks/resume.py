@@ -40,7 +40,7 @@ RULES: dict[Change, dict[str, str]] = {
     "told": {
         "": "stages",  # those that have begun are compared when the checkpoint is loaded
         "compute": "bf16 transformer_impl fp8_format fp8_recipe fp8_param_gather "
-        "first_last_layers_bf16 num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 "
+        "first_last_layers_bf16 "
         "use_precision_aware_optimizer exp_avg_dtype exp_avg_sq_dtype main_params_dtype",
         "data": "eval_path",
         "student": OPTIMIZER,
@@ -56,7 +56,7 @@ RULES: dict[Change, dict[str, str]] = {
     "free": {
         "parallel": LAYOUT + " use_distributed_optimizer distributed_timeout_minutes",
         "compute": "micro_batch_size max_tokens_per_microbatch recompute_granularity "
-        "recompute_method recompute_num_layers optimizer_cpu_offload optimizer_offload_fraction "
+        "recompute_method recompute_num_layers optimizer_cpu_offload "
         "pack_sequences logprob_chunk_size",
         "checkpoint": "save load override_config save_interval keep_last export export_stages",
         "log": "log_interval samples_interval tensorboard wandb_project",

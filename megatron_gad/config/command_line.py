@@ -14,7 +14,14 @@ from typing import Annotated
 
 import tyro
 
-from megatron_gad.config.flags import FLAT, flag_names, refuse_unknown, take_passed_on
+from megatron_gad.config.flags import (
+    FLAT,
+    flag_names,
+    refuse_unknown,
+    removed_flags,
+    take_passed_on,
+)
+from megatron_gad.config.removed import removed_keys
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import read_toml
@@ -62,7 +69,7 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
     """
     source = argv[0] if argv and not argv[0].startswith("-") else ""
     defaults = read_toml(Path(source), RunConfig) if source else RunConfig()
-    own = {field.name for field in fields(SGLangConfig)}
+    own = {field.name for field in fields(SGLangConfig)} | removed_keys("sglang")
     arguments, server_args = take_passed_on(argv, "sglang", own)
     # Every rank parses the same words; one is enough to say what is wrong with them.
     with nullcontext() if environment_rank() == 0 else redirect_stderr(StringIO()):
@@ -74,7 +81,7 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
             console_outputs=environment_rank() == 0,
             return_unknown_args=True,
         )
-    refuse_unknown(unknown, known=flag_names(RunConfig, CliOptions))
+    refuse_unknown(unknown, flag_names(RunConfig, CliOptions), removed_flags(RunConfig))
     if command.options.config != source:
         raise ValueError(
             f"configuration file {command.options.config!r} comes after a flag; "

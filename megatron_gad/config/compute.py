@@ -28,9 +28,7 @@ class ComputeConfig:
             many pipeline ranks for both models.
         fp8_param_gather: hold weights in FP8 and gather them so; needs the distributed optimizer,
             and "tensorwise" or "blockwise".
-        first_last_layers_bf16: leave the first and last layers out of FP8; not with "delayed".
-        num_layers_at_start_in_bf16: the first ones that first_last_layers_bf16 leaves out.
-        num_layers_at_end_in_bf16: the last ones.
+        first_last_layers_bf16: leave the first and the last layer out of FP8; not with "delayed".
         recompute_granularity: recompute whole layers ("full") or attention ("selective") in the
             backward pass; None keeps activations.
         recompute_method: "full" for units of layers that cover the stage ("uniform"), or for some
@@ -42,7 +40,6 @@ class ComputeConfig:
         main_params_dtype: of the main weights.
         optimizer_cpu_offload: optimizer states and step on the host, all in float32; needs bf16 and
             use_precision_aware_optimizer, and stages without a discriminator.
-        optimizer_offload_fraction: the part of the states that optimizer_cpu_offload moves.
         pack_sequences: run the rows of a microbatch as one sequence without padding; None packs
             where attention takes it: without context parallelism, and not in fp32 of Transformer
             Engine.
@@ -57,8 +54,6 @@ class ComputeConfig:
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
     fp8_param_gather: bool = False
     first_last_layers_bf16: bool = False
-    num_layers_at_start_in_bf16: int = 1
-    num_layers_at_end_in_bf16: int = 1
     recompute_granularity: Literal["full", "selective"] | None = None
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_num_layers: int = 1
@@ -67,6 +62,5 @@ class ComputeConfig:
     exp_avg_sq_dtype: MomentType = "fp32"
     main_params_dtype: Literal["fp32", "fp16"] = "fp32"
     optimizer_cpu_offload: bool = False
-    optimizer_offload_fraction: float = 1.0
     pack_sequences: Switch = None
     logprob_chunk_size: int = 1024

@@ -1,12 +1,13 @@
 """Names of flags: which sections are flat, which flags exist or pass on, what a wrong one meant."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import tyro
 
+from megatron_gad.config.removed import REMOVED
 from megatron_gad.config.rollout import ArgumentValue
 
 # Marks a section whose fields are flags without the section's name: Megatron's.
@@ -21,12 +22,30 @@ def flag_names(*kinds: type[Any]) -> set[str]:
         for field in fields(kind):
             section = next(iter(get_args(hints[field.name])), hints[field.name])
             if not is_dataclass(section):
-                names.add(field.name)
+                names.add(_flag(field.name))
                 continue
-            is_flat = FLAT in getattr(hints[field.name], "__metadata__", ())
-            prefix = "" if is_flat else f"{field.name}."
-            names |= {prefix + inner.name for inner in fields(section)}
-    return {"--" + name.replace("_", "-") for name in names}
+            prefix = _prefix(hints[field.name], field.name)
+            names |= {_flag(prefix + inner.name) for inner in fields(section)}
+    return names
+
+
+def removed_flags(kind: type[Any]) -> dict[str, str]:
+    """Return the flags of a configuration's keys that are refused by name, with their remedies."""
+    hints = get_type_hints(kind, include_extras=True)
+    found: dict[str, str] = {}
+    for key, remedy in REMOVED.items():
+        section, _, name = key.rpartition(".")
+        found[_flag(_prefix(hints[section], section) + name)] = remedy
+    return found
+
+
+def _prefix(hint: Any, section: str) -> str:
+    """Return what the flags of a section begin with."""
+    return "" if FLAT in getattr(hint, "__metadata__", ()) else f"{section}."
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def take_passed_on(
@@ -83,13 +102,16 @@ def _typed(text: str) -> bool | int | float | str:
     return text
 
 
-def refuse_unknown(arguments: Sequence[str], known: set[str]) -> None:
+def refuse_unknown(arguments: Sequence[str], known: set[str], removed: Mapping[str, str]) -> None:
     """Raise ValueError naming all unknown flags, each with the nearest that exists.
 
     arguments: what the parser could not place; the values of unknown flags among them.
+    removed: flags that are refused by name, with their remedies.
     """
     problems = [
-        f"unknown flag {flag}; {_remedy(flag, known)}"
+        f"{flag} is no longer a flag: {removed[flag]}"
+        if flag in removed
+        else f"unknown flag {flag}; {_remedy(flag, known)}"
         for flag in (argument.split("=")[0] for argument in arguments)
         if flag.startswith("--")
     ]

@@ -11,6 +11,8 @@ import pydantic
 import tomli
 import tomli_w
 
+from megatron_gad.config.removed import REMOVED
+
 T = TypeVar("T")
 
 
@@ -84,7 +86,9 @@ def _unknown_keys(tables: Mapping[str, Any], kind: type) -> Iterator[str]:
         elif name in sections and isinstance(value, dict):
             known = _field_names(sections[name])
             for key in cast(dict[str, Any], value):
-                if key not in known:
+                if f"{name}.{key}" in REMOVED:
+                    yield f"{name}.{key} is no longer a setting: {REMOVED[f'{name}.{key}']}"
+                elif key not in known:
                     yield f"unknown key {key!r} in [{name}]; {_nearest(key, known, sections)}"
 
 

@@ -193,8 +193,6 @@ def _fp8(compute: ComputeConfig) -> dict[str, Any]:
         "fp8_recipe": compute.fp8_recipe,
         "fp8_param": compute.fp8_param_gather,
         "first_last_layers_bf16": compute.first_last_layers_bf16,
-        "num_layers_at_start_in_bf16": compute.num_layers_at_start_in_bf16,
-        "num_layers_at_end_in_bf16": compute.num_layers_at_end_in_bf16,
     }
 
 

@@ -183,16 +183,6 @@ def layer_problems(
             f"{table}recompute_num_layers = {unit} does not divide the {held} layers of a pipeline "
             f"stage of {model}; use a divisor of it, or {table}recompute_method = 'block'"
         )
-    if not compute.first_last_layers_bf16:
-        return
-    held = num_layers // size
-    for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
-        if getattr(compute, key) > held:
-            yield (
-                f"{table}{key} = {getattr(compute, key)} is more than the {held} layers that a "
-                f"pipeline rank has of {model} (num_hidden_layers = {num_layers}, "
-                f"pipeline_model_parallel_size = {size}); make it at most {held}"
-            )
 
 
 def _product(layout: ParallelConfig, keys: tuple[str, ...]) -> int:

@@ -63,8 +63,7 @@ def _precision(compute: ComputeConfig) -> Precision:
         precision = replace(precision, working=0)
     if compute.optimizer_cpu_offload:
         # What stays is as large as without: offload has float32 states only.
-        held = round(precision.optimizer * (1 - compute.optimizer_offload_fraction))
-        return replace(precision, optimizer=held)
+        return replace(precision, optimizer=0)
     if not compute.use_precision_aware_optimizer:
         return precision
     types = (compute.main_params_dtype, compute.exp_avg_dtype, compute.exp_avg_sq_dtype)

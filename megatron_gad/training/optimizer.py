@@ -43,7 +43,7 @@ def build_optimizer(
         exp_avg_sq_dtype=TYPES[compute.exp_avg_sq_dtype],
         main_params_dtype=TYPES[compute.main_params_dtype],
         optimizer_cpu_offload=compute.optimizer_cpu_offload,
-        optimizer_offload_fraction=compute.optimizer_offload_fraction,
+        optimizer_offload_fraction=1.0,
     )
     optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     find_float32_weights_first(optimizer)

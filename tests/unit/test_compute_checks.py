@@ -132,12 +132,6 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
         "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
         "set compute.use_precision_aware_optimizer = true too",
     ),
-    (
-        NOTHING,
-        {"optimizer_offload_fraction": 0.0},
-        "compute.optimizer_offload_fraction = 0.0 is not allowed; give a value above 0 and at most "
-        "1, the part of the states that leaves",
-    ),
 ]
 
 

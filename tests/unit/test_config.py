@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gad.config.command_line import load_config
+from megatron_gad.config.removed import REMOVED
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import parse_toml, read_toml, section_types, to_toml
 from tests.tiny_run import make_run
@@ -269,3 +270,14 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
     for name, section in section_types(RunConfig).items():
         for key, default in dataclasses.asdict(section()).items():
             assert f"| `{key}` | {written(default)} |" in tables[name], (name, key)
+
+
+def test_a_key_that_was_taken_away_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    instead = "optimizer_cpu_offload moves all states; leave this key out"
+    with pytest.raises(ValueError, match=f"compute.optimizer_offload_fraction is.*: {instead}"):
+        parse_toml("[compute]\noptimizer_offload_fraction = 0.5", RunConfig, source="x")
+    with pytest.raises(ValueError, match=f"^--optimizer-offload-fraction is.*: {instead}$"):
+        load_config(["--optimizer-offload-fraction", "0.5"])
+    for key in REMOVED:
+        section, _, name = key.rpartition(".")
+        assert name not in {f.name for f in dataclasses.fields(section_types(RunConfig)[section])}

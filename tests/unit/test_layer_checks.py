@@ -79,26 +79,6 @@ def test_a_discriminator_from_the_student_is_held_to_its_own_pipeline(good: RunC
     ]
 
 
-def test_no_more_layers_stay_out_of_fp8_than_a_pipeline_rank_has(good: RunConfig) -> None:
-    def messages(config: RunConfig, **counts: int) -> list[str]:
-        fp8 = {"fp8_format": "hybrid", "fp8_recipe": "tensorwise", "first_last_layers_bf16": True}
-        found = check_config(computed(config, bf16=True, **fp8, **counts), world_size=2)
-        return [message for message in found if "_in_bf16" in message]
-
-    at_start, at_end = "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"
-    assert messages(good, **{at_start: 2, at_end: 2}) == []
-    assert messages(good, **{at_start: 3}) == [
-        f"compute.{at_start} = 3 is more than the 2 layers that a pipeline rank has of "
-        f"student.path = {good.student.path!r} (num_hidden_layers = 2, "
-        "pipeline_model_parallel_size = 1); make it at most 2"
-    ]
-    of_scorer = f"of discriminator.path = {good.discriminator.path!r} (num_hidden_layers = 6, "
-    assert messages(staged(good, 1, 2), **{at_end: 4})[1:] == [
-        f"compute.{at_end} = 4 is more than the 3 layers that a pipeline rank has {of_scorer}"
-        "pipeline_model_parallel_size = 2); make it at most 3"
-    ]
-
-
 def test_whole_blocks_of_hidden_states_are_gathered(good: RunConfig) -> None:
     def messages(recipe: str, **layout: int | bool) -> list[str]:
         parallel = replace(good.parallel, **layout)
@@ -114,8 +94,3 @@ def test_whole_blocks_of_hidden_states_are_gathered(good: RunConfig) -> None:
         f"their 128 values do not divide hidden_size = 32 of student.path = {good.student.path!r}; "
         "use 'tensorwise', or leave sequence_parallel out"
     ]
-
-
-def test_counts_that_are_not_in_use_bound_nothing(good: RunConfig) -> None:
-    config = computed(good, num_layers_at_start_in_bf16=9)
-    assert check_config(config, world_size=1) == []
