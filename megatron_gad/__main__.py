@@ -16,14 +16,7 @@ from megatron_gad.environment import (
     environment_world_size,
     launched_without_torchrun,
 )
-from megatron_gad.errors import RunStoppedError
-
-# What the shell sees where the input is at fault; argparse and its relatives use the same.
-BAD_INPUT = 2
-# ... where a rule stopped the run, and else: Python's own, and a shell's for SIGINT.
-STOPPED = 3
-FAILED = 1
-INTERRUPTED = 130
+from megatron_gad.errors import BAD_INPUT, FAILED, INTERRUPTED, STOPPED, RunStoppedError
 
 
 def main() -> int:

@@ -1,8 +1,16 @@
-"""The one exception that ends a run on purpose, and failures that must not end one."""
+"""The one exception that ends a run on purpose, failures that must not end one, and statuses."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Exit statuses of the command. Python has 1 too, argparse and its relatives 2, and a shell 130.
+FAILED = 1
+BAD_INPUT = 2
+STOPPED = 3
+HUNG = 4
+ORPHANED = 5
+INTERRUPTED = 130
 
 
 class RunStoppedError(RuntimeError):

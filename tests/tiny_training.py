@@ -11,6 +11,7 @@ from torch.distributed import all_gather
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
+from megatron_gad.data.batching import AnyBatch, take_rows
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.parallel import Parallel
@@ -23,6 +24,12 @@ ROWS = ((3, 4), (5, 1), (2, 0), (4, 0), (6, 5), (1, 2), (7, 4), (2, 8))
 GROUP_SIZE = 3
 # The same for two groups of the teacher's row and three rollouts.
 PAIR_ROWS = ((4, 3), (4, 1), (4, 6), (4, 2), (2, 8), (2, 5), (2, 7), (2, 1))
+
+
+def widened(batch: AnyBatch, width: int) -> AnyBatch:
+    """Return a batch with more padding: as many tokens a row as ``width``, which none is over."""
+    assert width >= int(batch.lengths.max())
+    return take_rows(batch, range(len(batch.lengths)), multiple_of=width)
 
 
 def student_batch(vocab_size: int, rows: tuple[tuple[int, int], ...] = ROWS) -> Batch:

@@ -122,12 +122,6 @@ def count_tokens(batch: Batch | PairBatch) -> int:
     return int(batch.lengths[rows].sum())
 
 
-def pad_to(batch: AnyBatch, width: int) -> AnyBatch:
-    """Return the batch widened to ``width`` tokens a row; nothing that is read changes."""
-    assert width >= batch.tokens.shape[1], (width, batch.tokens.shape[1])
-    return dataclasses.replace(batch, **_with_width(_tensors(batch), width))
-
-
 def _padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens [B, T] int64, lengths [B] int64, response_mask [B, T] bool of the rows.
 

@@ -20,11 +20,9 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_gad.config.run_control import WatchdogConfig
+from megatron_gad.errors import HUNG, ORPHANED
 from megatron_gad.files import replace_text
 
-# What the shell sees; the codes before it are those of __main__.
-HUNG = 4
-ORPHANED = 5
 HEARTBEATS_FOLDER = "heartbeats"
 ALARM = "alarm"
 POLL_S = 1.0

@@ -1,14 +1,12 @@
 """Batches hold every row's tokens, masks and facts, however they are cut and padded."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from megatron_gad.data.batching import (
-    pad_to,
     pair_batch,
     policy_batch,
     take_rows,
@@ -191,22 +189,6 @@ def test_untrained_rows_have_one_token_and_no_part_in_any_sum() -> None:
     assert empty.lengths.tolist() == [1, 1, 1]
     assert empty.score_gradients is not None
     assert not (empty.trained.any() or empty.score_gradients.any() or empty.response_mask.any())
-
-
-def test_padding_widens_without_changing_what_is_read() -> None:
-    batches: list[Any] = [full_policy_batch(), pair_batch(GROUPS, num_trained=1)]
-    for batch in batches:
-        wide = pad_to(batch, 20)
-        assert wide.tokens.shape == (len(batch.lengths), 20)
-        assert wide.tokens.dtype == torch.int64
-        assert wide.response_mask.dtype == torch.bool
-        assert_same_rows(wide, batch, list(range(len(batch.lengths))))
-        back = take_rows(wide, range(len(batch.lengths)))
-        for name, value in vars(batch).items():
-            same = torch.equal(getattr(back, name), value) if isinstance(value, Tensor) else True
-            assert same, name
-    with pytest.raises(AssertionError):
-        pad_to(policy_batch(GROUPS), 3)
 
 
 def test_facts_that_are_not_there_stay_absent() -> None:

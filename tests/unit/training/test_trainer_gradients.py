@@ -13,7 +13,6 @@ from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.compute import ComputeConfig
-from megatron_gad.data.batching import pad_to
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Loss
@@ -28,6 +27,7 @@ from tests.tiny_training import (
     parameters,
     student_batch,
     weights,
+    widened,
 )
 
 V = 97
@@ -124,7 +124,7 @@ def test_splitting_and_padding_keep_the_students_gradient(
     whole = make_student(qwen2, place, compute=padded(8))
     split = make_student(qwen2, place, compute=padded(rows))
     expected = whole.train(batch, loss)
-    output = split.train(pad_to(batch, width) if width else batch, loss)
+    output = split.train(widened(batch, width) if width else batch, loss)
     assert output.metrics == pytest.approx(expected.metrics, rel=2e-6)
     torch.testing.assert_close(output.rows[:, : batch.tokens.shape[1]], expected.rows)
     assert_same(gradients(split), gradients(whole), relative=2e-6)
@@ -142,7 +142,7 @@ def test_splitting_and_padding_keep_the_discriminators_gradient(
     compute = padded(rows)
     split = make_discriminator(qwen2, place, compute=compute, score=kind)
     expected = whole.train(pairs, BRADLEY_TERRY)
-    output = split.train(pad_to(pairs, width) if width else pairs, BRADLEY_TERRY)
+    output = split.train(widened(pairs, width) if width else pairs, BRADLEY_TERRY)
     assert output.metrics == pytest.approx(expected.metrics, rel=2e-6)
     torch.testing.assert_close(output.rows, expected.rows)
     assert_same(gradients(split), gradients(whole), relative=2e-6)
@@ -156,7 +156,7 @@ def test_packing_keeps_the_students_gradient(
     batch = student_batch(V)
     compute = ComputeConfig(micro_batch_size=rows, pack_sequences=True)
     packed = make_student(folder, place, compute=compute)
-    output = packed.train(pad_to(batch, 20), loss, temperature=0.8)
+    output = packed.train(widened(batch, 20), loss, temperature=0.8)
     expected_loss, expected = reference_gradients(HfStudent(folder), batch, loss, 0.8)
     assert output.metrics["loss"] == pytest.approx(expected_loss, rel=1e-5)
     assert_same(gradients(packed), expected, relative=2e-5)
@@ -177,7 +177,7 @@ def test_packing_keeps_the_discriminators_scores_and_gradient(
 
 
 def test_packing_runs_the_model_over_real_tokens_only(place: Parallel, qwen2: Path) -> None:
-    batch = pad_to(student_batch(V), 20)
+    batch = widened(student_batch(V), 20)
     compute = ComputeConfig(micro_batch_size=8, pack_sequences=True)
     student = make_student(qwen2, place, compute=compute)
     seen: list[int] = []
