@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     results = {} if options.fresh else _read(options.results)
     keys = _keys(chosen)
-    to_run = [m for m in chosen if m.name not in results or results[m.name].key != keys[m.name]]
+    to_run = [m for m in chosen if not _was_killed(results.get(m.name), keys[m.name])]
     if to_run and not _passes_without_faults(to_run, options.timeout):
         return 1
     for result in _run_all(to_run, keys, options.jobs, options.timeout):
@@ -85,6 +85,10 @@ def _keys(mutants: Sequence[Mutant]) -> dict[str, str]:
         ).hexdigest()[:16]
         for mutant in mutants
     }
+
+
+def _was_killed(result: Result | None, key: str) -> bool:
+    return result is not None and result.key == key and result.outcome == KILLED
 
 
 def _passes_without_faults(mutants: Sequence[Mutant], timeout_s: float) -> bool:

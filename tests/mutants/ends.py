@@ -170,8 +170,8 @@ RESUME_MUTANTS = (
         ("tests/unit/training/test_checkpoint.py::test_going_on_from_a_checkpoint_is_going_on",),
     ),
     Mutant(
-        "the model's weights are not restored",
-        "        take_weights(trainer.modules_to_write(), loaded)\n",
+        "the student is not restored",
+        '    load_model(folder / "student", run.student)\n',
         "",
         RESUMED,
     ),
