@@ -1,21 +1,24 @@
-"""Checks of the layout against the number of ranks, and against what else is chosen.
+"""Rules for the layouts of both models: sizes, ranks, experts, and the layers of a rank."""
 
-What a model's shape allows is checked in ``models``.
-"""
+from collections.abc import Collection, Iterator
 
-from collections.abc import Iterator
-
+from megatron_gad.checks.found import ModelFolder, Models
 from megatron_gad.checks.values import POSITIVE, violations
-from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
 from megatron_gad.config.layout import OwnLayout, ParallelConfig
-from megatron_gad.models.layout_rules import size_problems, world_problem
+from megatron_gad.models.layout_rules import (
+    expert_world_problem,
+    layer_problems,
+    size_problems,
+    world_problem,
+)
 
+EXPERT_SIZES = ("expert_model_parallel_size", "expert_tensor_parallel_size")
 SIZES = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
     "context_parallel_size",
-    "expert_model_parallel_size",
-    "expert_tensor_parallel_size",
+    *EXPERT_SIZES,
 )
 
 
@@ -47,6 +50,55 @@ def check_own_layout(
         )
 
 
+def check_experts(
+    models: Models,
+    own: OwnLayout,
+    layouts: tuple[ParallelConfig, ParallelConfig],
+    world_size: int,
+) -> Iterator[str]:
+    """Yield what is wrong with how experts are shared out over the ranks.
+
+    Args:
+        models: what was read of them.
+        own: what [discriminator] says itself of its layout.
+        layouts: of student and discriminator.
+        world_size: ranks of the run.
+    """
+    parallel, beside = layouts
+    if beside == parallel:
+        folders = (models.student, models.discriminator)
+        yield from _expert_problems("parallel", folders, parallel, parallel, world_size)
+        return
+    yield from _expert_problems("parallel", (models.student,), parallel, parallel, world_size)
+    folders = (models.discriminator,)
+    yield from _expert_problems("discriminator", folders, beside, own, world_size)
+
+
+def check_layers(
+    models: Models, layouts: tuple[ParallelConfig, ParallelConfig], compute: ComputeConfig
+) -> Iterator[str]:
+    """Yield which counts of layers a model cannot have, and which blocks do not fit its width.
+
+    Args:
+        models: what was read of them.
+        layouts: of student and discriminator.
+        compute: with the counts and the recipe, which hold for both.
+    """
+    for folder, layout in models.beside(*layouts):
+        shape = folder.shape
+        if shape is None:
+            continue
+        yield from layer_problems(layout, compute, shape, "compute.", folder.named)
+        is_blockwise = compute.fp8_format is not None and compute.fp8_recipe == "blockwise"
+        if is_blockwise and layout.sequence_parallel and shape.hidden_size % FP8_BLOCK:
+            yield (
+                "compute.fp8_recipe = 'blockwise' with sequence_parallel = True gathers whole "
+                f"blocks, and their {FP8_BLOCK} values do not divide hidden_size = "
+                f"{shape.hidden_size} of {folder.named}; use 'tensorwise', or leave "
+                "sequence_parallel out"
+            )
+
+
 def _layout_problems(
     table: str, layout: ParallelConfig, compute: ComputeConfig, world_size: int
 ) -> Iterator[str]:
@@ -69,3 +121,25 @@ def _layout_problems(
             "Transformer Engine shares float32 rows between ranks; set compute.bf16 = true, or use "
             "'local'"
         )
+
+
+def _expert_problems(
+    table: str,
+    folders: Collection[ModelFolder],
+    layout: ParallelConfig,
+    written: ParallelConfig | OwnLayout,
+    world_size: int,
+) -> Iterator[str]:
+    """Yield what is wrong in a table; written: what it says itself, apart from what it inherits."""
+    if any(folder.mixture is not None for folder in folders):
+        problem = expert_world_problem(layout, world_size, f"{table}.")
+        if problem:
+            yield problem
+        return
+    for key in EXPERT_SIZES:
+        size = getattr(written, key)
+        if size not in (None, 1):
+            yield (
+                f"{table}.{key} = {size} shares experts out, and its models have none; "
+                "leave it out, or train a Qwen3-MoE or Mixtral model"
+            )

@@ -1,13 +1,20 @@
 """All checks of a run's configuration."""
 
-from megatron_gad.checks.compute import check_compute, this_machine
-from megatron_gad.checks.experts import check_experts, experts_in
-from megatron_gad.checks.layers import check_layers
-from megatron_gad.checks.layout import check_own_layout, check_parallel
+from collections.abc import Iterator
+
+from megatron_gad.checks.compute import check_compute
+from megatron_gad.checks.found import Found, find
+from megatron_gad.checks.layout import (
+    check_experts,
+    check_layers,
+    check_own_layout,
+    check_parallel,
+)
 from megatron_gad.checks.models import check_models
 from megatron_gad.checks.sections import (
     check_algorithm,
     check_data,
+    check_discriminator,
     check_optimizer,
     check_replay,
     check_rollout,
@@ -26,10 +33,12 @@ from megatron_gad.checks.stages import (
     check_stage_names,
     check_warmup,
 )
-from megatron_gad.config.layout import HOST_GPUS
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.environment import is_started_by_torchrun, local_world_size
 from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
+
+# Of student and discriminator.
+Layouts = tuple[ParallelConfig, ParallelConfig]
 
 
 def check_config(config: RunConfig, world_size: int) -> list[str]:
@@ -41,46 +50,63 @@ def check_config(config: RunConfig, world_size: int) -> list[str]:
         config: what the user wrote.
         world_size: ranks that the run will have.
     """
-    model = config.discriminator.path or config.student.path
-    layouts = (config.parallel, config.discriminator_layout(experts_in(model) is not None))
-    sizes = DataSizes(*(data_parallel_size(layout, world_size) for layout in layouts))
-    has_eval = bool(config.data.eval_path)
-    problems = [
+    found = find(config, world_size)
+    own = config.discriminator_layout(found.models.discriminator.mixture is not None)
+    layouts = (config.parallel, own)
+    return [
         *check_stage_names(config.stages),
-        *check_parallel(config.parallel, config.compute, world_size),
-        *check_compute(config.compute, config.parallel, this_machine()),
-        *check_offload(config.stages, config.compute),
-        *check_token_bound(config.compute, config.data),
-        *check_run_directory(config.checkpoint, config.log),
-        *check_data(config.data),
-        *check_optimizer("student", config.student),
-        *check_optimizer("discriminator", config.discriminator),
-        *check_own_layout(config.discriminator, config.parallel, config.compute, world_size),
-        *check_models(config.student.path, config.discriminator.path, layouts, config.data),
-        *check_layers(config.student.path, config.discriminator.path, layouts, config.compute),
-        *check_experts(config.student.path, config.discriminator, config.parallel, world_size),
+        *_of_computing(config, found, layouts),
+        *_of_models(config, found, layouts),
+        *_of_files(config),
         *check_algorithm(config.gad),
         *check_rollout(config.rollout),
         *check_watchdog(config.watchdog, config.parallel, world_size),
         *check_schedule(config.schedule),
+        *_of_engine(config, found),
+        *_of_stages(config, layouts, world_size),
     ]
+
+
+def _of_computing(config: RunConfig, found: Found, layouts: Layouts) -> Iterator[str]:
+    compute = config.compute
+    yield from check_parallel(config.parallel, compute, found.world_size)
+    yield from check_own_layout(config.discriminator, config.parallel, compute, found.world_size)
+    yield from check_compute(compute, config.parallel, found.machine)
+    yield from check_offload(config.stages, compute)
+    yield from check_token_bound(compute, config.data)
+    yield from check_layers(found.models, layouts, compute)
+
+
+def _of_models(config: RunConfig, found: Found, layouts: Layouts) -> Iterator[str]:
+    yield from check_optimizer("student", config.student)
+    yield from check_optimizer("discriminator", config.discriminator)
+    yield from check_discriminator(config.discriminator)
+    yield from check_models(found.models, layouts, config.data)
+    yield from check_experts(found.models, config.discriminator, layouts, found.world_size)
+
+
+def _of_files(config: RunConfig) -> Iterator[str]:
+    yield from check_run_directory(config.checkpoint, config.log)
+    yield from check_data(config.data)
+
+
+def _of_engine(config: RunConfig, found: Found) -> Iterator[str]:
     if config.rollout.engine == "replay":
-        problems += check_replay(config.rollout)
+        yield from check_replay(config.rollout)
     if config.rollout.engine == "sglang":
-        num_gpus = ranks_beside_the_first(config.parallel, world_size, _host_size())
-        problems += check_sglang(config.sglang, sizes.student, num_gpus)
-        problems += check_deadlines(config.sglang, config.watchdog)
-        problems += check_served_student(config.student.path)
+        size = data_parallel_size(config.parallel, found.world_size)
+        num_gpus = ranks_beside_the_first(config.parallel, found.world_size, found.host_size)
+        yield from check_sglang(config.sglang, size, num_gpus)
+        yield from check_deadlines(config.sglang, config.watchdog)
+        yield from check_served_student(found.models.student)
+
+
+def _of_stages(config: RunConfig, layouts: Layouts, world_size: int) -> Iterator[str]:
+    sizes = DataSizes(*(data_parallel_size(layout, world_size) for layout in layouts))
     if "seqkd" in config.stages:
-        problems += check_seqkd(config.seqkd, has_eval, sizes.student)
+        yield from check_seqkd(config.seqkd, bool(config.data.eval_path), sizes.student)
     if "warmup" in config.stages:
-        problems += check_warmup(config.warmup, sizes)
+        yield from check_warmup(config.warmup, sizes)
     if "adversarial" in config.stages:
-        problems += check_adversarial(config.adversarial, sizes)
-        problems += check_overlap(config.adversarial, config.gad, config.rollout)
-    return problems
-
-
-def _host_size() -> int:
-    """Return the ranks of a node: those that torchrun started here, or as many as is usual."""
-    return local_world_size() if is_started_by_torchrun() else HOST_GPUS
+        yield from check_adversarial(config.adversarial, sizes)
+        yield from check_overlap(config.adversarial, config.gad, config.rollout)

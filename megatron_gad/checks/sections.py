@@ -14,7 +14,7 @@ from megatron_gad.checks.values import BETA, NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.config.models import OptimizerConfig
+from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
 from megatron_gad.config.rollout import RolloutConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
@@ -96,14 +96,17 @@ def check_optimizer(table: str, optimizer: OptimizerConfig) -> Iterator[str]:
     not_negative = ("min_lr", "lr_warmup_steps", "weight_decay", "clip_grad", "max_skipped_steps")
     rules = dict.fromkeys(not_negative, NOT_NEGATIVE)
     rules |= {"lr": POSITIVE, "adam_beta1": BETA, "adam_beta2": BETA}
-    if hasattr(optimizer, "head_std"):
-        rules["head_std"] = NOT_NEGATIVE
     yield from violations(table, optimizer, rules)
     if optimizer.min_lr > optimizer.lr:
         yield (
             f"{table}.min_lr = {optimizer.min_lr} is above {table}.lr = {optimizer.lr}, "
             "but the rate decays to it; make it smaller"
         )
+
+
+def check_discriminator(discriminator: DiscriminatorConfig) -> Iterator[str]:
+    """Yield what is wrong with what only the discriminator has."""
+    yield from violations("discriminator", discriminator, {"head_std": NOT_NEGATIVE})
 
 
 def check_algorithm(gad: GadConfig) -> Iterator[str]:

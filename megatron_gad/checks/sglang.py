@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_gad.checks.experts import experts_in
+from megatron_gad.checks.found import ModelFolder
 from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run_control import WatchdogConfig
@@ -50,13 +50,13 @@ def check_deadlines(sglang: SGLangConfig, watchdog: WatchdogConfig) -> Iterator[
             )
 
 
-def check_served_student(path: str) -> Iterator[str]:
-    """Yield why a server would sample from another model than the student; path: its folder."""
-    experts = experts_in(path)
+def check_served_student(student: ModelFolder) -> Iterator[str]:
+    """Yield why a server would sample from another model than the student."""
+    experts = student.mixture
     dense = [n for n, sparse in enumerate(experts.sparse_layers) if not sparse] if experts else []
     if dense:
         yield (
-            f"student.path = {path!r} has no experts in its layers {dense}, but SGLang builds all "
+            f"{student.named} has no experts in its layers {dense}, but SGLang builds all "
             "layers of this architecture with experts; sample with rollout.engine = 'embedded'"
         )
 

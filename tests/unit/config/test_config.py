@@ -264,7 +264,7 @@ def written(default: object) -> str:
 
 
 def test_the_documentation_has_every_key_with_its_default() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     tables = {part.split("]")[0]: part for part in text.split("### [")[1:]}
     tables["discriminator"] += tables["student"]
     for name, section in section_types(RunConfig).items():

@@ -1,11 +1,13 @@
 """The checks: every violation at once, each with key, value, what is allowed and the remedy."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, PretrainedConfig
 
 from megatron_gad.checks.run import check_config
 from megatron_gad.checks.sglang import check_sglang
@@ -287,3 +289,21 @@ def test_memory_that_servers_may_not_open_is_refused_on_gpus(name: str, monkeypa
         assert list(check_sglang(allowed, data_size=1, num_own_gpus=1)) == []
     monkeypatch.setenv(name, "expandable_segments:False")
     assert list(check_sglang(config, data_size=1, num_own_gpus=1)) == []
+
+
+def test_the_shape_of_each_model_is_read_once(
+    good: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(good.student.path, other)
+    own = replace(good.discriminator, path=str(other), tensor_model_parallel_size=1)
+    layout = replace(good.parallel, tensor_model_parallel_size=2)
+    read: list[str] = []
+
+    def from_pretrained(folder: str, read_config=AutoConfig.from_pretrained) -> PretrainedConfig:
+        read.append(folder)
+        return read_config(folder)
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+    assert check_config(replace(good, discriminator=own, parallel=layout), world_size=2) == []
+    assert read == [good.student.path, str(other)]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from megatron_gad.checks.layers import check_layers
+from megatron_gad.checks.found import read_models
+from megatron_gad.checks.layout import check_layers
 from megatron_gad.checks.run import check_config
 from megatron_gad.config.run import RunConfig
 from tests.tiny import make_hf_folder
@@ -84,7 +85,7 @@ def test_whole_blocks_of_hidden_states_are_gathered(good: RunConfig) -> None:
         parallel = replace(good.parallel, **layout)
         fp8 = {"transformer_impl": "transformer_engine", "fp8_format": "hybrid"}
         compute = replace(good.compute, bf16=True, **fp8, fp8_recipe=recipe)
-        found = check_layers(good.student.path, "", (parallel, parallel), compute)
+        found = check_layers(read_models(good.student.path, ""), (parallel, parallel), compute)
         return [message for message in found if "recipe" in message]
 
     sharded = {"tensor_model_parallel_size": 2, "sequence_parallel": True}

@@ -1,0 +1,98 @@
+"""What a run would find here, read once and handed to the rules."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from megatron_gad.checks.compute import Machine, this_machine
+from megatron_gad.config.layout import HOST_GPUS, ParallelConfig
+from megatron_gad.config.run import RunConfig
+from megatron_gad.environment import is_started_by_torchrun, local_world_size
+from megatron_gad.models.families import load_hf_config, mixture_of
+from megatron_gad.models.mixtures import Mixture
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One model's folder.
+
+    named: the setting and its value, as messages name the model.
+    path: the folder; empty if none is set.
+    shape: its config.json; None if there is none, or one that cannot be used.
+    problem: why config.json cannot be used; empty if there is none.
+    """
+
+    named: str
+    path: str
+    shape: PretrainedConfig | None = None
+    problem: str = ""
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """The model's experts; None if it is dense, or not known."""
+        return mixture_of(self.shape) if self.shape is not None else None
+
+
+@dataclass(frozen=True)
+class Models:
+    """The folders of both models.
+
+    discriminator: the student's folder if the discriminator has none of its own.
+    """
+
+    student: ModelFolder
+    discriminator: ModelFolder
+    has_own_discriminator: bool
+
+    def beside(
+        self, student: ParallelConfig, discriminator: ParallelConfig
+    ) -> list[tuple[ModelFolder, ParallelConfig]]:
+        """Return each folder with a layout that its shape has to fit, none of them twice."""
+        pairs = [(self.student, student)]
+        if self.has_own_discriminator or student != discriminator:
+            pairs.append((self.discriminator, discriminator))
+        return [(folder, layout) for folder, layout in pairs if folder.path]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that the rules compare a configuration with.
+
+    world_size: ranks that the run will have. host_size: those of them on one host.
+    """
+
+    models: Models
+    machine: Machine
+    world_size: int
+    host_size: int
+
+
+def find(config: RunConfig, world_size: int) -> Found:
+    """Look up what a configuration names, and what this machine has; starts nothing."""
+    return Found(
+        models=read_models(config.student.path, config.discriminator.path),
+        machine=this_machine(),
+        world_size=world_size,
+        # Without torchrun nobody knows yet how many ranks a host will have.
+        host_size=local_world_size() if is_started_by_torchrun() else HOST_GPUS,
+    )
+
+
+def read_models(student: str, discriminator: str) -> Models:
+    """Read both folders; discriminator is empty if it starts from the student."""
+    own = _read_folder("student.path", student)
+    if discriminator:
+        return Models(own, _read_folder("discriminator.path", discriminator), True)
+    shared = replace(own, named=f"{own.named}, from which the discriminator starts")
+    return Models(own, shared, False)
+
+
+def _read_folder(key: str, path: str) -> ModelFolder:
+    folder = ModelFolder(f"{key} = {path!r}", path)
+    if not path or not (Path(path) / "config.json").is_file():
+        return folder
+    try:
+        return replace(folder, shape=load_hf_config(path))
+    except (ValueError, OSError) as error:
+        return replace(folder, problem=str(error))
