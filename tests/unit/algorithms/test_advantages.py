@@ -54,10 +54,12 @@ def test_subtracting_the_teachers_score_changes_nothing(kind):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_rewards_give_exactly_zero(kind):
-    # The float32 mean of seven times 0.1 is not 0.1.
-    assert torch.equal(group_advantages(torch.full((2, 7), 0.1), kind), torch.zeros(2, 7))
+def test_equal_rewards_give_exactly_zero(kind, dtype):
+    # The mean of seven times 0.1 is not 0.1 in the type that it has.
+    rewards = torch.full((2, 7), 0.1, dtype=dtype)
+    assert torch.equal(group_advantages(rewards, kind), torch.zeros(2, 7))
 
 
 @pytest.mark.parametrize("kind", KINDS)
