@@ -11,7 +11,7 @@ from megatron_gad.cpu_seam import install_if_needed
 install_if_needed()
 
 # Their files start several ranks, whose threads poll: on few cores many at once starve each other.
-MANY_RANKS = ("tests/distributed/", "tests/e2e/")
+MANY_RANKS = ("tests/distributed/", "tests/e2e/", "tests/oracle/test_layouts.py")
 # ... but for these, which mostly wait.
 WAITING = ("tests/distributed/test_run_folder.py", "tests/e2e/test_hang.py")
 

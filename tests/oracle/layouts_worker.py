@@ -1,4 +1,4 @@
-"""Holds runs in layouts of two ranks against the oracle; started by test_oracle.py."""
+"""Holds runs in layouts of two ranks against the oracle; started by test_layouts.py."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from examples.tiny.prepare import prepare
 from megatron_gad.training.parallel import Parallel, shut_down
 from tests.oracle.cases import case
 from tests.oracle.models import Scorer, load, response_logprobs
@@ -71,13 +70,6 @@ class Update:
         with torch.no_grad():
             taken, _ = response_logprobs(model, rows, self.options["rollout.temperature"])
         return torch.stack([each.sum() for each in taken]).view(len(self.step.groups), -1)
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("assets")
-    prepare(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
