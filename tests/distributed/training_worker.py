@@ -73,7 +73,9 @@ def describe(place: Parallel) -> list[dict[str, Any]]:
         "sum": place.sum_over_data(torch.tensor([1.0, place.data_rank])).tolist(),
         "max": place.max_over_data(float(place.data_rank)),
         "broken_max": place.max_over_data(math.nan if place.data_rank == 0 else 1.0),
-        "mean": place.mean_over_data({"a": (float(place.data_rank), 2.0), "b": (0.0, 0.0)}),
+        "mean": place.mean_over_data(
+            {"a": (float(place.data_rank), 1.0 + place.data_rank), "b": (0.0, 0.0)}
+        ),
     }
     return place.gather_over_world(mine)
 

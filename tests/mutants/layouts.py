@@ -26,7 +26,7 @@ LAYOUT_MUTANTS = (
         "return {name: total / count if count else 0.0 for name, (total, count) in totals.items()}",
         "return {\n        name: sum(part[name][0] / (part[name][1] or 1) for part in gathered)"
         " / len(gathered)\n        for name in totals}",
-        ORACLE,
+        (f"{FOLDER}test_training.py::test_data_ranks_share_rows_and_add_up",),
     ),
     Mutant(
         "scores come back in the order of the discriminator's ranks",
