@@ -6,7 +6,7 @@ FOLDER = "tests/distributed/"
 BATCHING = (f"{FOLDER}test_batching.py",)
 MIXED = (f"{FOLDER}test_mixed_layouts.py",)
 TRAINING = (f"{FOLDER}test_training.py",)
-ORACLE = ("tests/oracle/test_oracle.py::test_layouts_are_what_the_oracle_says",)
+ORACLE = ("tests/oracle/test_layouts.py::test_layouts_are_what_the_oracle_says",)
 
 LAYOUT_MUTANTS = (
     Mutant(
