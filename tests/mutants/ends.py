@@ -30,8 +30,8 @@ END_MUTANTS = (
     ),
     Mutant(
         "the stage's rate of the student is ignored",
-        "Learning(lr, turns * self",
-        "Learning(self.config.student.lr, turns * self",
+        "Learning(lr, turns if self",
+        "Learning(self.config.student.lr, turns if self",
         PUBLISHED,
     ),
     Mutant(

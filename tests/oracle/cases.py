@@ -60,7 +60,7 @@ BASE: dict[str, Any] = {
     "adversarial.extra-prompts": 4,
     "adversarial.overlap": False,
     "adversarial.student-updates": 1,
-    "adversarial.student-lr": 5e-4,
+    "adversarial.student-lr": 4e-4,
     "adversarial.discriminator-lr": 2.5e-4,
     "adversarial.reset-optimizer": False,
     "gad.discriminator-loss": "bradley_terry",
