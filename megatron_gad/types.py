@@ -41,9 +41,9 @@ class Rollout:
     ids: sampled token ids, the end token included when finish_reason is "stop".
     rollout_logprobs: the engine's log-probability of every id under the sampling temperature.
     weights_version: version of the weights that sampled it.
-    text: decoded without special tokens; filled in by ``rollout.py``.
+    text: decoded without special tokens; filled in by ``runtime/sampler.py``.
     text_ids: ``text`` put through the same path as the teacher's text; what the discriminator
-        reads. Filled in by ``rollout.py``.
+        reads. Filled in by ``runtime/sampler.py``.
     """
 
     ids: tuple[int, ...]
