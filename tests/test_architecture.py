@@ -16,7 +16,7 @@ LAYERS = (
     ("config",),
     ("algorithms", "data", "models"),
     ("training", "engines"),
-    ("checks", "teacher", "evaluation"),
+    ("checks", "data.teacher", "evaluation"),
     ("planning",),
     ("runtime",),
     ("stages", "reporting"),

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from megatron_gad.teacher.collect import CollectConfig, CollectReport, collect
+from megatron_gad.data.teacher.collect import CollectConfig, CollectReport, collect
 
 logger = logging.getLogger("megatron_gad.collect_teacher")
 

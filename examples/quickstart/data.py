@@ -7,7 +7,7 @@ from pathlib import Path
 
 from examples.quickstart.robot_turns import Split, split_prompts, teacher_answer
 from examples.quickstart.teacher_server import MODEL, serve
-from megatron_gad.teacher.collect import CollectConfig, collect
+from megatron_gad.data.teacher.collect import CollectConfig, collect
 
 
 @dataclass(frozen=True)

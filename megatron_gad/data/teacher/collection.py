@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megatron_gad.teacher.endpoint import Answer, Endpoint, EndpointRefused, RowRefused
-from megatron_gad.teacher.prompt_file import TeacherPrompt
-from megatron_gad.teacher.response_file import ResponseFile
+from megatron_gad.data.teacher.endpoint import Answer, Endpoint, EndpointRefused, RowRefused
+from megatron_gad.data.teacher.prompt_file import TeacherPrompt
+from megatron_gad.data.teacher.response_file import ResponseFile
 
 logger = logging.getLogger(__name__)
 

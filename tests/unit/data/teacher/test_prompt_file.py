@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.teacher.prompt_file import read_prompts
+from megatron_gad.data.teacher.prompt_file import read_prompts
 
 
 def write(path: Path, *lines: str | bytes) -> Path:

@@ -10,11 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_gad.data.teacher.collection import Collection, Tally
+from megatron_gad.data.teacher.endpoint import Endpoint, RetryConfig, open_client
+from megatron_gad.data.teacher.prompt_file import TeacherPrompt, read_prompts
+from megatron_gad.data.teacher.response_file import ResponseFile
 from megatron_gad.files import replace_lines
-from megatron_gad.teacher.collection import Collection, Tally
-from megatron_gad.teacher.endpoint import Endpoint, RetryConfig, open_client
-from megatron_gad.teacher.prompt_file import TeacherPrompt, read_prompts
-from megatron_gad.teacher.response_file import ResponseFile
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import pytest
 from examples.quickstart.data import collect_data, write_prompts
 from examples.quickstart.robot_turns import Split, split_prompts, teacher_answer
 from examples.quickstart.teacher_server import MODEL, Faults, serve
-from megatron_gad.teacher.collect import CollectConfig, CollectReport, collect
+from megatron_gad.data.teacher.collect import CollectConfig, CollectReport, collect
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 PROMPTS = split_prompts(seed=0).train[:120]
 
 

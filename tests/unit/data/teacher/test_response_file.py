@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from megatron_gad.teacher.prompt_file import TeacherPrompt
-from megatron_gad.teacher.response_file import ResponseFile
+from megatron_gad.data.teacher.prompt_file import TeacherPrompt
+from megatron_gad.data.teacher.response_file import ResponseFile
 
 PROMPTS = [TeacherPrompt(name, [{"role": "user", "content": f"ask {name}"}]) for name in "abcd"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from megatron_gad.data.teacher.prompt_file import TeacherPrompt
 from megatron_gad.files import replacing
-from megatron_gad.teacher.prompt_file import TeacherPrompt
 
 
 @dataclass(frozen=True)
