@@ -33,6 +33,8 @@ from megatron_gad.cpu_seam import install_if_needed
 install_if_needed()
 
 # isort: split
+from megatron_gad.checks.found import read_folder
+from megatron_gad.checks.models import folder_problems
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
 from megatron_gad.environment import environment_rank, environment_world_size
@@ -105,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         _check(arguments)
+        _check_folder(arguments)
         place = parallel.initialize(arguments.layout(), seed=0)
         try:
             return convert(arguments, place)
@@ -140,6 +143,16 @@ def _check(arguments: Arguments) -> None:
             f"{with_experts} needs {num_ranks} ranks, there are {environment_world_size()}; start "
             f"it with torchrun --nproc-per-node {num_ranks} tools/convert_checkpoint.py ..."
         )
+
+
+def _check_folder(arguments: Arguments) -> None:
+    """Raise ValueError with all that is wrong with the Hugging Face folder that is read."""
+    if arguments.from_hf is None:
+        return
+    folder = read_folder("--from-hf", str(arguments.from_hf))
+    problems = list(folder_problems(folder, is_scorer=arguments.model == "discriminator"))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def convert(arguments: Arguments, place: parallel.Parallel) -> int:

@@ -10,6 +10,7 @@ from megatron_gad.config.layout import HOST_GPUS, ParallelConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.environment import is_started_by_torchrun, local_world_size
 from megatron_gad.models.families import load_hf_config, mixture_of
+from megatron_gad.models.hf_headers import StoredWeights, is_pointer, read_headers
 from megatron_gad.models.mixtures import Mixture
 
 
@@ -21,12 +22,14 @@ class ModelFolder:
     path: the folder; empty if none is set.
     shape: its config.json; None if there is none, or one that cannot be used.
     problem: why config.json cannot be used; empty if there is none.
+    weights: what the headers of its safetensors say; None if there is no folder.
     """
 
     named: str
     path: str
     shape: PretrainedConfig | None = None
     problem: str = ""
+    weights: StoredWeights | None = None
 
     @property
     def mixture(self) -> Mixture | None:
@@ -81,16 +84,21 @@ def find(config: RunConfig, world_size: int) -> Found:
 
 def read_models(student: str, discriminator: str) -> Models:
     """Read both folders; discriminator is empty if it starts from the student."""
-    own = _read_folder("student.path", student)
+    own = read_folder("student.path", student)
     if discriminator:
-        return Models(own, _read_folder("discriminator.path", discriminator), True)
+        return Models(own, read_folder("discriminator.path", discriminator), True)
     shared = replace(own, named=f"{own.named}, from which the discriminator starts")
     return Models(own, shared, False)
 
 
-def _read_folder(key: str, path: str) -> ModelFolder:
+def read_folder(key: str, path: str) -> ModelFolder:
+    """Read what a folder holds; key: the setting that names it."""
     folder = ModelFolder(f"{key} = {path!r}", path)
-    if not path or not (Path(path) / "config.json").is_file():
+    if not path or not Path(path).is_dir():
+        return folder
+    folder = replace(folder, weights=read_headers(Path(path)))
+    file = Path(path) / "config.json"
+    if not file.is_file() or is_pointer(file):
         return folder
     try:
         return replace(folder, shape=load_hf_config(path))

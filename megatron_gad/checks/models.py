@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_gad.checks.found import ModelFolder, Models
+from megatron_gad.checks.weights import check_weights
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.models.hf_headers import INDEX, is_pointer, pointer_problem
 from megatron_gad.models.layout_rules import shape_problems
 
 # One of these makes a tokenizer that transformers can load.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# What is read of a folder besides its weights, by the ends of the names.
+CONFIG = "config.json"
+READ_BESIDES = (".json", ".model", ".jinja", ".txt")
 
 
 def check_models(
@@ -26,10 +31,10 @@ def check_models(
     if not student.path:
         yield "student.path is not set; name a Hugging Face folder: config, safetensors, tokenizer"
     else:
-        yield from _folder_problems(student)
+        yield from folder_problems(student)
         yield from _context_problems(student, data)
     if models.has_own_discriminator:
-        yield from _folder_problems(discriminator)
+        yield from folder_problems(discriminator, is_scorer=True)
         yield from _context_problems(discriminator, data)
         yield from _vocabulary_problems(student, discriminator)
     for folder, layout in models.beside(*layouts):
@@ -44,8 +49,8 @@ def check_models(
         )
 
 
-def _folder_problems(folder: ModelFolder) -> Iterator[str]:
-    """Yield what a folder lacks to be a model."""
+def folder_problems(folder: ModelFolder, is_scorer: bool = False) -> Iterator[str]:
+    """Yield what a folder lacks to be a model; is_scorer: to be a discriminator's."""
     path = Path(folder.path)
     if not path.is_dir():
         yield (
@@ -55,13 +60,12 @@ def _folder_problems(folder: ModelFolder) -> Iterator[str]:
         return
     if folder.problem:
         yield f"{folder.named} cannot be used: {folder.problem}"
-    elif folder.shape is None:
+    elif folder.shape is None and not (path / CONFIG).exists():
         yield f"{folder.named} holds no config.json; name the folder of a Hugging Face model"
-    if not any(path.glob("*.safetensors")):
-        yield (
-            f"{folder.named} holds no *.safetensors; save the model with save_pretrained() of "
-            "transformers"
-        )
+    for file in sorted(path.iterdir()):
+        if file.suffix in READ_BESIDES and file.name != INDEX and is_pointer(file):
+            yield f"{folder.named} {pointer_problem(file)}"
+    yield from check_weights(folder, is_scorer)
 
 
 def _context_problems(folder: ModelFolder, data: DataConfig) -> Iterator[str]:

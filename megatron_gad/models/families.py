@@ -38,12 +38,15 @@ def load_hf_config(folder: str | Path) -> PretrainedConfig:
     """Read the config.json of a Hugging Face folder and check that the model can be built.
 
     Args:
-        folder: a local folder with config.json, or a model name known to the Hub.
+        folder: a local folder with config.json; nothing is downloaded, and no code of it is run.
 
     Raises:
-        ValueError: the family or one of its options is not supported; names the value and what is.
+        ValueError: there is no config.json, or the family or one of its options is not supported;
+            names the value and what is.
     """
-    config = AutoConfig.from_pretrained(str(folder))
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json; name the folder of a Hugging Face model")
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     _check_supported(config)
     return config
 

@@ -14,10 +14,10 @@ from transformers import PretrainedConfig
 
 from megatron_gad.files import draft_of
 from megatron_gad.models.families import family_of
-from megatron_gad.models.slots import SCORE_HEAD
+from megatron_gad.models.hf_headers import INDEX, WEIGHTS
+from megatron_gad.models.tensor_names import DERIVED, SCORE_HEAD
 
 SHARD_BYTES = 4 * 1000**3
-INDEX = "model.safetensors.index.json"
 # The files copied beside the weights; whatever else a folder holds stays behind.
 COPIED = (
     "tokenizer*",
@@ -28,8 +28,6 @@ COPIED = (
     "chat_template*",
     "generation_config.json",
 )
-# A tensor in the files of older models that follows from the config.
-DERIVED = "rotary_emb.inv_freq"
 
 
 def read_tensors(folder: Path, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
@@ -110,10 +108,10 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return sorted({folder / name for name in index["weight_map"].values()})
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
     raise ValueError(
-        f"{folder} holds neither model.safetensors nor {INDEX}; "
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}; "
         "write the model there with save_pretrained() of transformers"
     )
 
@@ -143,7 +141,7 @@ def _save_shards(
         total_bytes += tensor.nbytes
     close_shard()
     if len(shards) == 1:
-        shards[0].rename(folder / "model.safetensors")
+        shards[0].rename(folder / WEIGHTS)
         return dtype_by_name
     names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     for path, name in zip(shards, names, strict=True):

@@ -15,14 +15,8 @@ from transformers import PretrainedConfig
 from megatron_gad.models.hf_folder import read_tensors
 from megatron_gad.models.layers import current_device
 from megatron_gad.models.scorer import ScorerModel
-from megatron_gad.models.slots import (
-    LM_HEAD,
-    SCORE_HEAD,
-    Slot,
-    layer_names,
-    slots_of,
-    unwrapped,
-)
+from megatron_gad.models.slots import Slot, slots_of, unwrapped
+from megatron_gad.models.tensor_names import LM_HEAD, SCORE_HEAD, layer_names
 
 
 def load_hf_weights(

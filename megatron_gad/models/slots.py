@@ -16,15 +16,9 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_gad.models.families import family_of, head_dim, mixture_of
-from megatron_gad.models.mixtures import Mixture
 from megatron_gad.models.plain_weights import values_of
 from megatron_gad.models.scorer import ScorerModel
-
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-LM_HEAD = "lm_head.weight"
-SCORE_HEAD = "score.weight"
-DENSE = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
+from megatron_gad.models.tensor_names import DENSE, EMBEDDING, FINAL_NORM, LM_HEAD, SCORE_HEAD
 
 
 @dataclass(frozen=True)
@@ -78,32 +72,6 @@ def unwrapped(module: torch.nn.Module) -> Any:
     while hasattr(inner, "module"):
         inner = inner.module
     return inner
-
-
-def layer_names(hf_config: PretrainedConfig) -> list[str]:
-    """List the Hugging Face names of all tensors of a model but those of the head, in order."""
-    family = family_of(hf_config)
-    attention = ["input_layernorm.weight"]
-    attention += [f"self_attn.{which}_proj.weight" for which in "qkv"]
-    attention += [f"self_attn.{which}_proj.bias" for which in "qkv" if family.has_qkv_bias]
-    attention += [f"self_attn.{which}_norm.weight" for which in "qk" if family.has_qk_norm]
-    attention += ["self_attn.o_proj.weight", "post_attention_layernorm.weight"]
-    mixture = mixture_of(hf_config)
-    names = [EMBEDDING]
-    for layer in range(hf_config.num_hidden_layers):
-        if mixture is not None and mixture.sparse_layers[layer]:
-            feed_forward = _expert_suffixes(mixture)
-        else:
-            feed_forward = DENSE
-        names += [f"model.layers.{layer}.{suffix}" for suffix in (*attention, *feed_forward)]
-    return [*names, FINAL_NORM]
-
-
-def _expert_suffixes(mixture: Mixture) -> list[str]:
-    """List the names, within a layer, of the tensors of a mixture."""
-    experts = range(mixture.num_experts)
-    names = [name for expert in experts for name in mixture.expert_names(expert)]
-    return [mixture.router_name(), *names]
 
 
 def _head_slots(chunk: Any, hf_config: PretrainedConfig) -> Iterator[Slot]:

@@ -25,7 +25,7 @@ from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from megatron_gad.models.slots import SCORE_HEAD
+from megatron_gad.models.tensor_names import SCORE_HEAD
 from megatron_gad.training.checkpoint import (
     read_sharded,
     sharded_weights,

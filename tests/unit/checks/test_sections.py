@@ -300,9 +300,11 @@ def test_the_shape_of_each_model_is_read_once(
     layout = replace(good.parallel, tensor_model_parallel_size=2)
     read: list[str] = []
 
-    def from_pretrained(folder: str, read_config=AutoConfig.from_pretrained) -> PretrainedConfig:
+    def from_pretrained(
+        folder: str, read_config=AutoConfig.from_pretrained, **options: bool
+    ) -> PretrainedConfig:
         read.append(folder)
-        return read_config(folder)
+        return read_config(folder, **options)
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
     assert check_config(replace(good, discriminator=own, parallel=layout), world_size=2) == []
