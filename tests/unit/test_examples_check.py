@@ -1,14 +1,16 @@
 """Every recipe under examples/ can be started: its file is read and passes all checks."""
 
+import json
 import re
+import struct
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from safetensors.torch import save_file
-from transformers import Qwen2Config
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from megatron_gad.checks.run import check_config
 from megatron_gad.config.run import RunConfig
@@ -23,9 +25,12 @@ RECIPES = sorted(EXAMPLES.glob("*/run.toml"))
 
 @pytest.fixture(scope="module")
 def qwen_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the shape of Qwen2.5-7B-Instruct, a small tokenizer and no weights."""
+    """Return a folder with the shape of Qwen2.5-7B-Instruct and a small tokenizer.
+
+    Its weights are a header before a hole of their size, which takes no room on the disk.
+    """
     folder = tmp_path_factory.mktemp("qwen")
-    Qwen2Config(
+    config = Qwen2Config(
         vocab_size=152_064,
         hidden_size=3584,
         intermediate_size=18_944,
@@ -34,8 +39,19 @@ def qwen_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=4,
         max_position_embeddings=32_768,
         tie_word_embeddings=False,
-    ).save_pretrained(folder)
-    save_file({}, folder / "model.safetensors")
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in model.state_dict().items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
     make_tokenizer(folder)
     return folder
 
