@@ -3,13 +3,16 @@
 Axis letters: P prompts, G rollouts of a prompt, B = P * G rows, R rows of a pair batch, T tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+# One turn of a conversation: "role", "content", and what else its template reads.
+Message = Mapping[str, Any]
 # "group/name" -> number, as a step reports them.
 Metrics = dict[str, float]
 
@@ -19,15 +22,15 @@ class Prompt:
     """One row of the data set after tokenisation.
 
     index: row number in the data set, the same on every rank and in every epoch.
-    messages: the conversation before the response, as (role, content) pairs.
+    messages: the conversation before the response.
     teacher_text: the teacher's response as text; empty at inference.
     ids: prompt token ids, ending with the assistant header of the chat template.
-    teacher_ids: response token ids, with the end token unless the text hit the length cap.
-    teacher_truncated: True where the cap cut the teacher's text.
+    teacher_ids: response token ids, with the end token unless the text was cut.
+    teacher_truncated: True if the teacher's text was cut: by the cap, or where it comes from.
     """
 
     index: int
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[Message, ...]
     teacher_text: str
     ids: tuple[int, ...]
     teacher_ids: tuple[int, ...]

@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 24
 
 def measure(hf_folder: Path, prompts: Sequence[str], seed: int) -> dict[str, Any]:
     """Return accuracy sampled at T = 1 with its interval over prompts, and accuracy when greedy."""
-    conversations = [(("user", prompt),) for prompt in prompts]
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS)
     sampled = answer(hf_folder, conversations, sampling)

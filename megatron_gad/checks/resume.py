@@ -27,7 +27,8 @@ LAYOUT = (
 RULES: dict[Change, dict[str, str]] = {
     "refused": {
         "": "seed",
-        "data": "path prompt_column teacher_column max_prompt_tokens max_response_tokens shuffle",
+        "data": "path prompt_column teacher_column max_prompt_tokens max_response_tokens "
+        "system_prompt chat_template_kwargs reasoning shuffle",
         "student": "path",
         "discriminator": "path score",
         "seqkd": "batch_size",

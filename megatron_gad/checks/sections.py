@@ -74,12 +74,12 @@ def check_data(data: DataConfig) -> Iterator[str]:
     lengths = ("max_prompt_tokens", "max_response_tokens")
     yield from violations("data", data, dict.fromkeys(lengths, POSITIVE))
     if not data.path:
-        yield "data.path is not set; name a JSONL or Parquet file, a folder of them, or hub:<name>"
+        yield "data.path is not set; name a data file, a folder of them, or hub:<name>"
     for key, path in (("path", data.path), ("eval_path", data.eval_path)):
         if path and not path.startswith("hub:") and not Path(path).exists():
             yield (
-                f"data.{key} = {path!r} does not exist; name a JSONL or Parquet file, a folder of "
-                "them, or hub:<name>; paths are relative to the folder the command runs in"
+                f"data.{key} = {path!r} does not exist; name a data file, a folder of them, or "
+                "hub:<name>; paths are relative to the folder the command runs in"
             )
     for key in ("prompt_column", "teacher_column"):
         if not getattr(data, key):

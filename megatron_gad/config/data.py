@@ -1,6 +1,10 @@
 """Where the rows come from, and which of them are used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+Reasoning = Literal["keep", "strip"]
+TemplateValue = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -8,13 +12,21 @@ class DataConfig:
     """Where prompts and teacher responses come from.
 
     Attributes:
-        path: JSONL or Parquet file, a folder of them, or ``hub:NAME`` (its split "train") or
-            ``hub:NAME:SPLIT``.
-        eval_path: held-out rows of the same form; empty for none.
-        prompt_column: a list of {"role", "content"} messages, or a string (one user message).
-        teacher_column: the teacher's response, a string.
+        path: JSONL, JSON, Parquet or Arrow file, a folder of them, or ``hub:NAME`` (its split
+            "train") or ``hub:NAME:SPLIT``.
+        eval_path: held-out rows, named as path; of a folder, the files named test, validation or
+            eval, if it has any. Empty for none.
+        prompt_column: the conversation: messages, or text (one user message). Without such a
+            column, rows of "messages", ShareGPT and Alpaca are found by their own.
+        teacher_column: the teacher's response, or a list of them.
         max_prompt_tokens: longer prompts are dropped and counted.
         max_response_tokens: cap for the teacher's text and for rollouts alike, end token included.
+        system_prompt: system turn of conversations that have none; empty: none is added.
+        chat_template_kwargs: arguments of the student's chat template, such as
+            {"enable_thinking": false}; names that it does not read are refused.
+        reasoning: what becomes of the reasoning that a response begins with, in <think> or beside
+            the teacher's answer. "keep" trains on it; "strip" leaves it out of the teacher's
+            response and of what the discriminator reads of the student's.
         shuffle: a new seeded order each epoch; False keeps the file's order.
     """
 
@@ -24,4 +36,7 @@ class DataConfig:
     teacher_column: str = "teacher_response"
     max_prompt_tokens: int = 2048
     max_response_tokens: int = 1536
+    system_prompt: str = ""
+    chat_template_kwargs: dict[str, TemplateValue] = field(default_factory=dict[str, TemplateValue])
+    reasoning: Reasoning = "keep"
     shuffle: bool = True

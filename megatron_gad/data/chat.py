@@ -1,18 +1,18 @@
-"""Text to token ids and back: the only caller of the chat template, the one end-token rule."""
+"""Text to token ids and back: one path for both sides, and the one end-token rule."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-MARKER = "RESPONSE-MARKER"  # stands for an assistant turn; occurs in no template
+from megatron_gad.config.data import DataConfig, Reasoning
+from megatron_gad.data.reasoning import continue_prompt, join_reasoning, split_reasoning
+from megatron_gad.data.template import MARKER, ChatTemplate
+from megatron_gad.types import Message
+
 REPLACEMENT = "\ufffd"  # what decoding makes of an incomplete character
-# Templates that put today's date into the system turn would give other prompt ids tomorrow, and so
-# break a resumed run. This is the day that the Llama 3 templates fall back to by themselves.
-TEMPLATE_DATE = "26 Jul 2024"
 HEAD_CHARACTERS = 32  # characters per token of a limit that are tokenised first
 HEAD_GROWTH = 8  # how much more is tokenised where that was not enough
 SETTLING_ROUNDS = 16  # of cutting, decoding and encoding again; one or two are the rule
@@ -28,6 +28,7 @@ class ChatCodec:
     end_id: the token that the template puts after an assistant turn.
     stop_ids: every id that ends a response, ``end_id`` first.
     pad_id: the tokenizer's padding id, or ``end_id``; masks never depend on it.
+    reasoning: what becomes of the reasoning that a response begins with, on both sides.
     """
 
     def __init__(
@@ -36,9 +37,19 @@ class ChatCodec:
         max_prompt_tokens: int,
         max_response_tokens: int,
         further_stop_ids: Sequence[int] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Reasoning = "keep",
     ) -> None:
         self.max_prompt_tokens = max_prompt_tokens
         self.max_response_tokens = max_response_tokens
+        self.reasoning = reasoning
+        self.template = ChatTemplate(tokenizer, chat_template_kwargs)
+        if reasoning == "strip" and self.template.opening == "open":
+            raise ValueError(
+                "data.reasoning = 'strip', but the student's chat template opens <think> where the "
+                "response begins: an answer without reasoning would stand inside; use 'keep', or "
+                "let the template close it, with data.chat_template_kwargs or in its file"
+            )
         self._tokenizer = tokenizer
         # One int object per id: a data set of tuples then takes 8 bytes a token instead of 36.
         self._shared_ids = list(range(len(tokenizer)))
@@ -50,12 +61,29 @@ class ChatCodec:
         self.pad_id: int = self.end_id if pad_id is None else pad_id
 
     @classmethod
+    def from_config(cls, hf_folder: str | Path, data: DataConfig) -> "ChatCodec":
+        """Read a folder as ``from_folder`` does, for the data section of a run."""
+        return cls.from_folder(
+            hf_folder,
+            data.max_prompt_tokens,
+            data.max_response_tokens,
+            data.chat_template_kwargs,
+            data.reasoning,
+        )
+
+    @classmethod
     def from_folder(
-        cls, hf_folder: str | Path, max_prompt_tokens: int, max_response_tokens: int
+        cls,
+        hf_folder: str | Path,
+        max_prompt_tokens: int,
+        max_response_tokens: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Reasoning = "keep",
     ) -> "ChatCodec":
         """Read tokenizer, chat template and generation_config.json of a Hugging Face folder.
 
-        Raises ValueError when there is no such folder, tokenizer, chat template or end token.
+        Raises ValueError when there is no such folder, tokenizer, chat template or end token, and
+        for arguments of the template that it does not read.
         """
         if not Path(hf_folder).is_dir():
             raise ValueError(
@@ -75,20 +103,21 @@ class ChatCodec:
                 "a chat_template.jinja into the folder"
             )
         stop_ids = _generation_config_stop_ids(Path(hf_folder))
-        return cls(tokenizer, max_prompt_tokens, max_response_tokens, stop_ids)
+        caps = max_prompt_tokens, max_response_tokens
+        return cls(tokenizer, *caps, stop_ids, chat_template_kwargs, reasoning)
 
-    def render_prompt(self, messages: Sequence[tuple[str, str]]) -> str:
+    def render_prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """Return the conversation as the template writes it, ending with the assistant header.
 
         Control tokens that the messages spell out are control tokens in the result, as they are
         where the model is served. Raises ValueError when the template refuses the conversation.
         """
-        return self._render(messages, add_generation_prompt=True)
+        return self.template.render(messages, tools)
 
-    def encode_prompt(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the prompt's ids, ending with the assistant header, however long they are.
 
-        messages: (role, content) pairs. Raises ValueError when the template refuses them.
+        Raises ValueError when the template refuses the conversation.
         """
         return self._shared(self._tokenise([self.render_prompt(messages)], split_special=False)[0])
 
@@ -101,13 +130,31 @@ class ChatCodec:
     def encode_response(self, text: str, hit_cap: bool = False) -> tuple[tuple[int, ...], bool]:
         """Return a response's ids and whether it is truncated, that is, lacks its end token.
 
-        The one path of teacher texts and of rollouts. Control tokens spelled out in the text stay
-        text. Ids are cut at ``max_response_tokens``, as ``cut_response`` does; the end token
-        follows where it still fits.
+        The one path of teacher texts and of rollouts. Reasoning goes first if it is to be
+        stripped. Control tokens spelled out in the text stay text. Ids are cut at
+        ``max_response_tokens``, as ``cut_response`` does; the end token follows where it still
+        fits.
 
-        hit_cap: the engine stopped at the cap, so no end token was sampled and none is added.
+        hit_cap: the text was cut, by the engine at the cap or where it comes from, so no end
+            token was sampled and none is added.
         """
-        return self.encode_responses([text], hit_cap)[0]
+        return self.encode_responses([text], [hit_cap])[0]
+
+    def teacher_text(self, reasoning: str, answer: str) -> str:
+        """Return the teacher's response as it goes on from the prompt.
+
+        reasoning: what stands beside the answer, which may begin with reasoning itself.
+
+        Raises ValueError if reasoning is kept and the prompt leaves no room for it.
+        """
+        if self.reasoning == "strip":
+            return answer
+        text = join_reasoning(reasoning, answer)
+        return continue_prompt(text, self.template.opening, self.template.opening_space)
+
+    def visible(self, text: str) -> str:
+        """Return what of a response is trained on and judged."""
+        return split_reasoning(text)[1] if self.reasoning == "strip" else text
 
     def cut_response(self, ids: Sequence[int], limit: int) -> tuple[int, ...]:
         """Return the beginning of a response, at most ``limit`` ids that read back as themselves.
@@ -119,14 +166,19 @@ class ChatCodec:
         return self._shared(self._settled([list(ids)], limit)[0])
 
     def encode_responses(
-        self, texts: Sequence[str], hit_cap: bool = False
+        self, texts: Sequence[str], hit_cap: Sequence[bool] = ()
     ) -> list[tuple[tuple[int, ...], bool]]:
-        """Return ``encode_response`` of every text, in one call of the tokenizer."""
+        """Return ``encode_response`` of every text, in one call of the tokenizer.
+
+        hit_cap: of each text; none given: no text was cut before.
+        """
         cap = self.max_response_tokens
-        if hit_cap:  # what a cut left of a character is no text, and may move the next cut
-            texts = [text.rstrip(REPLACEMENT) for text in texts]
+        was_cut = hit_cap or [False] * len(texts)
+        texts = [self.visible(text) for text in texts]
+        # What a cut left of a character is no text, and may move the next cut.
+        texts = [x.rstrip(REPLACEMENT) if c else x for x, c in zip(texts, was_cut, strict=True)]
         rows = self._leading_ids(texts, cap, split_special=True)
-        cut = [number for number, ids in enumerate(rows) if hit_cap or len(ids) >= cap]
+        cut = [number for number, ids in enumerate(rows) if was_cut[number] or len(ids) >= cap]
         settled = dict(zip(cut, self._settled([rows[number] for number in cut], cap), strict=True))
         return [
             (self._shared(settled.get(number, [*ids, self.end_id])), number in settled)
@@ -146,22 +198,11 @@ class ChatCodec:
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
-    def _render(self, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
-        conversation = [{"role": role, "content": content} for role, content in messages]
-        try:
-            return self._tokenizer.apply_chat_template(
-                conversation,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                date_string=TEMPLATE_DATE,
-            )
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses the conversation: {error}") from error
-
     def _find_end_id(self) -> int:
         """Return the first added token that the template writes after an assistant turn."""
-        turns = (("user", "question"), ("assistant", MARKER))
-        _, _, tail = self._render(turns, add_generation_prompt=False).rpartition(MARKER)
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARKER}]
+        written = self.template.render(turns, add_generation_prompt=False)
+        _, _, tail = written.rpartition(MARKER)
         added = self._tokenizer.added_tokens_decoder
         for token_id in self._tokenise([tail], split_special=False)[0]:
             if token_id in added and not added[token_id].content.isspace():

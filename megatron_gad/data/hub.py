@@ -2,18 +2,20 @@
 # pyright: basic
 # (the types of datasets are incomplete)
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 
-from megatron_gad.data.rows import Row, missing_column, raise_missing_column
+from megatron_gad.data.rows import Row, without_nulls
 
 DEFAULT_SPLIT = "train"
 
 
-def read_hub_rows(name: str, columns: Sequence[str]) -> Iterator[Row]:
+def read_hub_rows(name: str, wanted: Collection[str]) -> Iterator[Row]:
     """Yield the rows of a data set, from the local cache once it is there.
 
     name: ``owner/name`` for the split "train", or ``owner/name:split``.
-    Raises ValueError when it cannot be loaded or lacks one of the columns.
+    wanted: the columns that may be read.
+
+    Raises ValueError when it cannot be loaded.
     """
     repository, _, split = name.partition(":")
     if not repository:
@@ -31,6 +33,8 @@ def read_hub_rows(name: str, columns: Sequence[str]) -> Iterator[Row]:
         ) from error
     if not isinstance(rows, datasets.Dataset):
         raise ValueError(f"hub:{name} is a {type(rows).__name__}; name one split, hub:NAME:SPLIT")
-    raise_missing_column(f"hub:{name}", missing_column(rows.column_names, columns))
-    for number, values in enumerate(rows.select_columns(list(columns)), 1):
-        yield Row(f"hub:{name} row {number}", dict(values))
+    names = rows.column_names
+    chosen = [column for column in names if column in wanted]
+    for number, row in enumerate(rows.select_columns(chosen) if chosen else rows, 1):
+        values = {column: without_nulls(cell) for column, cell in dict(row).items()}
+        yield Row(f"hub:{name}", f"hub:{name} row {number}", values, names)

@@ -1,132 +1,173 @@
-"""Rows of JSONL and Parquet files, one at a time; a bad row carries its problem."""
+"""Rows of files, one at a time; a bad row carries its problem."""
 # pyright: basic
 # (pyarrow has no types)
 
-import difflib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PARQUET_ROWS = 64  # rows decoded at once
+from megatron_gad.data.json_files import JSON_KINDS, json_kind, read_json_values
+
+COLUMNAR_ROWS = 64  # rows decoded at once
+KINDS = ".jsonl, .json (both also as .gz or .zst), .parquet or .arrow"
+# Files that stand beside data sets and hold no rows.
+NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|eval|dev)([-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of a file.
 
-    place: file and 1-based row number (of JSONL: the line), for messages.
+    file: where it is from. place: file and 1-based row number (of JSONL: the line), for messages.
     values: column -> value; empty when there is a problem.
+    columns: all that the file has, of which ``values`` may hold some.
     problem: why the row cannot be read; empty for a good row.
     """
 
+    file: str
     place: str
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    columns: Collection[str] = ()
     problem: str = ""
 
 
-def read_file_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a file, or of the files directly in a folder in order of their names.
+@dataclass(frozen=True)
+class DataFiles:
+    """The files of a path. left_out: those in a folder whose names say that they are not meant."""
 
-    Raises ValueError for a missing file, an unknown kind of file, a file without rows of this form
-    and a first row that lacks one of the columns.
+    used: tuple[Path, ...]
+    left_out: tuple[Path, ...] = ()
+
+
+def is_held_out(name: str) -> bool:
+    """Return whether a name says that its rows are for testing."""
+    return HELD_OUT.search(name) is not None
+
+
+def find_files(path: Path, held_out: bool = False) -> DataFiles:
+    """Return a file, or those directly in a folder in order of their names.
+
+    held_out: of a folder, use the files whose names say that they are for testing, if there are
+        any; otherwise they are left out.
+
+    Raises ValueError for a missing file, an unknown kind of file and a folder without data.
     """
-    for file in _data_files(Path(path)):
-        yield from READERS[file.suffix](file, columns)
-
-
-def missing_column(existing: Iterable[str], wanted: Sequence[str]) -> str:
-    """Return what is wrong when a wanted column does not exist, else an empty string."""
-    names = [str(name) for name in existing]
-    for column in wanted:
-        if column not in names:
-            nearest = difflib.get_close_matches(column, names, n=1, cutoff=0.4)
-            hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-            return f"has no column {column!r}; it has {', '.join(map(repr, names)) or 'none'}{hint}"
-    return ""
-
-
-def raise_missing_column(place: str, problem: str) -> None:
-    """Raise the ValueError of a file that lacks a column; do nothing when ``problem`` is empty."""
-    if problem:
-        raise ValueError(
-            f"{place} {problem}. Set data.prompt_column and data.teacher_column to columns it has"
-        )
-
-
-def _data_files(path: Path) -> list[Path]:
-    kinds = " or ".join(READERS)
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.iterdir()
-            if file.suffix in READERS and file.is_file() and not file.name.startswith(".")
-        )
-        if not files:
-            raise ValueError(f"the folder {path} holds no {kinds} file directly in it")
-        return files
+        files = sorted(file for file in path.iterdir() if _is_data(file))
+        tests = [file for file in files if is_held_out(file.name)]
+        others = [file for file in files if file not in tests]
+        used, left_out = (tests, others) if held_out and tests else (others, tests)
+        if not used:
+            raise ValueError(_no_data(path, left_out))
+        return DataFiles(tuple(used), tuple(left_out))
     if not path.is_file():
         raise ValueError(
-            f"{path} does not exist; give a {kinds} file, a folder of them or hub:NAME"
+            f"{path} does not exist; give a {KINDS} file, a folder of them or hub:NAME"
         )
-    if path.suffix not in READERS:
-        raise ValueError(f"{path} is not a {kinds} file; rename or convert it")
-    return [path]
+    if _reader(path) is None:
+        raise ValueError(f"{path} is not a {KINDS} file; rename or convert it")
+    return DataFiles((path,))
 
 
-def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    checked = False
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            place = f"{path} row {number}"
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # some editors begin UTF-8 with a mark
-            if not line.strip():
-                continue
-            row = _json_row(place, line)
-            if not row.problem:
-                problem = missing_column(row.values, columns)
-                if not checked:
-                    raise_missing_column(place, problem)
-                    checked = True
-                if problem:
-                    row = Row(place, problem=problem)
-            yield row
+def read_file_rows(path: str, wanted: Collection[str], held_out: bool = False) -> Iterator[Row]:
+    """Yield the rows of the files of a path.
+
+    wanted: the columns that may be read. held_out: as ``find_files`` takes it.
+
+    Raises ValueError as ``find_files`` does, and for a file that breaks off.
+    """
+    for file in find_files(Path(path), held_out).used:
+        reader = _reader(file)
+        assert reader is not None, file
+        yield from reader(file, wanted)
 
 
-def _json_row(place: str, line: bytes) -> Row:
-    try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        return Row(place, problem=f"is not UTF-8 (byte 0x{byte:02x} at {error.start}); convert it")
-    except (ValueError, RecursionError) as error:
-        cut = "" if line.endswith(b"\n") else "; the file ends inside this row, copy it again"
-        return Row(place, problem=f"is not JSON ({error}){cut}")
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        return Row(place, problem=f"is a JSON {kind}; every line has to be one JSON object")
-    return Row(place, values)
+def without_nulls(value: Any) -> Any:
+    """Return a cell without the keys that a columnar file adds to make all rows alike."""
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [without_nulls(each) for each in value]
+    return value
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _no_data(path: Path, left_out: list[Path]) -> str:
+    if left_out:
+        names = ", ".join(file.name for file in left_out)
+        return f"the folder {path} holds only data that is held out ({names}); rename or add files"
+    inner = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
+    has_data = [name for name in inner if any(map(_is_data, (path / name).iterdir()))]
+    hint = f"; name its folder {' or '.join(has_data)}" if has_data else ""
+    return f"the folder {path} holds no {KINDS} file directly in it{hint}"
+
+
+def _is_data(file: Path) -> bool:
+    is_named = not file.name.startswith(".") and file.name not in NO_DATA
+    return is_named and _reader(file) is not None and file.is_file()
+
+
+def _reader(path: Path) -> Callable[[Path, Collection[str]], Iterator[Row]] | None:
+    if json_kind(path) in JSON_KINDS:
+        return _read_json
+    return {".parquet": _read_parquet, ".arrow": _read_arrow}.get(path.suffix.lower())
+
+
+def _read_json(path: Path, wanted: Collection[str]) -> Iterator[Row]:
+    for number, values, problem in read_json_values(path):
+        yield Row(str(path), f"{path} row {number}", values, values.keys(), problem)
+
+
+def _read_parquet(path: Path, wanted: Collection[str]) -> Iterator[Row]:
     # Half a second of every start, which runs on JSONL should not pay.
     import pyarrow  # noqa: PLC0415
     import pyarrow.parquet  # noqa: PLC0415
 
+    def batches() -> Iterator[Any]:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = [name for name in names if name in wanted]
+            for batch in file.iter_batches(batch_size=COLUMNAR_ROWS, columns=columns or None):
+                yield names, batch
+
+    yield from _columnar_rows(path, "Parquet", batches())
+
+
+def _read_arrow(path: Path, wanted: Collection[str]) -> Iterator[Row]:
+    import pyarrow  # noqa: PLC0415 - see _read_parquet
+    import pyarrow.ipc  # noqa: PLC0415
+
+    def batches() -> Iterator[Any]:
+        with pyarrow.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"  # else a stream, as `datasets` writes it
+            source.seek(0)
+            if is_file:
+                file = pyarrow.ipc.open_file(source)
+                found = (file.get_batch(number) for number in range(file.num_record_batches))
+            else:
+                found = iter(pyarrow.ipc.open_stream(source))
+            for batch in found:
+                columns = [name for name in batch.schema.names if name in wanted]
+                chosen = batch.select(columns) if columns else batch
+                for start in range(0, batch.num_rows, COLUMNAR_ROWS):
+                    yield batch.schema.names, chosen.slice(start, COLUMNAR_ROWS)
+
+    yield from _columnar_rows(path, "Arrow", batches())
+
+
+def _columnar_rows(path: Path, kind: str, batches: Iterator[Any]) -> Iterator[Row]:
+    import pyarrow  # noqa: PLC0415 - see _read_parquet
+
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            raise_missing_column(str(path), missing_column(file.schema_arrow.names, columns))
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(columns)):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{path} row {number}", values)
+        for names, batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                values = {name: without_nulls(cell) for name, cell in row.items()}
+                yield Row(str(path), f"{path} row {number}", values, names)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is not a sound Parquet file after row {number} ({error}); get it again"
+            f"{path} is not a sound {kind} file after row {number} ({error}); get it again"
         ) from error
-
-
-READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}

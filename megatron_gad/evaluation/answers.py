@@ -10,21 +10,19 @@ from safetensors.torch import load_file
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.embedded import EmbeddedEngine
-from megatron_gad.types import Prompt
-
-Messages = tuple[tuple[str, str], ...]
+from megatron_gad.types import Message, Prompt
 
 
 def answer(
     hf_folder: str | Path,
-    conversations: Sequence[Messages],
+    conversations: Sequence[Sequence[Message]],
     sampling: SamplingConfig,
     max_prompt_tokens: int = 2048,
 ) -> list[str]:
     """Return one response text per conversation, in their order.
 
     hf_folder: Hugging Face folder with safetensors weights and tokenizer.
-    conversations: (role, content) pairs before the response.
+    conversations: the turns before the response.
     sampling: temperature 0 is greedy; stop ids are taken from the folder, one sample is drawn.
 
     Raises ValueError for a conversation longer than ``max_prompt_tokens``.
@@ -34,7 +32,7 @@ def answer(
     engine = EmbeddedEngine(hf_folder, device, torch.float32)
     engine.load_weights(_folder_weights(Path(hf_folder)), version=0)
     prompts = [
-        Prompt(index, messages, "", codec.encode_prompt(messages), ())
+        Prompt(index, tuple(messages), "", codec.encode_prompt(messages), ())
         for index, messages in enumerate(conversations)
     ]
     too_long = [p.index for p in prompts if len(p.ids) > max_prompt_tokens]

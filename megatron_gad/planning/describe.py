@@ -39,8 +39,9 @@ def describe_run(
     num_prompts = None
     for title, path in (("data", config.data.path), ("held out", config.data.eval_path)):
         if path:
-            text, count = _describe_data(config, path)
-            lines.append(_line(title, text))
+            held_out = title != "data"
+            (text, *notes), count = _describe_data(config, path, held_out)
+            lines += [_line(title, text), *(_line("", note) for note in notes)]
             num_prompts = count if title == "data" else num_prompts
     reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
     lines.append(_line("residency", reason))
@@ -116,16 +117,15 @@ def _describe_model(path: str, is_scorer: bool) -> str:
     )
 
 
-def _describe_data(config: RunConfig, path: str) -> tuple[str, int | None]:
-    """Return what is in a data set, and how many prompts where that is known."""
+def _describe_data(config: RunConfig, path: str, held_out: bool) -> tuple[list[str], int | None]:
+    """Return what is in a data set, a fact a line, and how many prompts if that is known."""
     if path.startswith(HUB):
-        return f"{path}: downloaded when the run starts", None
-    codec = ChatCodec.from_folder(
-        config.student.path, config.data.max_prompt_tokens, config.data.max_response_tokens
-    )
-    counts = load_prompts(config.data, codec, path).counts
-    found = ", ".join(f"{name} {number:,}" for name, number in counts.items() if number)
-    return f"{path}: {found}", counts["num_prompts"]
+        return [f"{path}: downloaded when the run starts"], None
+    codec = ChatCodec.from_config(config.student.path, config.data)
+    loaded = load_prompts(config.data, codec, path, held_out)
+    found = ", ".join(f"{name} {number:,}" for name, number in loaded.counts.items() if number)
+    warnings = [f"warning: {warning}" for warning in loaded.warnings]
+    return [f"{path}: {found}", *loaded.notes, *warnings], loaded.counts["num_prompts"]
 
 
 def _describe_stage(config: RunConfig, name: str, num_prompts: int | None) -> str:

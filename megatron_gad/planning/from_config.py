@@ -9,6 +9,7 @@ from megatron_gad.config.layout import HOST_GPUS, ParallelConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.data.dataset import HUB
+from megatron_gad.data.forms import wanted_columns
 from megatron_gad.data.rows import read_file_rows
 from megatron_gad.engines.sglang.launch import count_servers
 from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
@@ -135,8 +136,8 @@ def count_rows(data: DataConfig) -> int | None:
     """Return the rows of a data set in files; None where it is not there, or on the Hub."""
     if not data.path or data.path.startswith(HUB) or not Path(data.path).exists():
         return None
-    columns = (data.prompt_column, data.teacher_column)
-    return sum(not row.problem for row in read_file_rows(data.path, columns))
+    rows = read_file_rows(data.path, wanted_columns(data))
+    return sum(not row.problem for row in rows)
 
 
 def _stage_work(config: RunConfig, name: str) -> StageWork:

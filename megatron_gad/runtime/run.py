@@ -67,12 +67,12 @@ class Run:
         check_is_shared(self.folder, parallel)
         self._lock = RunFolderLock(self.folder, parallel)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
-        self.codec = ChatCodec.from_folder(
-            config.student.path, config.data.max_prompt_tokens, config.data.max_response_tokens
-        )
-        self.prompts = _load(config, self.codec, config.data.path)
+        self.codec = ChatCodec.from_config(config.student.path, config.data)
+        self.prompts = _load(config, self.codec, parallel.is_writer)
         self.eval_prompts = (
-            _load(config, self.codec, config.data.eval_path) if config.data.eval_path else ()
+            _load(config, self.codec, parallel.is_writer, held_out=True)
+            if config.data.eval_path
+            else ()
         )
         self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
@@ -179,9 +179,17 @@ class Run:
         return [self.prompts[row] for row in self.parallel.share(rows)]
 
 
-def _load(config: RunConfig, codec: ChatCodec, path: str) -> tuple[Prompt, ...]:
-    loaded = load_prompts(config.data, codec, path)
-    logger.info("%s: %s", path, ", ".join(f"{k} {v}" for k, v in loaded.counts.items()))
+def _load(
+    config: RunConfig, codec: ChatCodec, is_writer: bool, held_out: bool = False
+) -> tuple[Prompt, ...]:
+    path = config.data.eval_path if held_out else config.data.path
+    loaded = load_prompts(config.data, codec, path, held_out)
+    if is_writer:
+        counts = ", ".join(f"{name} {count}" for name, count in loaded.counts.items())
+        for note in (counts, *loaded.notes):
+            logger.info("%s: %s", path, note)
+        for warning in loaded.warnings:
+            logger.warning("%s: %s", path, warning)
     return loaded.prompts
 
 

@@ -179,9 +179,11 @@ def _equally_cut(
 ) -> list[tuple[int, ...]]:
     """Return the ids of responses, of which those that are truncated are cut to the shortest.
 
+    An empty one, of which stripped reasoning left nothing, has no say.
+
     responses: (ids, whether they are truncated). cut: of ids, at a limit.
     """
-    limit = min((len(ids) for ids, truncated in responses if truncated), default=0)
+    limit = min((len(ids) for ids, truncated in responses if truncated and ids), default=0)
     return [
         cut(ids, limit) if truncated and len(ids) > limit else ids for ids, truncated in responses
     ]

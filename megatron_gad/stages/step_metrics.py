@@ -57,6 +57,6 @@ def sample_rows(
             for g, rollout in enumerate(group.rollouts)
         ]
         prompt = group.prompt
-        asked = "\n".join(f"{role}: {content}" for role, content in prompt.messages)
+        asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt.messages)
         rows.append({"prompt": asked, "teacher": prompt.teacher_text, "rollouts": rollouts})
     return rows

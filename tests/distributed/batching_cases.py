@@ -115,7 +115,7 @@ def make_groups() -> list[Group]:
 
     groups = []
     for index, size in enumerate((1, 12, 2, 5)):
-        prompt = Prompt(index, (("user", "x"),), "y", ids(3), ids(size + 1))
+        prompt = Prompt(index, ({"role": "user", "content": "x"},), "y", ids(3), ids(size + 1))
         drawn = [ids(size + number) for number in range(GROUP_SIZE)]
         rollouts = [Rollout(x, (-1.0,) * len(x), "stop", 0, text_ids=x) for x in drawn]
         groups.append(Group(prompt, tuple(rollouts)))

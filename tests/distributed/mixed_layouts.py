@@ -51,7 +51,10 @@ LAYOUTS = {
 # Of items or groups to exchange, so that none of the layouts has them in their order.
 COSTS = (6, 9, 3, 1, 2, 3)
 # To sample, and under which name.
-PROMPTS = [Prompt(index, (("user", "?"),), "!", (3, 4 + index), (6,)) for index in (5, 0, 9, 2)]
+PROMPTS = [
+    Prompt(index, ({"role": "user", "content": "?"},), "!", (3, 4 + index), (6,))
+    for index in (5, 0, 9, 2)
+]
 SAMPLING = SamplingConfig(num_samples=2, name="step_0000003_0")
 
 

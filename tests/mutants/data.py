@@ -8,6 +8,9 @@ BALANCE = (f"{UNIT}test_balance.py",)
 BATCHING = (f"{UNIT}test_batching.py",)
 CHAT = (f"{UNIT}test_chat.py",)
 DATASET = (f"{UNIT}test_dataset.py",)
+FILES = (f"{UNIT}test_files.py",)
+FORMS = (f"{UNIT}test_forms.py",)
+REASONING = (f"{UNIT}test_reasoning.py",)
 SAMPLER = ("tests/unit/runtime/test_sampler.py",)
 
 ORDER_MUTANTS = (
@@ -181,8 +184,8 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "a text of the cap's length carries an end token beyond it",
-        "if hit_cap or len(ids) >= cap]",
-        "if hit_cap or len(ids) > cap]",
+        "if was_cut[number] or len(ids) >= cap]",
+        "if was_cut[number] or len(ids) > cap]",
         CHAT,
     ),
     Mutant(
@@ -223,8 +226,8 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "the rest of a character moves the cut of a rollout",
-        "texts = [text.rstrip(REPLACEMENT) for text in texts]",
-        "texts = list(texts)",
+        "texts = [x.rstrip(REPLACEMENT) if c else x for",
+        "texts = [x for",
         CHAT,
     ),
     Mutant(
@@ -235,14 +238,14 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "the template writes the date of today",
-        "                date_string=TEMPLATE_DATE,\n",
-        "",
+        '{"date_string": TEMPLATE_DATE} | arguments',
+        "arguments",
         CHAT,
     ),
     Mutant(
         "prompts end without the header of the assistant",
-        "self._render(messages, add_generation_prompt=True)",
-        "self._render(messages, add_generation_prompt=False)",
+        "return self.template.render(messages, tools)",
+        "return self.template.render(messages, tools, False)",
         CHAT,
     ),
     Mutant(
@@ -253,8 +256,50 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "further stop ids of generation_config.json are ignored",
-        "return cls(tokenizer, max_prompt_tokens, max_response_tokens, stop_ids)",
-        "return cls(tokenizer, max_prompt_tokens, max_response_tokens)",
+        "return cls(tokenizer, *caps, stop_ids, chat_template_kwargs, reasoning)",
+        "return cls(tokenizer, *caps, (), chat_template_kwargs, reasoning)",
         CHAT,
+    ),
+    Mutant(
+        "reasoning that is to be stripped reaches the discriminator",
+        "texts = [self.visible(text) for text in texts]",
+        "texts = list(texts)",
+        REASONING,
+    ),
+    Mutant(
+        "kept reasoning repeats the tag that the prompt wrote",
+        "return text.lstrip().removeprefix(OPEN).removeprefix(space) if is_opened else text",
+        "return text",
+        REASONING,
+    ),
+    Mutant(
+        "an empty rollout cuts every cut text of its group to nothing",
+        "for ids, truncated in responses if truncated and ids)",
+        "for ids, truncated in responses if truncated)",
+        SAMPLER,
+    ),
+    Mutant(
+        "an answer that was cut where it comes from gets an end token",
+        "[row.was_cut for row, _ in kept]",
+        "[False for row, _ in kept]",
+        FORMS,
+    ),
+    Mutant(
+        "an answer that the endpoint filtered is trained on",
+        'if answer.ending == "failed":',
+        'if answer.ending == "":',
+        FORMS,
+    ),
+    Mutant(
+        "a conversation that ends with the answer keeps it in the prompt",
+        "messages, answer = messages[:-1], messages[-1]",
+        "answer = messages[-1]",
+        FORMS,
+    ),
+    Mutant(
+        "a folder's files for testing are trained on",
+        "used, left_out = (tests, others) if held_out and tests else (others, tests)",
+        "used, left_out = (tests, others) if held_out and tests else (files, [])",
+        FILES,
     ),
 )

@@ -151,7 +151,7 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
     ),
     (
         {"data": {"path": "no/such.jsonl"}},
-        "data.path = 'no/such.jsonl' does not exist; name a JSONL or Parquet file, a folder of "
+        "data.path = 'no/such.jsonl' does not exist; name a data file, a folder of "
         "them, or hub:<name>; paths are relative to the folder the command runs in",
     ),
     (

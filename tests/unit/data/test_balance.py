@@ -60,7 +60,7 @@ def test_shares_are_even_on_a_realistic_mix(num_shares: int) -> None:
 
 
 def test_a_group_costs_the_tokens_of_both_models() -> None:
-    prompt = Prompt(0, (("user", "x"),), "y", ids=(1, 2, 3), teacher_ids=(4, 5))
+    prompt = Prompt(0, ({"role": "user", "content": "x"},), "y", ids=(1, 2, 3), teacher_ids=(4, 5))
     rollouts = (
         Rollout((6,), (-1.0,), "stop", 1, text_ids=(6,)),
         Rollout((6, 7, 8), (-1.0,) * 3, "stop", 1, text_ids=(6, 7)),

@@ -19,7 +19,7 @@ END = 9  # the end token; in these tests also what a tokenizer would pad with
 
 
 def prompt(index: int, ids: tuple[int, ...], teacher_ids: tuple[int, ...]) -> Prompt:
-    return Prompt(index, (("user", "x"),), "y", ids, teacher_ids)
+    return Prompt(index, ({"role": "user", "content": "x"},), "y", ids, teacher_ids)
 
 
 def rollout(*ids: int, text_ids: tuple[int, ...] | None = None) -> Rollout:

@@ -10,7 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from megatron_gad.data.chat import ChatCodec
 from tests.tiny_tokenizer import STYLES, make_tokenizer
 
-CONVERSATION = (("system", "Be brief."), ("user", "Größe of 東京?\n\n  indented 🙂\ttab "))
+CONVERSATION = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Größe of 東京?\n\n  indented 🙂\ttab "},
+)
 RESPONSES = (
     "a short answer",
     "def f(x):\n    return  x  # two spaces , and ' n't \r\n\tend",
@@ -51,8 +54,7 @@ def test_prompt_and_response_decode_to_the_rendered_conversation(
     decoded = AutoTokenizer.from_pretrained(str(folder)).decode(
         [*codec.encode_prompt(CONVERSATION), *ids], skip_special_tokens=False
     )
-    turns = [{"role": role, "content": content} for role, content in CONVERSATION]
-    turns.append({"role": "assistant", "content": response})
+    turns = [*CONVERSATION, {"role": "assistant", "content": response}]
     rendered = AutoTokenizer.from_pretrained(str(folder)).apply_chat_template(turns, tokenize=False)
     end = END_TEXT[style]
     if end in rendered:
@@ -74,8 +76,7 @@ def test_text_survives_encoding_and_decoding_byte_for_byte(codec: ChatCodec, res
 
 def test_prompt_ids_equal_those_of_transformers(folder: Path, codec: ChatCodec) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    turns = [{"role": role, "content": content} for role, content in CONVERSATION]
-    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    expected = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True)["input_ids"]
     assert codec.encode_prompt(CONVERSATION) == tuple(expected)
     rendered = codec.render_prompt(CONVERSATION)
     assert codec.encode_rendered([rendered]) == [tuple(expected)]
@@ -310,7 +311,7 @@ def test_the_date_of_a_template_does_not_change_the_prompt_from_day_to_day(tmp_p
         "{% endif %}{{ date_string }} {{ messages[0].content }}"
     )
     codec = write(tmp_path, tokenizer, template)
-    assert codec.render_prompt([("user", "hi")]) == "26 Jul 2024 hi"
+    assert codec.render_prompt([{"role": "user", "content": "hi"}]) == "26 Jul 2024 hi"
 
 
 def test_a_refusal_of_the_template_is_a_value_error(tmp_path: Path) -> None:
@@ -321,7 +322,7 @@ def test_a_refusal_of_the_template_is_a_value_error(tmp_path: Path) -> None:
     )
     codec = write(tmp_path, tokenizer, template)
     with pytest.raises(ValueError, match="refuses the conversation: no system turns"):
-        codec.encode_prompt([("system", "x"), ("user", "y")])
+        codec.encode_prompt([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
 
 
 def test_what_is_missing_in_the_folder_is_named_with_the_remedy(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from megatron_gad.config.data import DataConfig
 from megatron_gad.data.chat import ChatCodec
-from megatron_gad.data.dataset import CHUNK_ROWS, COUNTS, load_prompts
+from megatron_gad.data.dataset import CHUNK_ROWS, load_prompts
+from megatron_gad.data.reading import COUNTS
 from tests.tiny_tokenizer import make_tokenizer
 
 CONFIG = DataConfig()
@@ -54,11 +55,11 @@ def test_rows_become_prompts_with_the_codecs_ids(tmp_path: Path, codec: ChatCode
     loaded = load_prompts(CONFIG, codec, path)
     first, second = loaded.prompts
     assert first.index == 0
-    assert first.messages == (("system", "Be brief."), ("user", "東京?"))
+    assert first.messages == tuple(messages)
     assert first.teacher_text == " yes \n"
     assert first.ids == codec.encode_prompt(first.messages)
     assert (first.teacher_ids, first.teacher_truncated) == codec.encode_response(" yes \n")
-    assert second.messages == (("user", "hi"),)
+    assert second.messages == tuple(user("hi"))
     assert len(second.teacher_ids) == 32
     assert second.teacher_truncated
     assert codec.end_id not in second.teacher_ids
@@ -75,7 +76,7 @@ def test_jsonl_parquet_folder_and_hub_give_the_same_prompts(
     rows = [row(user(f"question {number}"), f"answer {number}") for number in range(150)]
     expected = load_prompts(CONFIG, codec, write_jsonl(tmp_path / "a.jsonl", rows))
     assert [prompt.index for prompt in expected.prompts] == list(range(150))
-    assert expected.prompts[149].messages == (("user", "question 149"),)
+    assert expected.prompts[149].messages == tuple(user("question 149"))
 
     assert load_prompts(CONFIG, codec, write_parquet(tmp_path / "a.parquet", rows)) == expected
 
@@ -100,7 +101,7 @@ def test_hub_data_sets_load_through_datasets(
     expected = load_prompts(CONFIG, codec, write_jsonl(tmp_path / "a.jsonl", train))
     assert load_prompts(CONFIG, codec, f"hub:{folder}") == expected
     held_out = load_prompts(CONFIG, codec, f"hub:{folder}:test").prompts
-    assert [prompt.messages for prompt in held_out] == [(("user", "held out"),)]
+    assert [prompt.messages for prompt in held_out] == [tuple(user("held out"))]
 
     assert error_of(codec, "hub:") == "hub: names no data set; write hub:OWNER/NAME"
     message = error_of(codec, f"hub:{folder}:valid")
@@ -143,7 +144,7 @@ def test_dropped_rows_are_counted_by_reason_and_keep_their_number(
         ),
     ):
         loaded = load_prompts(CONFIG, codec, path)
-        assert [(prompt.index, prompt.messages[0][1]) for prompt in loaded.prompts] == [
+        assert [(prompt.index, prompt.messages[0]["content"]) for prompt in loaded.prompts] == [
             (1, "fine"),
             (8, "fine too"),
         ]
@@ -154,14 +155,17 @@ def test_dropped_rows_are_counted_by_reason_and_keep_their_number(
             "num_dropped_empty_prompt": 2,
             "num_dropped_empty_response": 3,
             "num_dropped_ends_with_assistant": 1,
+            "num_dropped_failed_response": 0,
+            "num_dropped_tool_call_response": 0,
             "num_dropped_refused_by_template": 0,
             "num_teacher_truncated": 0,
+            "num_teacher_cut_at_source": 0,
         }
 
 
 def test_a_prompt_is_dropped_from_one_token_over_the_cap(tmp_path: Path, codec: ChatCodec) -> None:
     texts = ["1" * number for number in range(1, 80)]
-    lengths = [len(codec.encode_prompt([("user", text)])) for text in texts]
+    lengths = [len(codec.encode_prompt(user(text))) for text in texts]
     assert codec.max_prompt_tokens in lengths
     path = write_jsonl(tmp_path / "a.jsonl", [row(text) for text in texts])
     kept = [prompt.index for prompt in load_prompts(CONFIG, codec, path).prompts]
@@ -201,7 +205,7 @@ def test_more_rows_than_a_chunk_keep_their_order(tmp_path: Path, codec: ChatCode
     loaded = load_prompts(CONFIG, codec, write_jsonl(tmp_path / "a.jsonl", rows))
     assert loaded.counts["num_rows"] == count
     assert [prompt.index for prompt in loaded.prompts] == [n for n in range(count) if n != 700]
-    assert all(prompt.messages[0][1] == f"q{prompt.index}" for prompt in loaded.prompts)
+    assert all(prompt.messages[0]["content"] == f"q{prompt.index}" for prompt in loaded.prompts)
 
 
 def test_blank_lines_byte_order_mark_and_line_ends_of_windows_are_no_rows(
@@ -210,26 +214,26 @@ def test_blank_lines_byte_order_mark_and_line_ends_of_windows_are_no_rows(
     one, two = (json.dumps(row(text)).encode() for text in ("one", "two"))
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + one + b"\r\n\r\n" + two)
     loaded = load_prompts(CONFIG, codec, str(tmp_path / "a.jsonl"))
-    assert [prompt.messages[0][1] for prompt in loaded.prompts] == ["one", "two"]
+    assert [prompt.messages[0]["content"] for prompt in loaded.prompts] == ["one", "two"]
     assert loaded.counts["num_rows"] == 2
 
 
 def test_a_path_that_holds_no_data_is_refused(tmp_path: Path, codec: ChatCodec) -> None:
     assert error_of(codec, "") == "data.path is empty; give a file, a folder or hub:NAME"
     missing = tmp_path / "missing.jsonl"
+    kinds = ".jsonl, .json (both also as .gz or .zst), .parquet or .arrow"
     assert error_of(codec, missing) == (
-        f"{missing} does not exist; give a .jsonl or .parquet file, a folder of them or hub:NAME"
+        f"{missing} does not exist; give a {kinds} file, a folder of them or hub:NAME"
     )
     other = tmp_path / "a.csv"
     other.write_text("content,teacher_response\n")
-    assert error_of(codec, other) == (
-        f"{other} is not a .jsonl or .parquet file; rename or convert it"
-    )
+    assert error_of(codec, other) == (f"{other} is not a {kinds} file; rename or convert it")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert error_of(codec, empty) == (
-        f"the folder {empty} holds no .jsonl or .parquet file directly in it"
-    )
+    assert error_of(codec, empty) == (f"the folder {empty} holds no {kinds} file directly in it")
+    (empty / "data").mkdir()
+    write_jsonl(empty / "data" / "a.jsonl", [row()])
+    assert error_of(codec, empty).endswith("file directly in it; name its folder data")
 
 
 def test_no_usable_row_is_an_error_with_the_reasons(tmp_path: Path, codec: ChatCodec) -> None:
@@ -250,10 +254,9 @@ def test_a_missing_column_is_named_with_those_that_exist(
 ) -> None:
     name = "a.jsonl" if write is write_jsonl else "a.parquet"
     path = write(tmp_path / name, [{"content": "hi", "teacher_respons": "you", "id": 1}] * 9)
-    place = f"{path} row 1" if write is write_jsonl else path
     assert error_of(codec, path) == (
-        f"{place} has no column 'teacher_response'; it has 'content', 'teacher_respons', 'id'; "
-        "the nearest is 'teacher_respons'. Set data.prompt_column and data.teacher_column to "
+        f"{path} row 1 has no column 'teacher_response'; it has 'content', 'teacher_respons', "
+        "'id'; the nearest is 'teacher_respons'. Set data.prompt_column and data.teacher_column to "
         "columns it has"
     )
 
@@ -267,7 +270,7 @@ def test_unreadable_rows_are_collected_into_one_error(tmp_path: Path, codec: Cha
         good,
         b'{"content": "hi"}',
         b'{"content": 5, "teacher_response": "x"}',
-        b'{"content": "hi", "teacher_response": ["x"]}',
+        b'{"content": "hi", "teacher_response": {"x": 1}}',
         b'{"content": "hi", "teacher_response": "\\ud83d"}',
         b"",
         b'{"content": [{"from": "human"}], "teacher_response": "x"}',
@@ -282,7 +285,7 @@ def test_unreadable_rows_are_collected_into_one_error(tmp_path: Path, codec: Cha
         f"  {path} row 3: is a JSON list; every line has to be one JSON object",
         f"  {path} row 5: has no column 'teacher_response'; it has 'content'",
         f"  {path} row 6: the prompt has type int; it has to be a string or a list of messages",
-        f"  {path} row 7: the teacher's response has type list; it has to be a string",
+        f"  {path} row 7: the teacher's response has type dict; it has to be a string",
     ]
     path.write_bytes(b"\n".join([good, *lines[7:]]))
     lines_of_message = error_of(codec, path).splitlines()

@@ -70,6 +70,12 @@ def test_no_cut_text_of_a_group_is_longer_than_another(sampler: Sampler, codec: 
     assert [rollout.ids for rollout in group.rollouts][:2] == [in_pieces, content]
 
 
+def test_a_rollout_that_was_all_reasoning_cuts_no_other(sampler: Sampler, codec: ChatCodec) -> None:
+    long = codec.encode_response("which way do you face? turn right, turn left, turn back")[0]
+    group = read(sampler, codec, "turn right", codec.encode_response("\ufffd")[0][:1], long)
+    assert [rollout.text_ids for rollout in group.rollouts] == [(), long]
+
+
 def test_whole_texts_are_read_as_they_are(sampler: Sampler, codec: ChatCodec) -> None:
     cut = codec.encode_response("which way do you face? turn right, turn left")[0]
     whole = (*by_character(codec, "left"), codec.end_id)
