@@ -14,7 +14,7 @@ PACKAGE = "megatron_gad"
 LAYERS = (
     ("types", "errors", "files", "environment", "cpu_seam"),
     ("config",),
-    ("algorithms", "data", "models"),
+    ("algorithms", "data", "models", "asking"),
     ("training", "engines"),
     ("checks", "data.teacher", "evaluation"),
     ("planning",),

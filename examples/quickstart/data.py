@@ -7,7 +7,8 @@ from pathlib import Path
 
 from examples.quickstart.robot_turns import Split, split_prompts, teacher_answer
 from examples.quickstart.teacher_server import MODEL, serve
-from megatron_gad.data.teacher.collect import CollectConfig, collect
+from megatron_gad.data.teacher.collect import collect
+from megatron_gad.data.teacher.config import CollectConfig
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def collect_data(folder: str | Path, seed: int, split: Split | None = None) -> D
         for name, out in files.items():
             prompts = root / f"prompts_{name}.jsonl"
             write_prompts(prompts, name, getattr(split, name))
-            report = collect(prompts, out, CollectConfig(base_url, MODEL))
+            report = collect(prompts, out, CollectConfig((base_url,), (MODEL,)))
             if not report.is_complete:
                 raise RuntimeError(f"{out}: prompts without a response, see {out}.failed.jsonl")
     return DataFiles(**files)

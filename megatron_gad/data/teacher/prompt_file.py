@@ -1,10 +1,16 @@
-"""The prompts that a teacher is asked: rows of a JSONL file."""
+"""The prompts that a teacher is asked, and those rows of their file that are none."""
 
-import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from megatron_gad.asking.failure import readable
+from megatron_gad.data.conversation import read_messages
+from megatron_gad.data.rows import Row, read_file_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,80 +25,83 @@ class TeacherPrompt:
     messages: list[dict[str, str]]
 
 
-def read_prompts(path: Path, prompt_column: str = "content") -> list[TeacherPrompt]:
-    """Read all prompts of a file, one JSON object per line.
+@dataclass(frozen=True)
+class BadPrompt:
+    """A row that cannot be asked.
 
-    prompt_column holds a list of {"role", "content"} messages, or a string, which is one user
-    message. A row without "id" takes its row number, counted from 1.
+    id: the row's, or its number if it has none that can be used.
+    reason: file, row and what is wrong.
+    """
+
+    id: str | int
+    reason: str
+
+
+def read_prompts(
+    path: Path, prompt_column: str = "content"
+) -> tuple[list[TeacherPrompt], list[BadPrompt]]:
+    """Read all prompts of a JSONL file as data.path is read, and list the rows that are none.
+
+    prompt_column holds messages, or a string, which is one user message. A row without "id" takes
+    its number among the rows, counted from 1.
 
     Raises:
-        ValueError: a row cannot be used; the message says which and why. Nothing is skipped.
+        ValueError: the file cannot be read, its first readable row lacks the column, or no row can
+            be asked.
     """
     prompts: dict[str | int, TeacherPrompt] = {}
-    for number, row in _rows(path):
-        place = f"{path}, row {number}"
-        prompt = TeacherPrompt(_id(row, number, place), _messages(row, prompt_column, place))
-        if prompt.id in prompts:
-            raise ValueError(f"{place}: id {prompt.id!r} was used before; give each row its own")
-        prompts[prompt.id] = prompt
+    bad: list[BadPrompt] = []
+    is_first = True
+    for number, row in enumerate(read_file_rows(str(path), ()), start=1):
+        lacks = _missing_column(row, prompt_column)
+        if is_first and lacks:
+            raise ValueError(f"{row.place} {lacks}; name the right one with --prompt-column")
+        is_first = is_first and bool(row.problem)
+        identity = number
+        try:
+            identity = _id(row, number)
+            if identity in prompts:
+                raise ValueError(f"id {identity!r} was used before; give each row its own")
+            prompts[identity] = TeacherPrompt(identity, _messages(row, prompt_column, lacks))
+        except ValueError as error:
+            bad.append(BadPrompt(identity, f"{row.place}: {error}"))
+            logger.warning("%s", bad[-1].reason)
     if not prompts:
-        raise ValueError(f"{path}: no rows; write one JSON object per line")
-    return list(prompts.values())
+        problem = f"; {bad[0].reason}" if bad else "; write one JSON object per line"
+        raise ValueError(f"{path} has no prompt that can be asked{problem}")
+    return list(prompts.values()), bad
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (row number, row) of every line that is not blank."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, row {number}: not UTF-8 ({error})") from error
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, row {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path}, row {number}: {str(row)[:40]!r} is not a JSON object; write"
-                    ' {"id": ..., "content": [...]}'
-                )
-            yield number, row
+def _missing_column(row: Row, column: str) -> str:
+    if row.problem or column in row.values:
+        return ""
+    return f"has no column {column!r}; it has {', '.join(map(repr, row.values)) or 'none'}"
 
 
-def _id(row: dict[str, Any], number: int, place: str) -> str | int:
-    identity = row.get("id", number)
+def _id(row: Row, number: int) -> str | int:
+    identity = row.values.get("id", number)
     if not isinstance(identity, str | int) or isinstance(identity, bool):
-        raise ValueError(f"{place}: id = {identity!r} is neither a string nor a whole number")
+        raise ValueError(f"id = {identity!r} is neither a string nor a whole number")
+    if isinstance(identity, str) and readable(identity) != identity:
+        raise ValueError(f"id = {identity!r} holds half of a surrogate pair; replace it")
     return identity
 
 
-def _messages(row: dict[str, Any], column: str, place: str) -> list[dict[str, str]]:
-    if column not in row:
-        raise ValueError(
-            f"{place}: no column {column!r}, only {', '.join(sorted(row))}; name it with"
-            " --prompt-column"
-        )
-    content = row[column]
-    messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise ValueError(
-            f"{place}: column {column!r} is neither a string nor a list of messages"
-            ' {"role": ..., "content": ...} with text in both'
-        )
+def _messages(row: Row, column: str, lacks: str) -> list[dict[str, str]]:
+    if row.problem or lacks:
+        raise ValueError(row.problem or lacks)
+    messages = [_as_dict(turn) for turn in read_messages(row.values[column])]
+    if not messages or not messages[-1]["content"].strip():
+        raise ValueError("the prompt is empty")
     if messages[-1]["role"] == "assistant":
         raise ValueError(
-            f"{place}: the last message is the assistant's, so there is nothing to answer; end the"
+            "the last message is the assistant's, so there is nothing to answer; end the"
             " conversation with the user's message"
         )
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return messages
 
 
-def _is_message(message: Any) -> bool:
-    """Return whether it has a role and a content that is not blank."""
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        and bool(message["content"].strip())
-    )
+def _as_dict(turn: Any) -> dict[str, str]:
+    if isinstance(turn, Mapping):
+        return {**turn}
+    return dict(zip(("role", "content"), turn, strict=True))

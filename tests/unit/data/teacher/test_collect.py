@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.quickstart.data import collect_data, write_prompts
-from examples.quickstart.robot_turns import Split, split_prompts, teacher_answer
+from examples.quickstart.robot_turns import Split, count_words, split_prompts, teacher_answer
 from examples.quickstart.teacher_server import MODEL, Faults, serve
-from megatron_gad.data.teacher.collect import CollectConfig, CollectReport, collect
+from megatron_gad.data.teacher.collect import CollectReport, collect
+from megatron_gad.data.teacher.config import CollectConfig
 
 ROOT = Path(__file__).resolve().parents[4]
 PROMPTS = split_prompts(seed=0).train[:120]
@@ -26,22 +28,39 @@ def run(folder: Path, base_url: str, api_key: str = "", **fields: Any) -> Collec
     if not prompts.exists():
         write_prompts(prompts, "t", PROMPTS)
     settings = {"first_wait_s": 0.01, "show_progress": False, "concurrency": 8} | fields
-    config = CollectConfig(base_url=base_url, model=MODEL, **settings)
-    return collect(prompts, folder / "out.jsonl", config, api_key)
+    config = CollectConfig(base_url=(base_url,), model=(MODEL,), **settings)
+    return collect(prompts, folder / "out.jsonl", config, [api_key])
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def answered(path: Path, base_url: str | None = None) -> list[dict[str, Any]]:
+    """Return rows without what differs from run to run, after a look at it."""
+    found = rows(path)
+    for row in found:
+        age = datetime.now(timezone.utc) - datetime.fromisoformat(row.pop("time"))
+        assert timedelta(0) <= age < timedelta(hours=1)
+        endpoint = row.pop("endpoint")
+        assert endpoint == base_url if base_url else endpoint.startswith("http://127.0.0.1:")
+    return found
+
+
 def expected(prompts: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
     return [
         {
             "id": f"t-{index:05d}",
+            "answer": 1,
             "content": [{"role": "user", "content": prompt}],
             "teacher_response": teacher_answer(prompt, seed),
+            "reasoning_content": "",
             "finish_reason": "stop",
             "model": MODEL,
+            "answered_by": MODEL,
+            "reply_id": "chatcmpl-0",
+            "prompt_tokens": len(prompt.split()),
+            "completion_tokens": count_words(teacher_answer(prompt, seed)),
         }
         for index, prompt in enumerate(prompts)
     ]
@@ -49,8 +68,8 @@ def expected(prompts: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
 
 def test_every_prompt_gets_its_response_in_order_and_tokens_are_costed(tmp_path: Path) -> None:
     with serve(seed=0) as url:
-        report = run(tmp_path, url, prompt_price=1.0, completion_price=10.0)
-    assert rows(tmp_path / "out.jsonl") == expected(PROMPTS)
+        report = run(tmp_path, url, prompt_price=(1.0,), completion_price=(10.0,))
+    assert answered(tmp_path / "out.jsonl", url) == expected(PROMPTS)
     assert (report.num_collected, report.retries, report.is_complete) == (120, {}, True)
     # The server counts words: 8 or 9 of a prompt, 14 to 18 of a response.
     assert report.prompt_tokens == sum(len(prompt.split()) for prompt in PROMPTS)
@@ -67,7 +86,7 @@ def test_failing_requests_are_retried_and_counted(tmp_path: Path, status: int) -
         report = run(tmp_path, url)
     assert report.retries == {f"HTTP {status}": 39}
     assert report.is_complete
-    assert rows(tmp_path / "out.jsonl") == expected(PROMPTS)
+    assert answered(tmp_path / "out.jsonl") == expected(PROMPTS)
 
 
 def test_a_wait_that_the_endpoint_asks_for_is_kept(
@@ -77,7 +96,8 @@ def test_a_wait_that_the_endpoint_asks_for_is_kept(
     with caplog.at_level("INFO"), serve(faults=Faults(fail_every=3, retry_after_s=0.3)) as url:
         report = run(tmp_path, url)
     assert report.retries == {"HTTP 429": 1}
-    assert "HTTP 429: retry 1 in 0.3 s" in caplog.messages
+    (message,) = [text for text in caplog.messages if text.startswith("HTTP 429")]
+    assert message.endswith("request 3 fails on purpose: retry 1 in 0.3 s")
 
 
 def test_a_local_endpoint_is_reached_past_a_proxy(
@@ -94,7 +114,7 @@ def test_lost_connections_are_retried_and_counted(tmp_path: Path) -> None:
     with serve(faults=Faults(drop_every=5)) as url:
         report = run(tmp_path, url)
     assert report.retries == {"connection lost or refused": 29}  # of 149 requests
-    assert rows(tmp_path / "out.jsonl") == expected(PROMPTS)
+    assert answered(tmp_path / "out.jsonl") == expected(PROMPTS)
 
 
 def test_a_slow_endpoint_times_out_and_is_reported(tmp_path: Path) -> None:
@@ -120,7 +140,7 @@ def test_rows_that_fail_are_listed_and_asked_again_next_time(tmp_path: Path) -> 
     # Only what was missing is paid for.
     missing = [prompt for index, prompt in enumerate(PROMPTS) if f"t-{index:05d}" in failed]
     assert again.prompt_tokens == sum(len(prompt.split()) for prompt in missing)
-    assert rows(tmp_path / "out.jsonl") == expected(PROMPTS)
+    assert answered(tmp_path / "out.jsonl") == expected(PROMPTS)
     assert not (tmp_path / "out.jsonl.failed.jsonl").exists()
 
 
@@ -153,7 +173,7 @@ def test_a_wrong_key_stops_the_collection_at_once(tmp_path: Path) -> None:
 def test_an_endpoint_that_answers_nothing_stops_the_collection(tmp_path: Path) -> None:
     with serve(faults=Faults(fail_every=1, fail_status=500)) as url:
         report = run(tmp_path, url, retries=1, stop_after_failures=10, concurrency=4)
-    assert report.stopped.startswith("10 rows in a row have no response; HTTP 500")
+    assert report.stopped.startswith("10 questions in a row have no answer; HTTP 500")
     assert 10 <= report.num_failed <= 14
     assert report.num_failed + report.num_not_asked == 120
 
@@ -174,8 +194,8 @@ def test_a_killed_collection_goes_on_where_it_was(tmp_path: Path) -> None:
     assert resumed.returncode == 0, said
     assert 20 <= num_before < 120
     assert "removed a half-written last line" in said
-    assert f"120 of 120 prompts have a response ({num_before} from before" in said
-    assert rows(out) == expected(PROMPTS)
+    assert f"120 of 120 rows have a response ({num_before} from before" in said
+    assert answered(out) == expected(PROMPTS)
 
 
 def test_the_tool_exits_with_one_when_rows_failed_and_says_where(tmp_path: Path) -> None:
@@ -191,7 +211,7 @@ def test_the_tool_exits_with_one_when_rows_failed_and_says_where(tmp_path: Path)
         tool = start_tool(prompts, out, url)
         _, said = tool.communicate(timeout=60)
     assert tool.returncode == 2
-    assert f"ERROR {prompts}, row 1: not JSON" in said
+    assert f"ERROR {prompts} has no prompt that can be asked; {prompts} row 1: is not JSON" in said
 
 
 def test_the_quickstart_collects_its_three_files(tmp_path: Path) -> None:
@@ -218,7 +238,9 @@ def test_the_server_process_ends_with_its_block(tmp_path: Path) -> None:
 
 
 def test_all_that_is_wrong_in_the_configuration_is_said_at_once(tmp_path: Path) -> None:
-    config = CollectConfig(base_url="host", model="", concurrency=0, timeout_s=0, max_tokens=0)
+    config = CollectConfig(
+        base_url=("host",), model=("",), concurrency=0, timeout_s=0, max_tokens=0
+    )
     with pytest.raises(ValueError) as error:
         collect(tmp_path / "none.jsonl", tmp_path / "out.jsonl", config)
     for part in (

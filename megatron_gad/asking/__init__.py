@@ -1,0 +1,1 @@
+"""Asking OpenAI-compatible chat endpoints: concurrent, retried, within a budget."""
