@@ -17,6 +17,7 @@ from megatron_gad.environment import (
     launched_without_torchrun,
 )
 from megatron_gad.errors import BAD_INPUT, FAILED, INTERRUPTED, STOPPED, RunStoppedError
+from megatron_gad.models.hub import with_model_folders
 
 
 def main() -> int:
@@ -52,6 +53,7 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
             "several Slurm tasks were started without torchrun, so each would be a run of its own; "
             "start one task per node, and torchrun in it (examples/lmsys_qwen2.5_7b/slurm.sbatch)"
         )
+    config = with_model_folders(config, may_fetch=not options.dry_run)
     world_size = options.world_size or environment_world_size()
     changes = check_resume(config)
     problems = [

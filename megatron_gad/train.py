@@ -20,6 +20,7 @@ from megatron_gad.environment import (
 from megatron_gad.errors import RunStoppedError, only_warns
 from megatron_gad.files import replace_text
 from megatron_gad.models.hf_folder import save_hf_folder
+from megatron_gad.models.hub import with_model_names
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
 from megatron_gad.runtime.run import Run
@@ -48,6 +49,7 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
     with stop.hearing(signal.SIGUSR1), _watchdog(config) as watch:
         place = parallel.initialize(config.parallel, config.seed)
         try:
+            _check_models_are_the_same(config, place)
             with contextlib.ExitStack() as parts:
                 try:
                     run = open_run(config, place, watch)
@@ -61,6 +63,18 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
                     raise
         finally:
             parallel.shut_down()
+
+
+def _check_models_are_the_same(config: RunConfig, place: parallel.Parallel) -> None:
+    """Raise ValueError if the hub's caches of two nodes hold different revisions of a model."""
+    named = with_model_names(config)
+    for key, path in (("student", named.student.path), ("discriminator", named.discriminator.path)):
+        found = sorted(set(place.gather_over_world(path)))
+        if len(found) > 1:
+            raise ValueError(
+                f"{key}.path is {' on one node and '.join(found)} on another; "
+                "name one of them with its revision"
+            )
 
 
 def leave(status: int, parts: contextlib.ExitStack) -> None:
@@ -180,7 +194,7 @@ def _write_config(run: Run) -> None:
     """Write the resolved configuration; another one that is there stays as config_NNNN.toml."""
     if not run.parallel.is_writer:
         return
-    text, file = to_toml(run.config), run.folder / "config.toml"
+    text, file = to_toml(with_model_names(run.config)), run.folder / "config.toml"
     if file.exists() and file.read_text() != text:
         numbers = itertools.count(1)
         names = (run.folder / f"config_{number:04d}.toml" for number in numbers)

@@ -21,7 +21,7 @@ and resumes only from what a run has saved. Exit status: 0 done, 1 --verify foun
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +38,7 @@ from megatron_gad.checks.models import folder_problems
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
 from megatron_gad.environment import environment_rank, environment_world_size
+from megatron_gad.models.hub import find_model
 from megatron_gad.training import parallel
 from megatron_gad.training.conversion import (
     find_checkpoint,
@@ -56,7 +57,7 @@ class Arguments:
     """What to convert; one of the two directions.
 
     Attributes:
-        from_hf: Hugging Face folder to read.
+        from_hf: Hugging Face folder, or NAME or NAME@REVISION of the hub, to read.
         to_megatron: folder to write iter_0000000/<model> into.
         from_megatron: run directory or iter_* folder to read.
         to_hf: Hugging Face folder to write.
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         _check(arguments)
+        arguments = _with_folders(arguments)
         _check_folder(arguments)
         place = parallel.initialize(arguments.layout(), seed=0)
         try:
@@ -145,6 +147,16 @@ def _check(arguments: Arguments) -> None:
         )
 
 
+def _with_folders(arguments: Arguments) -> Arguments:
+    """Return the arguments with folders in place of names of the hub."""
+    source, shape = arguments.from_hf, arguments.hf_config
+    return replace(
+        arguments,
+        from_hf=Path(find_model("--from-hf", str(source), may_fetch=True)) if source else None,
+        hf_config=Path(find_model("--hf-config", str(shape), may_fetch=True)) if shape else None,
+    )
+
+
 def _check_folder(arguments: Arguments) -> None:
     """Raise ValueError with all that is wrong with the Hugging Face folder that is read."""
     if arguments.from_hf is None:
@@ -171,7 +183,7 @@ def convert(arguments: Arguments, place: parallel.Parallel) -> int:
         hf_folder = written = arguments.to_hf
         chunks = megatron_to_hf(checkpoint, source, written, model, layout, place)
     _say(place, f"wrote {written}")
-    return _verify(chunks, hf_folder, model, place) if arguments.verify else 0
+    return _verify(chunks, hf_folder, arguments, place) if arguments.verify else 0
 
 
 @torch.no_grad()
@@ -182,19 +194,22 @@ def _forget(chunks: list[torch.nn.Module]) -> None:
 
 
 def _verify(
-    chunks: list[torch.nn.Module], hf_folder: Path, model: ModelName, place: parallel.Parallel
+    chunks: list[torch.nn.Module],
+    hf_folder: Path,
+    arguments: Arguments,
+    place: parallel.Parallel,
 ) -> int:
     """Say how far the outputs are from those of transformers; return the exit status."""
-    difference = relative_difference(chunks, hf_folder, model, place)
-    allowed = TOLERANCE[next(chunks[0].parameters()).dtype]
+    model = arguments.model
+    difference = relative_difference(chunks, hf_folder, model, arguments.layout(), place)
     kind = "scores" if model == "discriminator" else "logits"
-    verdict = "equal" if difference <= allowed else "NOT equal"
+    verdict = "equal" if difference <= TOLERANCE else "NOT equal"
     _say(
         place,
         f"{kind} are {verdict} to those of transformers: they differ by {difference:.1e} of the "
-        f"largest, allowed is {allowed:.0e}",
+        f"largest, allowed is {TOLERANCE:.0e}",
     )
-    return 0 if difference <= allowed else 1
+    return 0 if difference <= TOLERANCE else 1
 
 
 def _say(place: parallel.Parallel, message: str) -> None:

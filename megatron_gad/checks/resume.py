@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_gad.config.run import RunConfig
+from megatron_gad.models.hub import with_model_names
 from megatron_gad.training.checkpoint_files import LATEST, STATE, iteration_folder
 
 Change = Literal["refused", "told", "free"]
@@ -91,7 +92,7 @@ def rule_of(key: str) -> Change:
 def settings(config: RunConfig) -> dict[str, Any]:
     """Return every setting as {"section.key": plain value}, as a checkpoint holds them."""
     flat: dict[str, Any] = {}
-    for name, value in asdict(config).items():
+    for name, value in asdict(with_model_names(config)).items():
         is_section = isinstance(value, dict)
         flat |= {f"{name}.{key}": v for key, v in value.items()} if is_section else {name: value}
     return json.loads(json.dumps(flat))

@@ -41,7 +41,8 @@ class StudentConfig(OptimizerConfig):
     """The model that learns.
 
     Attributes:
-        path: Hugging Face folder with config, safetensors weights and tokenizer.
+        path: Hugging Face folder with config, safetensors weights and tokenizer, or the name of a
+            model of the hub, as NAME or NAME@REVISION.
     """
 
     path: str = ""
@@ -52,7 +53,8 @@ class DiscriminatorConfig(OwnLayout, OptimizerConfig):
     """The model that scores.
 
     Attributes:
-        path: Hugging Face folder; empty starts from the student's weights when the stage begins.
+        path: Hugging Face folder or name, as student.path; empty starts from the student's weights
+            when the stage begins.
         score: read the last token's value, or sum the values of all response tokens.
         head_std: standard deviation of the scalar head's first weights.
         split_groups: where a whole group does not fit in memory: score first, then train row by

@@ -11,6 +11,7 @@ from megatron_gad.config.toml import to_toml
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import HUB, load_prompts
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.hub import with_model_names
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
@@ -50,7 +51,7 @@ def describe_run(
         lines.append(_line(name, _describe_stage(config, name, num_prompts)))
     lines += [_line("changed", change) for change in changes]
     lines += [_line("writes", _describe_files(config)), "", "Resolved configuration:", ""]
-    return "\n".join(lines) + "\n" + to_toml(config)
+    return "\n".join(lines) + "\n" + to_toml(with_model_names(config))
 
 
 def _line(title: str, text: str) -> str:

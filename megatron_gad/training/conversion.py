@@ -25,6 +25,7 @@ from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors, save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
+from megatron_gad.models.hub import find_model
 from megatron_gad.models.tensor_names import SCORE_HEAD
 from megatron_gad.training.checkpoint import (
     read_sharded,
@@ -194,6 +195,7 @@ def find_hf_source(checkpoint: Path, model: ModelName) -> Path:
     path = paths.get(model) or paths.get("student")
     if not path:
         raise ValueError(f"{file} has no {model}.path; {remedy}")
+    path = find_model(f"{model}.path", path, may_fetch=True)
     if not (Path(path) / "config.json").exists():
         raise ValueError(
             f"{model}.path = {path!r} of {file} holds no config.json; it is relative to where "

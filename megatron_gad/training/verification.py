@@ -10,24 +10,35 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.training.conversion import build_chunks
 from megatron_gad.training.parallel import Parallel
 
 NUM_ROWS, NUM_TOKENS = 2, 32
 # Of the largest output. Rounding alone stays far below; a wrong weight is at the order of 1.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+TOLERANCE = 1e-4
 
 
 @torch.no_grad()
 def relative_difference(
-    chunks: list[torch.nn.Module], hf_folder: Path, model: ModelName, place: Parallel
+    chunks: list[torch.nn.Module],
+    hf_folder: Path,
+    model: ModelName,
+    layout: ParallelConfig,
+    place: Parallel,
 ) -> float:
     """Compare logits, or a discriminator's scores, on random tokens. All ranks call it.
+
+    Both sides compute in float32, whatever the weights are stored in: in bfloat16, the rounding of
+    thirty layers is as large as a small fault.
 
     Args:
         chunks: this rank's modules, as ``build_chunks`` made them.
         hf_folder: the model that transformers loads, on the writing rank's CPU.
         model: whether the outputs are logits or scores.
+        layout: the layout of the ranks, with which the modules were built.
         place: this rank's.
 
     Returns:
@@ -36,13 +47,30 @@ def relative_difference(
     generator = torch.Generator().manual_seed(0)
     vocab_size: Any = chunks[0].real_vocab_size
     tokens = torch.randint(vocab_size, (NUM_ROWS, NUM_TOKENS), generator=generator)
-    ours = _outputs(chunks, tokens, place)
+    ours = _outputs(_in_float32(chunks, hf_folder, model, layout, place), tokens, place)
     result = 0.0
     if place.is_writer:
         theirs = _outputs_of_transformers(hf_folder, model, tokens)
-        ours = ours.float() if model == "discriminator" else ours[..., :vocab_size].float()
+        ours = ours if model == "discriminator" else ours[..., :vocab_size]
         result = float((ours - theirs).abs().max() / theirs.abs().max())
     return place.gather_over_world(result)[0]
+
+
+def _in_float32(
+    chunks: list[torch.nn.Module],
+    hf_folder: Path,
+    model: ModelName,
+    layout: ParallelConfig,
+    place: Parallel,
+) -> list[torch.nn.Module]:
+    """Return the modules if they are float32, else copies that are."""
+    if next(chunks[0].parameters()).dtype == torch.float32:
+        return chunks
+    wide = build_chunks(load_hf_config(hf_folder), model, layout, torch.float32, place)
+    for chunk, copy in zip(chunks, wide, strict=True):
+        for ours, theirs in zip(chunk.parameters(), copy.parameters(), strict=True):
+            theirs.copy_(ours)
+    return wide
 
 
 def _outputs(chunks: list[torch.nn.Module], tokens: Tensor, place: Parallel) -> Tensor:
@@ -83,7 +111,7 @@ def _all_columns(output: Tensor) -> Tensor:
 def _outputs_of_transformers(hf_folder: Path, model: ModelName, tokens: Tensor) -> Tensor:
     """Return [B, T, V] logits or [B, T] scores, float32."""
     if model == "student":
-        return AutoModelForCausalLM.from_pretrained(hf_folder, dtype="auto")(tokens).logits.float()
-    scorer = AutoModelForSequenceClassification.from_pretrained(hf_folder, dtype="auto")
+        return AutoModelForCausalLM.from_pretrained(hf_folder, dtype=torch.float32)(tokens).logits
+    scorer = AutoModelForSequenceClassification.from_pretrained(hf_folder, dtype=torch.float32)
     # Its own forward scores one token of a row only.
-    return scorer.score(scorer.base_model(tokens)[0]).squeeze(-1).float()
+    return scorer.score(scorer.base_model(tokens)[0]).squeeze(-1)
