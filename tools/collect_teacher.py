@@ -32,7 +32,7 @@ class Arguments:
     """Files and endpoint.
 
     Attributes:
-        prompts: JSONL; each row has "content" (messages, or a string) and may have an "id".
+        prompts: file of rows with "content" (messages, or a string) and, if you like, "id".
         out: JSONL to write or to continue.
         api_key_env: name of the environment variable with the key; several URLs need one for each.
         endpoint: whom to ask, and how.

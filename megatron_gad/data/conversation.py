@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
-from megatron_gad.types import Message
-
-Messages = tuple[Message, ...]
+# Of types.Message; types.py imports torch, for which the collector of responses need not wait.
+Messages = tuple[Mapping[str, Any], ...]
 # Names of roles in ShareGPT's "from", as chat templates know them.
 SHAREGPT_ROLES = {
     **{"human": "user", "user": "user", "system": "system"},
@@ -150,7 +149,7 @@ def _texts(row: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
     return (_valid_text(row[key]) for key in keys if isinstance(row.get(key), str))
 
 
-def _read_message(number: int, turn: Any) -> Message:
+def _read_message(number: int, turn: Any) -> Mapping[str, Any]:
     if not _is_object(turn):
         raise ValueError(
             f"message {number} of the prompt has type {type(turn).__name__}; it has to be an "

@@ -1,13 +1,14 @@
 """The prompts that a teacher is asked, and those rows of their file that are none."""
 
+import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_gad.asking.failure import readable
-from megatron_gad.data.conversation import read_messages
+from megatron_gad.data.conversation import Messages, read_messages
+from megatron_gad.data.forms import missing_column
 from megatron_gad.data.rows import Row, read_file_rows
 
 logger = logging.getLogger(__name__)
@@ -18,11 +19,12 @@ class TeacherPrompt:
     """One row to ask.
 
     id: names the row in every file of a collection.
-    messages: the conversation, as {"role", "content"} dicts; the last one is not the assistant's.
+    messages: the conversation, as {"role", "content", ...} dicts; the last one is not the
+        assistant's.
     """
 
     id: str | int
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,9 @@ class BadPrompt:
 def read_prompts(
     path: Path, prompt_column: str = "content"
 ) -> tuple[list[TeacherPrompt], list[BadPrompt]]:
-    """Read all prompts of a JSONL file as data.path is read, and list the rows that are none.
+    """Read all prompts of a path, in the forms that data.path takes, and list the rows without one.
 
-    prompt_column holds messages, or a string, which is one user message. A row without "id" takes
-    its number among the rows, counted from 1.
+    A row without "id" takes its number among the rows, counted from 1.
 
     Raises:
         ValueError: the file cannot be read, its first readable row lacks the column, or no row can
@@ -52,8 +53,9 @@ def read_prompts(
     prompts: dict[str | int, TeacherPrompt] = {}
     bad: list[BadPrompt] = []
     is_first = True
-    for number, row in enumerate(read_file_rows(str(path), ()), start=1):
-        lacks = _missing_column(row, prompt_column)
+    wanted = (prompt_column, "id")
+    for number, row in enumerate(read_file_rows(str(path), wanted), start=1):
+        lacks = "" if row.problem else missing_column([*row.columns], [prompt_column])
         if is_first and lacks:
             raise ValueError(f"{row.place} {lacks}; name the right one with --prompt-column")
         is_first = is_first and bool(row.problem)
@@ -67,15 +69,9 @@ def read_prompts(
             bad.append(BadPrompt(identity, f"{row.place}: {error}"))
             logger.warning("%s", bad[-1].reason)
     if not prompts:
-        problem = f"; {bad[0].reason}" if bad else "; write one JSON object per line"
+        problem = f"; {bad[0].reason}" if bad else "; it holds no rows"
         raise ValueError(f"{path} has no prompt that can be asked{problem}")
     return list(prompts.values()), bad
-
-
-def _missing_column(row: Row, column: str) -> str:
-    if row.problem or column in row.values:
-        return ""
-    return f"has no column {column!r}; it has {', '.join(map(repr, row.values)) or 'none'}"
 
 
 def _id(row: Row, number: int) -> str | int:
@@ -87,10 +83,10 @@ def _id(row: Row, number: int) -> str | int:
     return identity
 
 
-def _messages(row: Row, column: str, lacks: str) -> list[dict[str, str]]:
+def _messages(row: Row, column: str, lacks: str) -> list[dict[str, Any]]:
     if row.problem or lacks:
         raise ValueError(row.problem or lacks)
-    messages = [_as_dict(turn) for turn in read_messages(row.values[column])]
+    messages = _as_json(read_messages(row.values[column]))
     if not messages or not messages[-1]["content"].strip():
         raise ValueError("the prompt is empty")
     if messages[-1]["role"] == "assistant":
@@ -101,7 +97,12 @@ def _messages(row: Row, column: str, lacks: str) -> list[dict[str, str]]:
     return messages
 
 
-def _as_dict(turn: Any) -> dict[str, str]:
-    if isinstance(turn, Mapping):
-        return {**turn}
-    return dict(zip(("role", "content"), turn, strict=True))
+def _as_json(messages: Messages) -> list[dict[str, Any]]:
+    """Return messages as a request and a file hold them."""
+    try:
+        encoded = json.dumps(messages, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the messages cannot be written as JSON ({error})") from error
+    if readable(encoded) != encoded:
+        raise ValueError("a message holds half of a surrogate pair; replace it")
+    return json.loads(encoded)

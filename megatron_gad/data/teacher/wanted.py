@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_gad.data.teacher.prompt_file import TeacherPrompt
 
@@ -27,7 +27,7 @@ class WantedRow:
     """
 
     key: RowKey
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     teacher: int
     model: str
 

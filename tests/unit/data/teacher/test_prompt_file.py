@@ -1,8 +1,11 @@
 """Prompt files, good and bad."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megatron_gad.data.teacher.prompt_file import read_prompts
@@ -57,6 +60,12 @@ def test_a_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
         ('{"content": [{"role": "user"}]}', 2, "message 1 of the prompt has"),
         ('{"content": 3}', 2, "has type int"),
         ('{"content": "half \\ud800"}', 2, "half of a surrogate pair"),
+        (
+            '{"content": [{"role": "user", "content": "x", "name": "\\ud800"}]}',
+            2,
+            "half of a surrogate pair",
+        ),
+        ('{"content": [{"role": "user", "content": "x", "weight": NaN}]}', 2, "written as JSON"),
         ('{"id": "a", "content": "again"}', "a", "id 'a' was used before"),
         ('{"id": [1], "content": "x"}', 2, "id = [1] is neither"),
         ('{"id": true, "content": "x"}', 2, "id = True is neither"),
@@ -80,13 +89,58 @@ def test_a_bad_row_is_listed_with_its_number_and_the_others_are_asked(
 
 def test_a_wrong_name_of_the_column_is_refused_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", "[1]", '{"text": "a"}', '{"content": "b"}')
-    with pytest.raises(ValueError, match="row 2 has no column 'content'; it has 'text'; name the"):
+    with pytest.raises(
+        ValueError,
+        match="row 2 has no column 'content'; it has 'text'; the nearest is 'text'; name",
+    ):
         read_prompts(path)
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"), [("", "write one JSON object per line"), ("[1]", "row 1: is a JSON list")]
+    ("line", "reason"), [("", "it holds no rows"), ("[1]", "row 1: is a JSON list")]
 )
 def test_a_file_without_a_prompt_is_refused(tmp_path: Path, line: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"has no prompt that can be asked; .*{reason}"):
         read_prompts(write(tmp_path / "p.jsonl", line, ""))
+
+
+def test_prompts_have_the_forms_of_training_data(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "be brief"}, {"from": "human", "value": "why?"}]
+    calls = [{"type": "function", "function": {"name": "f", "arguments": "{}"}, "id": "c"}]
+    tools = [
+        {"role": "user", "content": [{"type": "text", "text": "ask"}]},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "3", "tool_call_id": "c"},
+    ]
+    path = write(
+        tmp_path / "p.jsonl",
+        json.dumps({"content": turns}),
+        json.dumps({"content": json.dumps([{"role": "user", "content": "as text"}])}),
+        json.dumps({"content": tools}),
+    )
+    prompts, bad = read_prompts(path)
+    assert bad == []
+    assert [prompt.messages for prompt in prompts] == [
+        [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}],
+        [{"role": "user", "content": "as text"}],
+        [
+            {"role": "user", "content": "ask"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "3", "tool_call_id": "c"},
+        ],
+    ]
+
+
+def test_a_parquet_file_gives_its_prompts_and_ids(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "one", "at": datetime(2020, 1, 1)}]
+    table = pyarrow.table(
+        {
+            "id": ["a", "b"],
+            "content": [chat, [{"role": "user", "content": "two", "at": None}]],
+            "other": [1, 2],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    (prompt,), (bad,) = read_prompts(tmp_path / "p.parquet")
+    assert (prompt.id, prompt.messages) == ("b", [{"role": "user", "content": "two"}])
+    assert bad.id == "a" and "cannot be written as JSON" in bad.reason
