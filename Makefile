@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
-.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-image mutants lint env clean
+.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-image soak-collector mutants lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ test-sglang: $(READY) ## the tests against a real SGLang server on the CPU (.ven
 
 test-image: $(READY) ## build the image for CPUs without Docker, and test it (root, buildah, debootstrap)
 	$(PYTHON_IN) -m tools.check_image
+
+soak-collector: $(READY) ## collect 10,000 rows from a bad endpoint through five kills; a minute
+	$(PYTHON_IN) -m tests.soak_collector --rows 10000 --kills 5
 
 mutants: $(READY) ## put faults into copies of the package, one by one; the tests have to fail
 	$(PYTHON_IN) -m tests.mutants --jobs $(TEST_PROCESSES)

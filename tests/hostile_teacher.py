@@ -105,7 +105,10 @@ def hostile_teacher(answer: Answerer) -> Iterator[HostileTeacher]:
                 headers[name.lower()] = value.strip()
             if not headers:
                 return False
-            body = json.loads(self.rfile.read(int(headers["content-length"])))
+            sent = self.rfile.read(length := int(headers["content-length"]))
+            if len(sent) < length:  # the client was killed
+                return False
+            body = json.loads(sent)
             text = json.dumps(body["messages"])
             with lock:
                 attempts[text] += 1
