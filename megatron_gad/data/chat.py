@@ -60,6 +60,11 @@ class ChatCodec:
         pad_id = tokenizer.pad_token_id
         self.pad_id: int = self.end_id if pad_id is None else pad_id
 
+    @property
+    def control_tokens(self) -> list[str]:
+        """The texts of the tokenizer's special tokens."""
+        return [str(each) for each in self._tokenizer.all_special_tokens]
+
     @classmethod
     def from_config(cls, hf_folder: str | Path, data: DataConfig) -> "ChatCodec":
         """Read a folder as ``from_folder`` does, for the data section of a run."""

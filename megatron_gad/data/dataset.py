@@ -8,6 +8,7 @@ from megatron_gad.config.data import DataConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.forms import wanted_columns
 from megatron_gad.data.hub import read_hub_rows
+from megatron_gad.data.marks import find_marks
 from megatron_gad.data.reading import Candidate, Tally, read_candidates
 from megatron_gad.data.report import data_notes, data_warnings
 from megatron_gad.data.rows import Row, read_file_rows
@@ -66,6 +67,7 @@ def load_prompts(
     is_local = not path.startswith(HUB)
     notes = data_notes(tally, Path(path) if is_local else None, held_out)
     warnings = data_warnings(tally, "" if held_out else path)
+    warnings += find_marks(prompts, tally.counts, codec)
     return LoadedPrompts(tuple(prompts), tally.counts, notes, warnings)
 
 

@@ -21,6 +21,7 @@ GIVEN = {
     *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
     *("raise_exception", "strftime_now", "tokenize", "chat_template"),
 }
+SWITCH = "enable_thinking"  # of Qwen3 and others after it; true unless it is given
 CALLS = ("tool_calls", "function_call")  # keys of a turn that say something beside its content
 GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # of transformers, not of jinja
 
@@ -34,13 +35,17 @@ class ChatTemplate:
     opening: what it writes of a block of reasoning where the response begins: none of it, its
         beginning, or an empty one.
     opening_space: the white space that it writes after the beginning.
+    unused_switch: the argument that would keep the model from reasoning; empty if it has none, or
+        it is given.
     """
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> None:
         """Raises ValueError for arguments that the template never reads."""
         self._tokenizer = tokenizer
         arguments = dict(arguments or {})
-        self._check_arguments(arguments)
+        read = self._variables()
+        self._check_arguments(arguments, read)
+        self.unused_switch = SWITCH if SWITCH in read and SWITCH not in arguments else ""
         self._arguments = {"date_string": TEMPLATE_DATE} | arguments
         self._losses: dict[tuple[Any, ...], str] = {}
         asked = self.render([{"role": "user", "content": MARKER}])
@@ -118,11 +123,9 @@ class ChatTemplate:
         except ValueError:
             return False
 
-    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
-        if not arguments:
-            return
+    def _check_arguments(self, arguments: Mapping[str, Any], variables: set[str]) -> None:
         own = GIVEN | set(self._tokenizer.special_tokens_map)
-        read = self._variables() - own
+        read = variables - own
         for name, value in arguments.items():
             if value in ("true", "false"):
                 raise ValueError(

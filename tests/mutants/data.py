@@ -9,6 +9,7 @@ BATCHING = (f"{UNIT}test_batching.py",)
 CHAT = (f"{UNIT}test_chat.py",)
 DATASET = (f"{UNIT}test_dataset.py",)
 FILES = (f"{UNIT}test_files.py",)
+MARKS = (f"{UNIT}test_marks.py",)
 FORMS = (f"{UNIT}test_forms.py",)
 REASONING = (f"{UNIT}test_reasoning.py",)
 SAMPLER = ("tests/unit/runtime/test_sampler.py",)
@@ -295,6 +296,12 @@ TEXT_MUTANTS = (
         "messages, answer = messages[:-1], messages[-1]",
         "answer = messages[-1]",
         FORMS,
+    ),
+    Mutant(
+        "a mark of every response is not told",
+        "if len(found) > share * len(sample):",
+        "if len(sample) > len(found) > share * len(sample):",
+        MARKS,
     ),
     Mutant(
         "a folder's files for testing are trained on",

@@ -12,7 +12,11 @@ from megatron_gad.data.dataset import LoadedPrompts, load_prompts
 from tests.tiny_tokenizer import make_tokenizer
 from tests.unit.data.test_template import CALL, CALLED, RESULT, THINKING, TOOL
 
-CONFIG = DataConfig(max_prompt_tokens=400, max_response_tokens=99)
+CONFIG = DataConfig(
+    max_prompt_tokens=400,
+    max_response_tokens=99,
+    chat_template_kwargs={"enable_thinking": False},
+)
 USER = {"role": "user", "content": "Sum 1 and 2."}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ANSWER = {"role": "assistant", "content": "3"}
@@ -192,7 +196,7 @@ def test_an_answer_that_only_calls_a_tool_is_counted_and_left_out(
 
 def test_what_the_template_cannot_write_is_refused_with_the_row(tmp_path: Path) -> None:
     make_tokenizer(tmp_path, "qwen")
-    codec = ChatCodec.from_config(tmp_path, CONFIG)
+    codec = ChatCodec.from_folder(tmp_path, 400, 99)
     rows = [
         {"messages": [USER, ANSWER]},
         {"messages": [USER, CALLED, RESULT, ANSWER]},
@@ -275,7 +279,7 @@ def test_the_words_of_a_template_that_refuses_are_passed_on(tmp_path: Path) -> N
         "{% for turn in messages %}{{ turn.content }}{% endfor %}"
     )
     tokenizer.save_pretrained(str(tmp_path))
-    codec = ChatCodec.from_config(tmp_path, CONFIG)
+    codec = ChatCodec.from_folder(tmp_path, 400, 99)
     refused = {"content": [SYSTEM, USER], "teacher_response": "3"}
     loaded = load(tmp_path, codec, [refused, {"content": [USER], "teacher_response": "3"}])
     assert loaded.counts["num_dropped_refused_by_template"] == 1

@@ -1,0 +1,105 @@
+"""Marks that one side of the game has throughout: the discriminator would learn nothing else."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.reasoning import CLOSE
+from megatron_gad.types import Prompt
+
+SAMPLE_ROWS = 1000  # responses that are looked at, spread evenly over the data
+MARKED_SHARE = 0.03  # of the rows, from which on a mark is told
+MOST = 0.5  # of the rows, from which on white space is
+SHOWN_CHARACTERS = 40
+# Control tokens of common models, whose text a data set may have kept.
+CONTROL = r"<\|[A-Za-z][\w ]*\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>"
+OPENING = re.compile(r"\s*(#+\s*)?(assistant|ai|response)\s*(:|\n)", re.IGNORECASE)
+DROPPED = {
+    "num_dropped_empty_response": "have no response; collect them again, or leave them out",
+    "num_dropped_empty_prompt": "have no prompt; look at the column that holds it",
+    "num_dropped_long_prompt": "have a prompt of more than data.max_prompt_tokens; raise it if "
+    "there is memory for it",
+    "num_dropped_tool_call_response": "have a response that only calls a tool, which is not text "
+    "to train on",
+    "num_dropped_ends_with_assistant": "have a conversation that ends with an assistant's turn; "
+    "end it before, or leave the column of the responses out",
+}
+
+
+def find_marks(
+    prompts: Sequence[Prompt], counts: Mapping[str, int], codec: ChatCodec
+) -> tuple[str, ...]:
+    """Return a line for each mark: how many rows have it, an example, and the remedy.
+
+    counts: of all rows, as ``LoadedPrompts`` has them.
+    """
+    sample = prompts[:: -(-len(prompts) // SAMPLE_ROWS)]
+    return (*_marks_of_counts(counts), *_marks_of_texts(sample, codec))
+
+
+def _marks_of_counts(counts: Mapping[str, int]) -> Iterator[str]:
+    for name, what in DROPPED.items():
+        if counts[name] > MARKED_SHARE * counts["num_rows"]:
+            yield f"{_share(counts[name], counts['num_rows'])} rows are left out: they {what}"
+    truncated, at_source = counts["num_teacher_truncated"], counts["num_teacher_cut_at_source"]
+    if truncated > MARKED_SHARE * counts["num_prompts"]:
+        yield (
+            f"{_share(truncated, counts['num_prompts'])} teacher responses are cut, {at_source:,} "
+            "where they come from and the others by data.max_response_tokens: the student does not "
+            "learn how they end; raise the limit, or leave such rows out"
+        )
+
+
+def _marks_of_texts(sample: Sequence[Prompt], codec: ChatCodec) -> Iterator[str]:
+    tokens = sorted(map(re.escape, codec.control_tokens), key=len, reverse=True)
+    control = re.compile("|".join([*tokens, CONTROL]))
+    yield from _told(
+        sample,
+        lambda text: (found := control.search(text)) and text[max(0, found.start() - 9) :],
+        "spell out control tokens, which no student writes as text; remove them from the data",
+    )
+    yield from _told(
+        sample,
+        lambda text: text if OPENING.match(text) else None,
+        "begin with a header that the prompt wrote already; remove it from the data",
+    )
+    yield from _told(
+        sample,
+        lambda text: text if text != text.strip() else None,
+        "begin or end with white space, which the student would have to learn; strip it in the "
+        "data if it is not the teacher's",
+        MOST,
+    )
+    if codec.template.opening == "open":
+        yield from _told(
+            sample,
+            lambda text: None if CLOSE in text else text,
+            "have no reasoning, but the student's chat template opens <think>; switch it off with "
+            "data.chat_template_kwargs or in the template's file, or take a teacher that reasons",
+        )
+    switch = codec.template.unused_switch
+    if switch and not any(CLOSE in prompt.teacher_text for prompt in sample):
+        yield (
+            f"the student's chat template lets it reason unless {switch} is false, and no teacher "
+            "response that was looked at has reasoning: the discriminator knows the student by its "
+            f"<think>; set data.chat_template_kwargs = {{{switch} = false}}"
+        )
+
+
+def _told(
+    sample: Sequence[Prompt],
+    mark_of: Callable[[str], str | None],
+    what: str,
+    share: float = MARKED_SHARE,
+) -> Iterator[str]:
+    """Yield a line if a mark is frequent. mark_of: returns what to show of a marked text."""
+    found = [(each.index, mark) for each in sample if (mark := mark_of(each.teacher_text))]
+    if len(found) > share * len(sample):
+        index, text = found[0]
+        shown = repr(text[:SHOWN_CHARACTERS]) + ("..." if len(text) > SHOWN_CHARACTERS else "")
+        numbers = _share(len(found), len(sample))
+        yield f"{numbers} teacher responses looked at {what} (data row {index}: {shown})"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} ({count / total:.1%})"
