@@ -1,11 +1,12 @@
 """What a run would find here, read once and handed to the rules."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
 from megatron_gad.checks.compute import Machine, this_machine
+from megatron_gad.checks.tokenizer import FoundTokenizer, read_tokenizer
 from megatron_gad.config.layout import HOST_GPUS, ParallelConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.environment import is_started_by_torchrun, local_world_size
@@ -23,6 +24,7 @@ class ModelFolder:
     shape: its config.json; None if there is none, or one that cannot be used.
     problem: why config.json cannot be used; empty if there is none.
     weights: what the headers of its safetensors say; None if there is no folder.
+    tokenizer: its tokenizer; without one of its own the discriminator reads as the student.
     """
 
     named: str
@@ -30,6 +32,7 @@ class ModelFolder:
     shape: PretrainedConfig | None = None
     problem: str = ""
     weights: StoredWeights | None = None
+    tokenizer: FoundTokenizer = field(default_factory=FoundTokenizer)
 
     @property
     def mixture(self) -> Mixture | None:
@@ -84,11 +87,19 @@ def find(config: RunConfig, world_size: int) -> Found:
 
 def read_models(student: str, discriminator: str) -> Models:
     """Read both folders; discriminator is empty if it starts from the student."""
-    own = read_folder("student.path", student)
+    own = _with_tokenizer(read_folder("student.path", student))
     if discriminator:
-        return Models(own, read_folder("discriminator.path", discriminator), True)
+        other = _with_tokenizer(read_folder("discriminator.path", discriminator))
+        return Models(own, other, True)
     shared = replace(own, named=f"{own.named}, from which the discriminator starts")
     return Models(own, shared, False)
+
+
+def _with_tokenizer(folder: ModelFolder) -> ModelFolder:
+    """Read the tokenizer of a folder; how it is read depends on config.json."""
+    if folder.shape is None:
+        return folder
+    return replace(folder, tokenizer=read_tokenizer(Path(folder.path), folder.shape))
 
 
 def read_folder(key: str, path: str) -> ModelFolder:

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_gad.checks.found import ModelFolder, Models
+from megatron_gad.checks.tokenizer import TOKENIZER_FILES, check_alike, check_tokenizer
 from megatron_gad.checks.weights import check_weights
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.hf_headers import INDEX, is_pointer, pointer_problem
 from megatron_gad.models.layout_rules import shape_problems
 
-# One of these makes a tokenizer that transformers can load.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # What is read of a folder besides its weights, by the ends of the names.
 CONFIG = "config.json"
 READ_BESIDES = (".json", ".model", ".jinja", ".txt")
@@ -33,10 +32,13 @@ def check_models(
     else:
         yield from folder_problems(student)
         yield from _context_problems(student, data)
+        num_rows = None if student.shape is None else student.shape.vocab_size
+        yield from check_tokenizer(student.named, student.tokenizer, num_rows, data)
     if models.has_own_discriminator:
         yield from folder_problems(discriminator, is_scorer=True)
         yield from _context_problems(discriminator, data)
         yield from _vocabulary_problems(student, discriminator)
+        yield from check_alike(discriminator.named, student.tokenizer, discriminator.tokenizer)
     for folder, layout in models.beside(*layouts):
         table = "parallel." if layout == layouts[0] else "discriminator."
         if folder.shape is not None:

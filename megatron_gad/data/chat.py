@@ -95,18 +95,7 @@ class ChatCodec:
                 f"{hf_folder} is not a folder; give a local Hugging Face folder (download one with "
                 "`hf download NAME --local-dir FOLDER`)"
             )
-        try:
-            tokenizer = _untyped(AutoTokenizer).from_pretrained(str(hf_folder))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{hf_folder} holds no tokenizer that transformers can read ({error}); copy "
-                "tokenizer.json and tokenizer_config.json of the model into it"
-            ) from error
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"the tokenizer in {hf_folder} has no chat template; use an instruct model, or put "
-                "a chat_template.jinja into the folder"
-            )
+        tokenizer = load_tokenizer(hf_folder)
         stop_ids = _generation_config_stop_ids(Path(hf_folder))
         caps = max_prompt_tokens, max_response_tokens
         return cls(tokenizer, *caps, stop_ids, chat_template_kwargs, reasoning)
@@ -269,6 +258,30 @@ class ChatCodec:
 
     def _shared(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(map(self._shared_ids.__getitem__, ids))
+
+
+def load_tokenizer(hf_folder: str | Path, config: Any = None) -> Any:
+    """Return the tokenizer of a Hugging Face folder; nothing is downloaded, no code of it is run.
+
+    config: what its config.json says, if that was read already.
+
+    Raises ValueError when there is none that transformers can read, or no chat template.
+    """
+    try:
+        tokenizer = _untyped(AutoTokenizer).from_pretrained(
+            str(hf_folder), config=config, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{hf_folder} holds no tokenizer that transformers can read ({error}); copy "
+            "tokenizer.json and tokenizer_config.json of the model into it"
+        ) from error
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer in {hf_folder} has no chat template; use an instruct model, or put "
+            "a chat_template.jinja into the folder"
+        )
+    return tokenizer
 
 
 def _untyped(thing: Any) -> Any:

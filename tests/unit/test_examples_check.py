@@ -42,11 +42,11 @@ def qwen_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     config.save_pretrained(folder)
     with torch.device("meta"):
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+        model = Qwen2ForCausalLM(config)
     header: dict[str, object] = {}
     end = 0
     for name, tensor in model.state_dict().items():
-        start, end = end, end + tensor.nbytes
+        start, end = end, end + 2 * tensor.numel()
         header[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as file:

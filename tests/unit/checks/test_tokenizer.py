@@ -1,0 +1,158 @@
+"""A folder's tokenizer against the embedding, its own file, and the other model's tokenizer."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from megatron_gad.checks.found import read_models
+from megatron_gad.checks.run import check_config
+from megatron_gad.checks.tokenizer import FoundTokenizer, check_alike, describe_reading
+from megatron_gad.config.run import RunConfig
+from tests.tiny import make_hf_folder
+from tests.tiny_run import make_run
+from tests.tiny_tokenizer import make_tokenizer
+
+WORDS = ("<pad>", "<eos>", "<unk>", *(f"w{number}" for number in range(97)))
+SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+WORD_TEMPLATE = "{% for turn in messages %}{{ turn.content }}<eos>{% endfor %}"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    """Return a configuration without a mistake, its files beside it."""
+    return make_run(tmp_path)
+
+
+def problems_of(config: RunConfig) -> list[str]:
+    """Return what the checks say, without the name of the student's folder."""
+    named = f"student.path = {config.student.path!r}"
+    return [message.removeprefix(named).lstrip(": ") for message in check_config(config, 1)]
+
+
+def tokenizer_of(folder: Path, family: str, style: str = "qwen") -> FoundTokenizer:
+    """Return what is found of a tokenizer in a folder of a family."""
+    make_hf_folder(folder, family, vocab_size=384)
+    make_tokenizer(folder, style)
+    return read_models(str(folder), "").student.tokenizer
+
+
+def make_word_tokenizer(folder: Path) -> None:
+    """Write a tokenizer that knows words only, and joins them by spaces."""
+    raw = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL)
+    fast.chat_template = WORD_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+def test_ids_beyond_the_embedding_are_refused_with_both_numbers(run: RunConfig) -> None:
+    folder = Path(run.student.path)
+    make_hf_folder(folder, vocab_size=385, max_position_embeddings=256)
+    tokenizer = make_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    tokenizer.save_pretrained(folder)
+    assert problems_of(run) == []  # 384 is the last of 385 rows
+    make_hf_folder(folder, vocab_size=384, max_position_embeddings=256)
+    two_ranks = replace(run.parallel, tensor_model_parallel_size=2)
+    for config, num_ranks in ((run, 1), (replace(run, parallel=two_ranks), 2)):
+        (problem,) = check_config(config, num_ranks)
+        assert "has ids up to 384 ('<|new|>'), the embedding only 384 rows (vocab_size" in problem
+        assert "resize_token_embeddings" in problem
+
+
+def test_a_padding_token_without_a_row_is_refused(run: RunConfig) -> None:
+    file = Path(run.student.path) / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"pad_token": "<|nowhere|>"}
+    file.write_text(json.dumps(settings))
+    (problem,) = problems_of(run)
+    assert "ids up to 384 ('<|nowhere|>'), the embedding only 384 rows" in problem
+
+
+def test_a_tokenizer_that_transformers_reads_as_another_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "qwen2")
+    make_word_tokenizer(Path(run.student.path))
+    (problem,) = problems_of(run)
+    assert problem.startswith(
+        "transformers reads the folder's tokenizer as Qwen2Tokenizer, which makes no ids of the "
+        "text 'w0 w1 w2 "
+    )
+    assert "tokenizer.json by itself makes [3, 4, 5," in problem
+
+    # The same tokenizer is read as it stands in a folder of a family without one of its own.
+    make_hf_folder(run.student.path, "qwen3", vocab_size=384, max_position_embeddings=256)
+    assert problems_of(run) == []
+
+
+def test_other_ids_that_give_the_text_back_are_told(tmp_path: Path) -> None:
+    """Qwen2's tokenizer splits numbers into digits, whatever the file says."""
+    rebuilt = tokenizer_of(tmp_path / "qwen2", "qwen2")
+    told = describe_reading(rebuilt)
+    assert told.startswith("transformers reads '") and "gives the student other ids" in told
+    assert describe_reading(tokenizer_of(tmp_path / "qwen3", "qwen3")) == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", "{}", "holds a tokenizer.json that cannot be read ("),
+        ("tokenizer.json", "<html>", "holds a tokenizer.json that cannot be read ("),
+        ("tokenizer_config.json", "{", "has no usable tokenizer: "),
+        ("chat_template.jinja", "", "has no usable tokenizer: the tokenizer in "),
+        ("chat_template.jinja", "{% if %}", "the chat template refuses the conversation: "),
+        ("chat_template.jinja", "{{ raise_exception('no') }}", "the chat template refuses the "),
+    ],
+)
+def test_a_tokenizer_or_template_that_cannot_be_used_is_named(
+    run: RunConfig, file: str, content: str, said: str
+) -> None:
+    (Path(run.student.path) / file).write_text(content)
+    (problem,) = problems_of(run)
+    assert problem.startswith(said)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_not_run(run: RunConfig) -> None:
+    folder = Path(run.student.path)
+    file = folder / "tokenizer_config.json"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (folder / "own.py").write_text(f"open({str(folder / 'was_run')!r}, 'w')")
+    problems_of(run)
+    assert not (folder / "was_run").exists()
+
+
+def test_both_models_have_to_read_alike(run: RunConfig, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run.student.path, other)
+    both = replace(run, discriminator=replace(run.discriminator, path=str(other)))
+    assert problems_of(both) == []
+    make_tokenizer(other, "llama3")
+    (problem,) = problems_of(both)
+    assert problem.startswith(f"discriminator.path = '{other}': its tokenizer makes [")
+    assert "the student's [" in problem and problem.endswith(
+        "use a model with the student's tokenizer, or leave discriminator.path out"
+    )
+
+
+def test_a_family_that_reads_the_same_file_otherwise_is_taken_by_its_file(tmp_path: Path) -> None:
+    student = tokenizer_of(tmp_path / "student", "qwen3")
+    same_file = tokenizer_of(tmp_path / "discriminator", "qwen2")
+    assert list(check_alike("discriminator", student, same_file)) == []
+
+
+def test_the_tokens_of_the_students_template_have_the_same_ids(tmp_path: Path) -> None:
+    student = tokenizer_of(tmp_path / "student", "qwen3")
+    tokenizer_of(tmp_path / "discriminator", "qwen3")
+    file = tmp_path / "discriminator" / "tokenizer.json"
+    swapped = file.read_text().replace("<|im_start|>", "<|x|>")
+    swapped = swapped.replace("<|im_end|>", "<|im_start|>").replace("<|x|>", "<|im_end|>")
+    file.write_text(swapped)
+    other = read_models(str(file.parent), "").student.tokenizer
+    (problem,) = check_alike("discriminator", student, other)
+    assert problem.startswith(
+        "discriminator: '<|im_start|>' of the student's chat template is id 1 there and 2 here;"
+    )
