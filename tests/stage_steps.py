@@ -7,6 +7,6 @@ from megatron_gad.stages.stage import Stage, StepResult
 def take_step(run: Run, stage: Stage) -> StepResult:
     """Take a step and count it."""
     result = stage.step(run)
-    run.progress.count_step(stage.prompts_per_step)
+    run.progress.count_step(stage.settings.num_prompts)
     stage.after_step(run, result.metrics)
     return result

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from megatron_gad.config.run import RunConfig
+from megatron_gad.config.run import RunConfig, config_kind
 from megatron_gad.config.toml import read_toml
 from megatron_gad.planning.choice import caveats
 from megatron_gad.planning.devices import Assumptions, device_of
@@ -63,7 +63,7 @@ def main() -> int:
     """Print the plan, write it where asked, and return the exit status."""
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
-        config = read_toml(arguments.config, RunConfig)
+        config = read_toml(arguments.config, config_kind())
         request = _request(arguments, config)
     except ValueError as error:
         print(f"plan_run: {error}", file=sys.stderr)

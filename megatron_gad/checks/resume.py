@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.models.hub import with_model_names
 from megatron_gad.training.checkpoint_files import LATEST, STATE, iteration_folder
 
@@ -24,7 +25,8 @@ LAYOUT = (
     "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
     "sequence_parallel"
 )
-# How a key may change: by section, where "" is the top level. Every key has one place.
+# How a key may change: by section, where "" is the top level. Every key has one place. A stage's
+# section says itself which of its keys are fixed; the others are told.
 RULES: dict[Change, dict[str, str]] = {
     "refused": {
         "": "seed",
@@ -32,10 +34,6 @@ RULES: dict[Change, dict[str, str]] = {
         "system_prompt chat_template_kwargs reasoning shuffle",
         "student": "path",
         "discriminator": "path score",
-        "seqkd": "batch_size",
-        "warmup": "prompts_per_step group_size train_student discriminator_only_steps",
-        "adversarial": "prompts_per_step group_size discriminator_samples freeze_discriminator "
-        "discriminator_only_steps student_updates",
         "gad": "discriminator_loss advantage kl_estimator kl_in reference aggregation",
         "rollout": "temperature top_p top_k",
     },
@@ -47,11 +45,6 @@ RULES: dict[Change, dict[str, str]] = {
         "data": "eval_path",
         "student": OPTIMIZER,
         "discriminator": OPTIMIZER + " head_std",
-        "seqkd": "epochs steps lr patience keep_best",
-        "warmup": "epochs steps student_lr discriminator_lr stop_below refuse_above "
-        "reset_optimizer",
-        "adversarial": "epochs steps discriminator_interval extra_discriminator_steps "
-        "extra_prompts overlap student_lr discriminator_lr reset_optimizer",
         "gad": "kl_coef clip_range tis_cap",
         "rollout": "engine replay",
     },
@@ -86,6 +79,9 @@ class Changes:
 def rule_of(key: str) -> Change:
     """Return how a key, such as "data.path", may change."""
     section, _, name = key.rpartition(".")
+    fixed = {kind.name: kind.fixed for kind in stage_kinds()}
+    if section in fixed:
+        return "refused" if name in fixed[section] else "told"
     return next(rule for rule, keys in RULES.items() if name in keys.get(section, "").split())
 
 
@@ -150,15 +146,16 @@ def _has_begun(key: str, state: Mapping[str, Any]) -> bool:
     A setting of a stage that is over, or still to come, may change.
     """
     progress, stages = state["progress"], state["stages"]
-    stage = stages[progress["stage_index"]] if progress["step_in_stage"] else ""
+    name = stages[progress["stage_index"]] if progress["step_in_stage"] else ""
+    stage = next((kind for kind in stage_kinds() if kind.name == name), None)
     section = key.rpartition(".")[0]
     if section == "discriminator" or key == "gad.discriminator_loss":
         return "discriminator" in state["schedule_steps"]
     if section == "rollout":
-        return stage in ("warmup", "adversarial")
+        return stage is not None and stage.uses_engine
     if section == "gad":
-        return stage == "adversarial"
-    return section in ("", "data", "student") or section == stage
+        return stage is not None and stage.uses_gad
+    return section in ("", "data", "student") or (stage is not None and section == stage.name)
 
 
 def _newest(run_folder: Path) -> Path | None:

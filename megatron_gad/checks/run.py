@@ -26,15 +26,14 @@ from megatron_gad.checks.sections import (
 from megatron_gad.checks.sglang import check_deadlines, check_served_student, check_sglang
 from megatron_gad.checks.stages import (
     DataSizes,
-    check_adversarial,
     check_offload,
     check_overlap,
-    check_seqkd,
+    check_stage,
     check_stage_names,
-    check_warmup,
 )
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
 
 # Of student and discriminator.
@@ -72,7 +71,7 @@ def _of_computing(config: RunConfig, found: Found, layouts: Layouts) -> Iterator
     yield from check_parallel(config.parallel, compute, found.world_size)
     yield from check_own_layout(config.discriminator, config.parallel, compute, found.world_size)
     yield from check_compute(compute, config.parallel, found.machine)
-    yield from check_offload(config.stages, compute)
+    yield from check_offload(config.stage_sections, compute)
     yield from check_token_bound(compute, config.data)
     yield from check_layers(found.models, layouts, compute)
 
@@ -103,10 +102,8 @@ def _of_engine(config: RunConfig, found: Found) -> Iterator[str]:
 
 def _of_stages(config: RunConfig, layouts: Layouts, world_size: int) -> Iterator[str]:
     sizes = DataSizes(*(data_parallel_size(layout, world_size) for layout in layouts))
-    if "seqkd" in config.stages:
-        yield from check_seqkd(config.seqkd, bool(config.data.eval_path), sizes.student)
-    if "warmup" in config.stages:
-        yield from check_warmup(config.warmup, sizes)
-    if "adversarial" in config.stages:
-        yield from check_adversarial(config.adversarial, sizes)
-        yield from check_overlap(config.adversarial, config.gad, config.rollout)
+    in_order = [kind.name for kind in stage_kinds() if kind.name in config.stages]
+    for section in (getattr(config, name) for name in in_order):
+        yield from check_stage(section, config.data, sizes)
+        if section.samples_ahead:
+            yield from check_overlap(section.name, config.gad, config.rollout)

@@ -13,12 +13,12 @@ from pathlib import Path
 from megatron_gad.checks.values import BETA, NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
+from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
 from megatron_gad.config.rollout import RolloutConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
-from megatron_gad.config.stages import GadConfig
 
 
 def check_token_bound(compute: ComputeConfig, data: DataConfig) -> Iterator[str]:

@@ -23,7 +23,7 @@ from megatron_gad.config.flags import (
 )
 from megatron_gad.config.removed import removed_keys
 from megatron_gad.config.rollout import SGLangConfig
-from megatron_gad.config.run import RunConfig
+from megatron_gad.config.run import RunConfig, config_kind
 from megatron_gad.config.toml import read_toml
 from megatron_gad.environment import environment_rank
 
@@ -68,7 +68,8 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
         SystemExit: a flag's value is wrong (2, after a message on rank 0) or --help (0).
     """
     source = argv[0] if argv and not argv[0].startswith("-") else ""
-    defaults = read_toml(Path(source), RunConfig) if source else RunConfig()
+    kind = config_kind()
+    defaults = read_toml(Path(source), kind) if source else kind()
     own = {field.name for field in fields(SGLangConfig)} | removed_keys("sglang")
     arguments, server_args = take_passed_on(argv, "sglang", own)
     # Every rank parses the same words; one is enough to say what is wrong with them.
@@ -81,7 +82,7 @@ def load_config(argv: Sequence[str]) -> tuple[RunConfig, CliOptions]:
             console_outputs=environment_rank() == 0,
             return_unknown_args=True,
         )
-    refuse_unknown(unknown, flag_names(RunConfig, CliOptions), removed_flags(RunConfig))
+    refuse_unknown(unknown, flag_names(kind, CliOptions), removed_flags(kind))
     if command.options.config != source:
         raise ValueError(
             f"configuration file {command.options.config!r} comes after a flag; "

@@ -1,17 +1,20 @@
 """The whole configuration of a run: the sections, composed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
 from typing import Annotated, Literal
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.flags import FLAT
+from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
 from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
-from megatron_gad.config.stages import AdversarialConfig, GadConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.config.stage_section import StageSection, stage_kinds
+from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 
 StageName = Literal["seqkd", "warmup", "adversarial"]
 
@@ -43,9 +46,39 @@ class RunConfig:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
+    @property
+    def stage_sections(self) -> tuple[StageSection, ...]:
+        """The sections of the run's stages, in their order."""
+        return tuple(getattr(self, name) for name in self.stages)
+
+    @property
+    def uses_discriminator(self) -> bool:
+        """Whether any stage has one."""
+        return any(section.uses_discriminator for section in self.stage_sections)
+
     def discriminator_layout(self, has_experts: bool) -> ParallelConfig:
         """Return the discriminator's layout: the student's except for the sizes of its own.
 
         has_experts: whether the discriminator's model has experts.
         """
         return self.discriminator.beside(self.parallel, has_experts)
+
+
+def config_kind() -> type[RunConfig]:
+    """Return ``RunConfig``, with the sections of stages that are known beside those of its fields.
+
+    A stage of another package becomes known as its section is imported.
+    """
+    own = {field.name for field in fields(RunConfig)}
+    further = tuple(kind for kind in stage_kinds() if kind.name not in own)
+    return _with_sections(further) if further else RunConfig
+
+
+@cache
+def _with_sections(kinds: tuple[type[StageSection], ...]) -> type[RunConfig]:
+    names = tuple(kind.name for kind in stage_kinds())
+    sections = [(kind.name, kind, field(default_factory=kind)) for kind in kinds]
+    stages = ("stages", tuple[Literal[names], ...], field(default=RunConfig.stages))
+    made = make_dataclass("RunConfig", [stages, *sections], bases=(RunConfig,), frozen=True)
+    made.__doc__ = RunConfig.__doc__
+    return made

@@ -1,124 +1,284 @@
-"""What the user may choose about the three stages and the algorithm. Defaults are the paper's."""
+"""What may be set of each stage. Defaults are the paper's."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from math import log
+
+from megatron_gad.config.data import DataConfig
+from megatron_gad.config.gad import GadConfig
+from megatron_gad.config.stage_section import StageSection, StageWork
+
+# The Bradley-Terry loss of a discriminator that cannot tell the two sides apart.
+CHANCE_LOSS = log(2.0)
 
 
 @dataclass(frozen=True)
-class SeqkdConfig:
+class SeqkdConfig(StageSection):
     """Stage ``seqkd``: cross-entropy on the teacher's responses, the baseline of the method.
 
     Attributes:
-        epochs: length in passes over the data.
-        steps: length in optimizer steps; wins over epochs.
         batch_size: responses per optimizer step, over all data ranks.
         lr: learning rate of this stage.
         patience: end the stage after this many epochs without a better held-out loss; 0: never.
         keep_best: hand over the weights with the best held-out loss instead of the last ones.
     """
 
+    name = "seqkd"
+    batch_key = "batch_size"
+    positive = ("lr",)
+    not_negative = ("patience",)
+    fixed = ("batch_size",)
+    uses_discriminator = False
+    uses_engine = False
+
     epochs: float = 3.0
-    steps: int | None = None
     batch_size: int = 256
     lr: float = 5e-6
     patience: int = 0
     keep_best: bool = False
 
+    def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
+        """One row for each prompt."""
+        return StageWork(
+            kind=self.name,
+            num_prompts=self.batch_size,
+            student_trained=self.batch_size,
+            steps=self.steps,
+            epochs=self.epochs,
+        )
+
+    def student_rate(self, default: float) -> float:
+        """The stage has a rate of its own."""
+        return self.lr
+
+    def early_end(self) -> str:
+        """The held-out loss may end it."""
+        if not self.patience:
+            return ""
+        return f"ends early after {self.patience} epochs without a better held-out loss"
+
+    def problems(self, data: DataConfig) -> Iterator[str]:
+        """Two options need held-out rows."""
+        wishes = {"patience": self.patience > 0, "keep_best": self.keep_best}
+        for key, is_wished in wishes.items():
+            if is_wished and not data.eval_path:
+                yield (
+                    f"seqkd.{key} = {getattr(self, key)} compares held-out losses, but "
+                    "data.eval_path is not set; set it, or leave the option out"
+                )
+
 
 @dataclass(frozen=True)
-class WarmupConfig:
-    """Stage ``warmup``: cross-entropy for the student, pairs for the discriminator.
+class SamplingSection(StageSection):
+    """A stage that samples groups of responses, which the discriminator scores.
 
     Attributes:
-        epochs: length in passes over the data.
-        steps: length in optimizer steps; wins over epochs.
         prompts_per_step: prompts of a step over all data ranks.
         group_size: samples of each prompt.
-        train_student: False leaves the student as it is and only teaches the discriminator.
         discriminator_only_steps: the student starts to learn after this many steps.
         student_lr: learning rate of this stage; None takes student.lr.
         discriminator_lr: learning rate of this stage; None takes discriminator.lr.
-        stop_below: end the stage when the running discriminator loss is below this; 0: by count.
-        refuse_above: stop the run when the stage ends with a running loss above this; 0: never.
         reset_optimizer: forget the optimizer states of the stage before.
     """
 
-    epochs: float = 1.0
-    steps: int | None = None
     prompts_per_step: int = 256
     group_size: int = 8
-    train_student: bool = True
-    discriminator_only_steps: int = 10
+    discriminator_only_steps: int = 0
     student_lr: float | None = None
     discriminator_lr: float | None = None
-    stop_below: float = 0.0
-    refuse_above: float = 0.0
     reset_optimizer: bool = False
+
+    @property
+    def updates_per_step(self) -> int:
+        """The student's optimizer steps in a step of the stage."""
+        return 1
+
+    @property
+    def num_rollouts(self) -> int:
+        """Responses of a step's groups."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def num_judged(self) -> int:
+        """Rows of a step's groups that the discriminator reads: the teacher's too."""
+        return self.num_rollouts + self.prompts_per_step
+
+    def student_rate(self, default: float) -> float:
+        """Its own rate, if it has one."""
+        return default if self.student_lr is None else self.student_lr
+
+    def discriminator_rate(self, default: float) -> float:
+        """Its own rate, if it has one."""
+        return default if self.discriminator_lr is None else self.discriminator_lr
+
+    def student_never_learns(self) -> Iterator[str]:
+        """Yield a message if the stage ends before the student's first step."""
+        if self.steps is not None and 0 < self.steps <= self.discriminator_only_steps:
+            yield (
+                f"{self.name}.steps = {self.steps} ends before the student learns: {self.name}."
+                f"discriminator_only_steps = {self.discriminator_only_steps}; make steps larger"
+            )
 
 
 @dataclass(frozen=True)
-class AdversarialConfig:
+class WarmupConfig(SamplingSection):
+    """Stage ``warmup``: cross-entropy for the student, pairs for the discriminator.
+
+    Attributes:
+        train_student: False leaves the student as it is and only teaches the discriminator.
+        stop_below: end the stage when the running discriminator loss is below this; 0: by count.
+        refuse_above: stop the run when the stage ends with a running loss above this; 0: never.
+    """
+
+    name = "warmup"
+    positive = ("group_size", "student_lr", "discriminator_lr")
+    not_negative = ("discriminator_only_steps", "stop_below", "refuse_above")
+    fixed = ("prompts_per_step", "group_size", "train_student", "discriminator_only_steps")
+
+    discriminator_only_steps: int = 10
+    train_student: bool = True
+    stop_below: float = 0.0
+    refuse_above: float = 0.0
+
+    @property
+    def updates_per_step(self) -> int:
+        """None if the student does not learn."""
+        return int(self.train_student)
+
+    def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
+        """The student reads the teacher's responses, the discriminator all."""
+        return StageWork(
+            kind=self.name,
+            num_prompts=self.prompts_per_step,
+            group_size=self.group_size,
+            num_samples=self.num_rollouts,
+            student_trained=self.prompts_per_step * self.updates_per_step,
+            # Split groups are scored first, by a pass of its own.
+            discriminator_forwards=self.num_judged if split_groups else 0,
+            discriminator_trained=self.num_judged,
+            steps=self.steps,
+            epochs=self.epochs,
+        )
+
+    def early_end(self) -> str:
+        """A discriminator that tells the two sides apart may end it."""
+        if not self.stop_below:
+            return ""
+        return f"ends early at a discriminator loss below {self.stop_below:g}"
+
+    def problems(self, data: DataConfig) -> Iterator[str]:
+        """Both bounds have to lie where they mean something."""
+        if self.train_student:
+            yield from self.student_never_learns()
+        if self.stop_below >= CHANCE_LOSS:
+            yield (
+                f"warmup.stop_below = {self.stop_below} is not below ln 2 = 0.693, the loss of a "
+                "discriminator that guesses; take 0.4 to 0.6, or 0 to end by count"
+            )
+        if 0 < self.refuse_above < self.stop_below:
+            yield (
+                f"warmup.refuse_above = {self.refuse_above} is below warmup.stop_below = "
+                f"{self.stop_below}, so a stage that ends in time is refused; make it larger, or 0"
+            )
+
+
+@dataclass(frozen=True)
+class AdversarialConfig(SamplingSection):
     """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns.
 
     Attributes:
-        epochs: length in passes over the data.
-        steps: length in optimizer steps; wins over epochs.
-        prompts_per_step: prompts of a step over all data ranks.
-        group_size: samples of each prompt.
         discriminator_samples: samples of a group that train the discriminator; 0: all of them.
             All are scored.
         discriminator_interval: the discriminator learns every this many steps; it scores in each.
         freeze_discriminator: it scores and never learns.
-        discriminator_only_steps: the student starts to learn after this many steps.
         extra_discriminator_steps: further discriminator steps, on fresh samples.
         extra_prompts: prompts of each such step, other ones, with one sample each.
         overlap: sample for the next step, with the weights of this one, while this one trains.
         student_updates: optimizer steps of the student on one rollout batch.
-        student_lr: learning rate of this stage; None takes student.lr.
-        discriminator_lr: learning rate of this stage; None takes discriminator.lr.
-        reset_optimizer: forget the optimizer states of the stage before.
     """
 
+    name = "adversarial"
+    positive = ("discriminator_interval", "student_updates", "student_lr", "discriminator_lr")
+    not_negative = (
+        "discriminator_samples",
+        "discriminator_only_steps",
+        "extra_discriminator_steps",
+    )
+    fixed = (
+        *("prompts_per_step", "group_size", "discriminator_samples", "freeze_discriminator"),
+        *("discriminator_only_steps", "student_updates"),
+    )
+    uses_gad = True
+
     epochs: float = 2.0
-    steps: int | None = None
-    prompts_per_step: int = 256
-    group_size: int = 8
     discriminator_samples: int = 0
     discriminator_interval: int = 1
     freeze_discriminator: bool = False
-    discriminator_only_steps: int = 0
     extra_discriminator_steps: int = 0
     extra_prompts: int = 64
     overlap: bool = False
     student_updates: int = 1
-    student_lr: float | None = None
-    discriminator_lr: float | None = None
-    reset_optimizer: bool = False
 
+    @property
+    def updates_per_step(self) -> int:
+        """As ``student_updates`` says."""
+        return self.student_updates
 
-@dataclass(frozen=True)
-class GadConfig:
-    """The algorithm.
+    @property
+    def num_extra_steps(self) -> int:
+        """Further steps that the discriminator takes; a frozen one takes none."""
+        return 0 if self.freeze_discriminator else self.extra_discriminator_steps
 
-    Attributes:
-        discriminator_loss: Bradley-Terry on pairs, or binary cross-entropy on single responses.
-        advantage: grpo (centred, divided by the group's std), dr_grpo (centred), rloo (leave one
-            out).
-        kl_coef: weight of the KL to the reference; at 0 no reference forward is paid.
-        kl_estimator: k1, k2 or k3 (http://joschu.net/blog/kl-approx.html).
-        kl_in: in the loss, or subtracted from the reward.
-        reference: the student as it was when the stage began, or the base model of [student] path.
-        clip_range: clip of the probability ratio; without effect at one update per batch.
-        aggregation: mean over all tokens, or over responses of their token means.
-        tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
-    """
+    @property
+    def samples_ahead(self) -> bool:
+        """As ``overlap`` says."""
+        return self.overlap
 
-    discriminator_loss: Literal["bradley_terry", "cross_entropy"] = "bradley_terry"
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    kl_coef: float = 0.001
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    kl_in: Literal["loss", "reward"] = "loss"
-    reference: Literal["stage_start", "base"] = "stage_start"
-    clip_range: float = 0.2
-    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    tis_cap: float = 0.0
+    @property
+    def shared_keys(self) -> tuple[str, ...]:
+        """Each extra step is shared out as well."""
+        keys = super().shared_keys
+        return (*keys, "extra_prompts") if self.extra_discriminator_steps > 0 else keys
+
+    def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
+        """The discriminator learns in some steps, and scores in the others."""
+        learns = 0.0 if self.freeze_discriminator else 1 / self.discriminator_interval
+        again = self.num_judged if split_groups else 0
+        extra = self.num_extra_steps * self.extra_prompts
+        # The reference's pass; a KL in the reward needs the student's own before its update too.
+        num_forwards = (1 + (gad.kl_in == "reward")) if gad.kl_coef > 0 else 0
+        return StageWork(
+            kind=self.name,
+            num_prompts=self.prompts_per_step,
+            group_size=self.group_size,
+            num_samples=self.num_rollouts + extra,
+            student_forwards=self.num_rollouts * num_forwards,
+            student_trained=self.num_rollouts * self.student_updates,
+            discriminator_forwards=self.num_judged * (1 - learns) + again * learns,
+            discriminator_trained=self.num_judged * learns + 2 * extra,
+            steps=self.steps,
+            epochs=self.epochs,
+            is_game=True,
+            overlaps=self.samples_ahead,
+        )
+
+    def problems(self, data: DataConfig) -> Iterator[str]:
+        """Advantages need groups, and a frozen discriminator never learns."""
+        yield from self.student_never_learns()
+        if self.group_size < 2:
+            yield (
+                f"adversarial.group_size = {self.group_size} gives zero advantages; "
+                "use 2 or more, or stages = ['seqkd']"
+            )
+        if self.discriminator_samples > self.group_size:
+            yield (
+                f"adversarial.discriminator_samples = {self.discriminator_samples} is more than "
+                f"the adversarial.group_size = {self.group_size} samples of a prompt; "
+                "make it smaller, or 0 for all"
+            )
+        if self.freeze_discriminator and self.extra_discriminator_steps > 0:
+            yield (
+                "adversarial.freeze_discriminator = True, but adversarial."
+                f"extra_discriminator_steps = {self.extra_discriminator_steps}; a frozen "
+                "discriminator never learns: set one of them back"
+            )

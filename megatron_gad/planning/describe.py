@@ -1,12 +1,11 @@
 """What ``--dry-run`` prints: what a run is going to do, in words and numbers."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 from megatron_gad.checks.compute import describe_kernels, this_machine
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.config.stage_section import StageSection
 from megatron_gad.config.toml import to_toml
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import HUB, load_prompts
@@ -47,8 +46,8 @@ def describe_run(
     reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
     lines.append(_line("residency", reason))
     lines += [_line("", text) for text in held]
-    for name in config.stages:
-        lines.append(_line(name, _describe_stage(config, name, num_prompts)))
+    for section in config.stage_sections:
+        lines.append(_line(section.name, _describe_stage(config, section, num_prompts)))
     lines += [_line("changed", change) for change in changes]
     lines += [_line("writes", _describe_files(config)), "", "Resolved configuration:", ""]
     return "\n".join(lines) + "\n" + to_toml(with_model_names(config))
@@ -63,7 +62,7 @@ def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
     yield _line("layout", _describe_layout(config.parallel, world_size))
     shape = _shape(config.discriminator.path or config.student.path)
     own = config.discriminator_layout(has_experts=shape.num_experts > 0)
-    if own != config.parallel and set(config.stages) != {"seqkd"}:
+    if own != config.parallel and config.uses_discriminator:
         yield _line("", f"of the discriminator: {_describe_layout(own, world_size)}")
     precision = "bf16" if compute.bf16 else "fp32"
     if compute.fp8_format:
@@ -99,7 +98,7 @@ def _describe_layout(layout: ParallelConfig, world_size: int) -> str:
 
 def _model_lines(config: RunConfig) -> Iterator[str]:
     yield _line("student", _describe_model(config.student.path, is_scorer=False))
-    if set(config.stages) != {"seqkd"}:
+    if config.uses_discriminator:
         path = config.discriminator.path
         start = "" if path else "started from the student: "
         text = _describe_model(path or config.student.path, is_scorer=True)
@@ -129,34 +128,22 @@ def _describe_data(config: RunConfig, path: str, held_out: bool) -> tuple[list[s
     return [f"{path}: {found}", *loaded.notes, *warnings], loaded.counts["num_prompts"]
 
 
-def _describe_stage(config: RunConfig, name: str, num_prompts: int | None) -> str:
-    stage: SeqkdConfig | WarmupConfig | AdversarialConfig = getattr(config, name)
-    if isinstance(stage, SeqkdConfig):
-        per_step, batch = stage.batch_size, f"{stage.batch_size} responses"
-        rates = f"lr {stage.lr:g}"
-    else:
-        per_step = stage.prompts_per_step
-        batch = f"{per_step} prompts x {stage.group_size} samples"
-        student_lr = config.student.lr if stage.student_lr is None else stage.student_lr
-        lr = stage.discriminator_lr
-        discriminator_lr = config.discriminator.lr if lr is None else lr
-        rates = f"lr {student_lr:g}, of the discriminator {discriminator_lr:g}"
-    if stage.steps is not None:
-        length = f"{stage.steps:,} steps"
+def _describe_stage(config: RunConfig, section: StageSection, num_prompts: int | None) -> str:
+    work = section.work(config.gad, config.discriminator.split_groups)
+    batch = f"{work.num_prompts} responses"
+    if section.uses_engine:
+        batch = f"{work.num_prompts} prompts x {work.group_size} samples"
+    rates = f"lr {section.student_rate(config.student.lr):g}"
+    if section.uses_discriminator:
+        rates += f", of the discriminator {section.discriminator_rate(config.discriminator.lr):g}"
+    if section.steps is not None:
+        length = f"{section.steps:,} steps"
     elif num_prompts is None:
-        length = f"{stage.epochs:g} epoch(s)"
+        length = f"{section.epochs:g} epoch(s)"
     else:
-        num_steps = max(1, math.ceil(stage.epochs * num_prompts / per_step))
-        length = f"{num_steps:,} steps ({stage.epochs:g} epoch(s))"
-    return f"{length} of {batch}, {rates}{_early_end(stage)}"
-
-
-def _early_end(stage: SeqkdConfig | WarmupConfig | AdversarialConfig) -> str:
-    if isinstance(stage, SeqkdConfig) and stage.patience:
-        return f"; ends early after {stage.patience} epochs without a better held-out loss"
-    if isinstance(stage, WarmupConfig) and stage.stop_below:
-        return f"; ends early at a discriminator loss below {stage.stop_below:g}"
-    return ""
+        length = f"{section.num_steps(num_prompts):,} steps ({section.epochs:g} epoch(s))"
+    end = section.early_end()
+    return f"{length} of {batch}, {rates}{'; ' + end if end else ''}"
 
 
 def _describe_files(config: RunConfig) -> str:

@@ -7,7 +7,7 @@ from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import HOST_GPUS, ParallelConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
+from megatron_gad.config.stage_section import StageWork
 from megatron_gad.data.dataset import HUB
 from megatron_gad.data.forms import wanted_columns
 from megatron_gad.data.rows import read_file_rows
@@ -18,7 +18,7 @@ from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.memory import Precision, precision_of
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.shapes import ModelShape
-from megatron_gad.planning.work import Lengths, StageWork
+from megatron_gad.planning.work import Lengths
 
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
@@ -37,16 +37,17 @@ def plan_request(
     """
     compute = config.compute
     student, discriminator = shapes
+    works = stage_works(config)
     return Request(
         student=student,
         discriminator=discriminator,
         device=device,
         num_gpus=num_gpus,
-        stages=stage_works(config),
+        stages=works,
         lengths=lengths,
         precision=_precision(compute),
         is_fp8=compute.fp8_format is not None,
-        has_reference="adversarial" in config.stages and config.gad.kl_coef > 0,
+        has_reference=config.gad.kl_coef > 0 and any(work.is_game for work in works),
         micro_batch_size=compute.micro_batch_size,
         max_tokens_per_microbatch=compute.max_tokens_per_microbatch,
         split_groups=config.discriminator.split_groups,
@@ -72,12 +73,9 @@ def _precision(compute: ComputeConfig) -> Precision:
 
 
 def stage_works(config: RunConfig) -> tuple[StageWork, ...]:
-    """Return a typical step of each stage of a run, in their order.
-
-    Typical: the first steps, in which only the discriminator learns, are left out, as is a warm-up
-    that ends early.
-    """
-    return tuple(_stage_work(config, name) for name in config.stages)
+    """Return a typical step of each stage of a run, in their order."""
+    split_groups = config.discriminator.split_groups
+    return tuple(section.work(config.gad, split_groups) for section in config.stage_sections)
 
 
 def configured_layout(config: RunConfig, num_gpus: int, has_experts: bool) -> Layout:
@@ -138,66 +136,3 @@ def count_rows(data: DataConfig) -> int | None:
         return None
     rows = read_file_rows(data.path, wanted_columns(data))
     return sum(not row.problem for row in rows)
-
-
-def _stage_work(config: RunConfig, name: str) -> StageWork:
-    stage: SeqkdConfig | WarmupConfig | AdversarialConfig = getattr(config, name)
-    if isinstance(stage, SeqkdConfig):
-        work = _seqkd_work(stage)
-    elif isinstance(stage, WarmupConfig):
-        work = _warmup_work(stage, config.discriminator.split_groups)
-    else:
-        work = _adversarial_work(stage, config)
-    return replace(work, steps=stage.steps, epochs=stage.epochs)
-
-
-def _seqkd_work(stage: SeqkdConfig) -> StageWork:
-    return StageWork(
-        kind="seqkd",
-        num_prompts=stage.batch_size,
-        group_size=0,
-        num_samples=0,
-        student_forwards=0,
-        student_trained=stage.batch_size,
-        discriminator_forwards=0,
-        discriminator_trained=0,
-    )
-
-
-def _warmup_work(stage: WarmupConfig, split_groups: bool) -> StageWork:
-    rows = stage.prompts_per_step * stage.group_size
-    pairs = rows + stage.prompts_per_step
-    return StageWork(
-        kind="warmup",
-        num_prompts=stage.prompts_per_step,
-        group_size=stage.group_size,
-        num_samples=rows,
-        student_forwards=0,
-        student_trained=stage.prompts_per_step if stage.train_student else 0,
-        # Split groups are scored first, by a pass of its own.
-        discriminator_forwards=pairs if split_groups else 0,
-        discriminator_trained=pairs,
-    )
-
-
-def _adversarial_work(stage: AdversarialConfig, config: RunConfig) -> StageWork:
-    rows = stage.prompts_per_step * stage.group_size
-    pairs = rows + stage.prompts_per_step
-    learns = 0.0 if stage.freeze_discriminator else 1 / stage.discriminator_interval
-    again = pairs if config.discriminator.split_groups else 0
-    num_extra = 0 if stage.freeze_discriminator else stage.extra_discriminator_steps
-    extra = num_extra * stage.extra_prompts
-    gad = config.gad
-    # The reference's pass; a KL in the reward needs the student's own before its update too.
-    num_forwards = (1 + (gad.kl_in == "reward")) if gad.kl_coef > 0 else 0
-    return StageWork(
-        kind="adversarial",
-        num_prompts=stage.prompts_per_step,
-        group_size=stage.group_size,
-        num_samples=rows + extra,
-        student_forwards=rows * num_forwards,
-        student_trained=rows * stage.student_updates,
-        discriminator_forwards=pairs * (1 - learns) + again * learns,
-        discriminator_trained=pairs * learns + 2 * extra,
-        overlaps=stage.overlap,
-    )

@@ -54,11 +54,13 @@ class MemoryPlan:
 
 def choices(request: Request) -> tuple[frozenset[str], ...]:
     """Return every choice of who leaves that a run has, from nobody to everybody."""
-    if not request.has_engine:
+    if not (request.has_engine or request.has_discriminator):
         return (frozenset(),)
-    stays = not (request.engine.is_here and request.engine_rests)
-    engine = ENGINE_CHOICES[:1] if stays else ENGINE_CHOICES
-    return tuple(frozenset((*models, *e)) for e in engine for models in MODEL_CHOICES)
+    may_leave = request.has_engine and request.engine.is_here and request.engine_rests
+    engine = ENGINE_CHOICES if may_leave else ENGINE_CHOICES[:1]
+    present = {"student", "discriminator"} if request.has_discriminator else {"student"}
+    models = [each for each in MODEL_CHOICES if present.issuperset(each)]
+    return tuple(frozenset((*m, *e)) for e in engine for m in models)
 
 
 def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
@@ -66,7 +68,7 @@ def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
     precision = request.precision
     student = model_state(request.student, layout, precision, is_scorer=False)
     discriminator = None
-    if request.has_engine:
+    if request.has_discriminator:
         own = layout.of_discriminator
         discriminator = model_state(request.discriminator, own, precision, is_scorer=True)
     activations = _activations(request, layout)
@@ -82,7 +84,7 @@ def _activations(request: Request, layout: Layout) -> dict[str, int]:
         batch = Microbatch(tokens, count, request.logprob_chunk_size, request.joins_attention)
         needed = activation_bytes(request.student, layout, request.precision, batch)
         found["student"] = max(found["student"], needed)
-        if stage.num_samples:
+        if stage.uses_discriminator:
             unit, trained = rows_per_unit(request, stage.group_size), stage.discriminator_trained
             tokens, count = _largest_microbatch(request, unit, trained, own.data)
             batch = Microbatch(tokens, count, 0, request.joins_attention)
@@ -111,13 +113,11 @@ def _memory_plan(
 ) -> MemoryPlan:
     """Put every role into the phases that it lives in; the KV cache gets what is left."""
     student, discriminator = states
-    if discriminator is None:
-        phases = {"student": {"student": student.total, "activations": activations["student"]}}
-        cache, cache_tokens = 0, 0
-    else:
-        engine = engine_weight_bytes(request.student, layout, request.precision)
-        engine = engine if request.engine.is_here else 0
-        phases = _phases(request, leaves, (student, discriminator, engine), activations)
+    engine = engine_weight_bytes(request.student, layout, request.precision)
+    engine = engine if request.engine.is_here else 0
+    phases = _phases(request, leaves, (student, discriminator, engine), activations)
+    cache = cache_tokens = 0
+    if request.has_engine:
         cache, cache_tokens = _cache(request, layout, leaves, phases)
     usable, keeps_weights = (
         usable_bytes(request.device, request.assume),
@@ -142,14 +142,14 @@ def _memory_plan(
         student=student,
         discriminator=discriminator,
         host_bytes=host,
-        engine_host_bytes=swap_bytes(request) if discriminator and keeps_weights else 0,
+        engine_host_bytes=swap_bytes(request) if request.has_engine and keeps_weights else 0,
     )
 
 
 def _phases(
     request: Request,
     leaves: frozenset[str],
-    roles: tuple[ModelState, ModelState, int],
+    roles: tuple[ModelState, ModelState | None, int],
     activations: dict[str, int],
 ) -> dict[str, dict[str, int]]:
     """Return the bytes of every phase by role, the KV cache apart.
@@ -157,20 +157,23 @@ def _phases(
     roles: states of student and discriminator, bytes of the engine's weights.
     """
     student, discriminator, engine = roles
-    resting = {"student": student.kept, "discriminator": discriminator.kept, "engine": engine}
+    resting = {"student": student.kept}
+    resting |= {"discriminator": discriminator.kept} if discriminator else {}
+    resting |= {"engine": engine} if request.has_engine else {}
     stays = {role: 0 if role in leaves else size for role, size in resting.items()}
     # A student that leaves shows the engine its weights when the rest is gone already, and keeps
     # them for the comparison with the engine after the first samples.
     sampling = {"student": student.weights if "student" in leaves else student.kept}
     sampling["engine"] = engine
-    buffers = 2 * request.assume.bucket_bytes
-    return {
-        "swap": stays | sampling | {"swap_buffers": buffers},
-        "rollout": stays | sampling,
-        "discriminator": stays
-        | {"discriminator": discriminator.total, "activations": activations["discriminator"]},
-        "student": stays | {"student": student.total, "activations": activations["student"]},
-    }
+    phases: dict[str, dict[str, int]] = {}
+    if request.has_engine:
+        phases["swap"] = stays | sampling | {"swap_buffers": 2 * request.assume.bucket_bytes}
+        phases["rollout"] = stays | sampling
+    if discriminator:
+        working = {"discriminator": discriminator.total}
+        phases["discriminator"] = stays | working | {"activations": activations["discriminator"]}
+    phases["student"] = stays | {"student": student.total} | {"activations": activations["student"]}
+    return phases
 
 
 def _has_cache(request: Request, phase: str, leaves: frozenset[str]) -> bool:

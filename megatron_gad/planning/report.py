@@ -112,7 +112,7 @@ def _question(request: Request) -> Iterator[str]:
         f"{usable:.1f} usable"
     )
     yield _line("student", _describe(request.student, is_scorer=False))
-    if request.has_engine:
+    if request.has_discriminator:
         yield _line("discriminator", _describe(request.discriminator, is_scorer=True))
     yield _line(
         "tokens",

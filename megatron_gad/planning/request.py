@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_gad.config.stage_section import StageWork
 from megatron_gad.planning.devices import Assumptions, Device
 from megatron_gad.planning.memory import Precision
 from megatron_gad.planning.shapes import ModelShape
-from megatron_gad.planning.work import Lengths, StageWork
+from megatron_gad.planning.work import Lengths
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,13 @@ class Request:
 
     @property
     def has_engine(self) -> bool:
-        """Whether any stage samples, and so has an engine and a discriminator."""
+        """Whether any stage samples."""
         return any(stage.num_samples for stage in self.stages)
+
+    @property
+    def has_discriminator(self) -> bool:
+        """Whether any stage has one."""
+        return any(stage.uses_discriminator for stage in self.stages)
 
     @property
     def engine_rests(self) -> bool:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from megatron_gad.config.stage_section import StageWork
 from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.memory import engine_weight_bytes, kv_bytes_per_token
 from megatron_gad.planning.request import Request
-from megatron_gad.planning.work import StageWork
 
 
 @dataclass(frozen=True)

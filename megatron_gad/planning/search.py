@@ -126,11 +126,11 @@ def divisibility_problems(request: Request, layout: Layout) -> list[str]:
     problems = layout_problems(request.student, layout)
     problems += _engine_problems(request, layout)
     own = layout.of_discriminator
-    if request.has_engine:
+    if request.has_discriminator:
         found = layout_problems(request.discriminator, replace(own, engine_tensor=1))
         problems += [problem for problem in found if problem not in problems]
     for stage in request.stages:
-        sizes = {layout.data, own.data} if stage.num_samples else {layout.data}
+        sizes = {layout.data, own.data} if stage.uses_discriminator else {layout.data}
         problems += [
             f"{size} data ranks do not divide the {stage.num_prompts} prompts of a {stage.kind} "
             "step"
@@ -139,7 +139,7 @@ def divisibility_problems(request: Request, layout: Layout) -> list[str]:
         ]
     if layout.world > request.num_gpus:
         problems.append(f"it takes {layout.world} GPUs, there are {request.num_gpus}")
-    if own.world != layout.world and request.has_engine:
+    if own.world != layout.world and request.has_discriminator:
         problems.append(
             f"the discriminator's layout takes {own.world} GPUs and the student's {layout.world}; "
             "both share the same"
@@ -195,7 +195,7 @@ def _describe_missing(request: Request, layout: Layout, memory: MemoryPlan) -> s
         "parallel.use_distributed_optimizer": not layout.distributed_optimizer,
         "a smaller micro_batch_size": request.micro_batch_size > 1 and bound is None,
         "a smaller max_tokens_per_microbatch": (bound or 0) > request.lengths.max_row,
-        "discriminator.split_groups": request.has_engine and not request.split_groups,
+        "discriminator.split_groups": request.has_discriminator and not request.split_groups,
         "shorter data.max_*_tokens": True,
     }
     return (

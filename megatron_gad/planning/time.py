@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from megatron_gad.config.stage_section import StageWork
 from megatron_gad.planning.layout import Layout, stage_parameters
 from megatron_gad.planning.occupancy import MemoryPlan
 from megatron_gad.planning.request import (
@@ -14,7 +15,7 @@ from megatron_gad.planning.request import (
 )
 from megatron_gad.planning.rollout_time import RolloutTime, rollout_time
 from megatron_gad.planning.shapes import ModelShape
-from megatron_gad.planning.work import StageWork, reference_work
+from megatron_gad.planning.work import reference_work
 
 BF16_BYTES = 2
 
@@ -232,7 +233,7 @@ def move_seconds(request: Request, memory: MemoryPlan, work: StageWork) -> float
     moved = 2 * memory.student.kept if "student" in memory.leaves else 0
     if memory.discriminator and "discriminator" in memory.leaves:
         moved += 2 * memory.discriminator.kept
-    if request.has_reference and work.kind == "adversarial":
+    if request.has_reference and work.is_game:
         moved += (1 if "student" in memory.leaves else 3) * memory.student.weights
     return moved / bandwidth + (assume.engine_seconds if "engine" in memory.leaves else 0.0)
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from megatron_gad.config.rollout import SGLangConfig
-from megatron_gad.config.run import RunConfig, StageName
+from megatron_gad.config.run import RunConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.order import PromptOrder, State
@@ -91,7 +91,7 @@ class Run:
         self.start_orders()
 
     @property
-    def stage_name(self) -> StageName:
+    def stage_name(self) -> str:
         """The stage that the run is in."""
         return self.config.stages[self.progress.stage_index]
 

@@ -24,57 +24,35 @@ from megatron_gad.stages.rollouts import (
     compare_all,
     restore_ahead,
 )
-from megatron_gad.stages.stage import Learning, Stage, StepResult
+from megatron_gad.stages.sampling_stage import SamplingStage
+from megatron_gad.stages.stage import Learning, StepResult
 from megatron_gad.stages.step_metrics import num_tokens, reported, reward_metrics, sample_rows
 from megatron_gad.stages.student_step import take_policy_steps
 from megatron_gad.training.reference import Reference
 from megatron_gad.types import Batch, Group
 
 
-class AdversarialStage(Stage):
+class AdversarialStage(SamplingStage[AdversarialConfig]):
     """The game: the discriminator scores and learns, the student moves to higher scores."""
 
-    name = "adversarial"
+    kind = AdversarialConfig
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.reference: Reference | None = None
 
-    @property
-    def settings(self) -> AdversarialConfig:
-        """Section [adversarial]."""
-        return self.config.adversarial
-
-    @property
-    def prompts_per_step(self) -> int:
-        """Every prompt has a group of samples."""
-        return self.settings.prompts_per_step
-
-    @property
-    def resets_optimizer(self) -> bool:
-        """As [adversarial] says."""
-        return self.settings.reset_optimizer
-
-    def student_learning(self, num_steps: int) -> Learning:
-        """``student_updates`` a step, after the discriminator's first steps alone."""
-        lr = self.settings.student_lr
-        lr = self.config.student.lr if lr is None else lr
-        turns = max(0, num_steps - self.settings.discriminator_only_steps)
-        return Learning(lr, turns * self.settings.student_updates)
-
     def discriminator_learning(self, num_steps: int) -> Learning:
         """An update every ``discriminator_interval`` steps, and the extra ones in every step."""
-        own = self.settings
-        lr = self.config.discriminator.lr if own.discriminator_lr is None else own.discriminator_lr
+        own, lr = self.settings, super().discriminator_learning(num_steps).lr
         if own.freeze_discriminator:
             return Learning(lr, 0)
         judged = math.ceil(num_steps / own.discriminator_interval)
-        return Learning(lr, judged + num_steps * own.extra_discriminator_steps)
+        return Learning(lr, judged + num_steps * own.num_extra_steps)
 
     def check_rows(self, num_rows: int) -> Iterator[str]:
         """Extra steps take prompts of their own."""
         yield from super().check_rows(num_rows)
-        count, steps = self.settings.extra_prompts, self.settings.extra_discriminator_steps
+        count, steps = self.settings.extra_prompts, self.settings.num_extra_steps
         if count * steps > num_rows:
             yield (
                 f"adversarial.extra_prompts = {count} in each of "
@@ -95,7 +73,9 @@ class AdversarialStage(Stage):
 
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator score and learn, and raise what it scored higher."""
-        sampled = adversarial_rollouts(run, self.settings, self.num_steps(len(run.prompts)))
+        sampled = adversarial_rollouts(
+            run, self.settings, self.settings.num_steps(len(run.prompts))
+        )
         groups, metrics = sampled.groups, sampled.metrics
         judged = self._judge(run, groups)
         extra = [learn_from_groups(run, each) for each in sampled.extra_groups]
@@ -106,7 +86,7 @@ class AdversarialStage(Stage):
         advantages_PG = group_advantages(rewards_PG, self.config.gad.advantage)
         metrics |= reward_metrics(run, rewards_PG, advantages_PG)
 
-        if run.progress.step_in_stage >= self.settings.discriminator_only_steps:
+        if self.student_learns(run.progress):
             batch = batch.with_advantages(advantages_PG.flatten())
             learned = take_policy_steps(run, batch, groups, self.settings.student_updates)
             if not learned.is_skipped:

@@ -19,14 +19,19 @@ def find_stage(name: str) -> type[Stage]:
     """Return the stage of this name; every module of this folder is looked at."""
     for module in pkgutil.iter_modules(stages.__path__, f"{stages.__name__}."):
         importlib.import_module(module.name)
-    found = {stage.name: stage for stage in Stage.__subclasses__()}
-    return found[name]
+    classes = [Stage]
+    while classes:
+        stage = classes.pop()
+        if "kind" in vars(stage) and stage.kind.name == name:
+            return stage
+        classes += stage.__subclasses__()
+    raise AssertionError(f"{name} has a section and no stage")
 
 
 def open_run(config: RunConfig, parallel: Parallel, watch: Watch = no_watch) -> Run:
     """Build the parts of a run. Raises ValueError if its data are too few for a step."""
     planned = [find_stage(name)(config) for name in config.stages]
-    run = Run(config, parallel, watch, uses_engine=any(stage.uses_engine for stage in planned))
+    run = Run(config, parallel, watch, uses_engine=any(stage.kind.uses_engine for stage in planned))
     problems = [problem for stage in planned for problem in stage.check_rows(len(run.prompts))]
     if problems:
         run.close()
@@ -38,7 +43,7 @@ def begin_stage(run: Run) -> Stage:
     """Set up what the run's stage needs, from the models as the stage before left them."""
     stage = find_stage(run.stage_name)(run.config)
     run.start_orders()
-    if stage.uses_discriminator and not run.has_discriminator:
+    if stage.kind.uses_discriminator and not run.has_discriminator:
         with run.turn("build"):
             run.build_discriminator()
             source = run.config.discriminator.path or run.student.hf_weights()
@@ -61,7 +66,7 @@ def resume_stage(
     stage = find_stage(run.stage_name)(run.config)
     _start_schedules(run, stage, resets_optimizer=False)
     run.student.schedule.resume(schedule_steps["student"])
-    if stage.uses_discriminator:
+    if stage.kind.uses_discriminator:
         run.discriminator.schedule.resume(schedule_steps["discriminator"])
     stage.resume(run, state, snapshots)
     return stage
@@ -69,16 +74,16 @@ def resume_stage(
 
 def reason_to_end(run: Run, stage: Stage) -> str:
     """Return why the stage is at its end, or an empty string."""
-    num_steps = stage.num_steps(len(run.prompts))
+    num_steps = stage.settings.num_steps(len(run.prompts))
     is_last = run.progress.step_in_stage >= num_steps
     return stage.reason_to_end() or (f"its {num_steps} steps are done" if is_last else "")
 
 
 def _start_schedules(run: Run, stage: Stage, resets_optimizer: bool) -> None:
     """Start the learning-rate schedules of a stage."""
-    num_steps = stage.num_steps(len(run.prompts))
+    num_steps = stage.settings.num_steps(len(run.prompts))
     student = stage.student_learning(num_steps)
     run.student.begin_stage(student.lr, student.num_steps, resets_optimizer)
-    if stage.uses_discriminator:
+    if stage.kind.uses_discriminator:
         own = stage.discriminator_learning(num_steps)
         run.discriminator.begin_stage(own.lr, own.num_steps, resets_optimizer)

@@ -77,12 +77,12 @@ def adversarial_rollouts(run: Run, stage: AdversarialConfig, num_steps: int) -> 
     if stage.overlap and run.progress.step_in_stage + 1 < num_steps:
         metrics |= _sample_ahead(run, stage)
     groups, extra = sampled[0], [group for groups in sampled[1:] for group in groups]
-    size = len(extra) // max(1, _num_extra_steps(stage))
+    size = len(extra) // max(1, stage.num_extra_steps)
     version = groups[0].rollouts[0].weights_version
     lag = run.progress.weights_version - version
     metrics["engine/weights_lag"] = float(lag)
     metrics |= run.parallel.mean_over_data(describe_rollouts(groups))
-    parts = [extra[i * size : (i + 1) * size] for i in range(_num_extra_steps(stage))]
+    parts = [extra[i * size : (i + 1) * size] for i in range(stage.num_extra_steps)]
     return StepRollouts(
         _even_share(run, groups), [_even_share(run, part) for part in parts], lag, metrics
     )
@@ -214,17 +214,13 @@ def _take_requests(run: Run, stage: AdversarialConfig, iteration: int) -> list[R
     One sample for each of many other prompts: the student does not change between extra steps.
     """
     prompts, shares = run.take_with_extra(
-        stage.prompts_per_step, stage.extra_prompts, _num_extra_steps(stage)
+        stage.prompts_per_step, stage.extra_prompts, stage.num_extra_steps
     )
     requests = [Request(prompts, _sampling(run, stage.group_size, iteration, draw=0))]
     if shares:
         extra = list(chain.from_iterable(shares))
         requests.append(Request(extra, _sampling(run, 1, iteration, draw=1)))
     return requests
-
-
-def _num_extra_steps(stage: AdversarialConfig) -> int:
-    return 0 if stage.freeze_discriminator else stage.extra_discriminator_steps
 
 
 def _sampling(

@@ -11,17 +11,15 @@ from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import SeqkdConfig
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.stage import Learning, Stage, StepResult
+from megatron_gad.stages.stage import Stage, StepResult
 from megatron_gad.stages.student_step import learn_from_teacher
 from megatron_gad.types import Metrics
 
 
-class SeqkdStage(Stage):
+class SeqkdStage(Stage[SeqkdConfig]):
     """Fits the teacher's responses; a held-out loss may end the stage and choose its weights."""
 
-    name = "seqkd"
-    uses_discriminator = False
-    uses_engine = False
+    kind = SeqkdConfig
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
@@ -29,29 +27,15 @@ class SeqkdStage(Stage):
         self.best_weights: list[Tensor] | None = None
         self.num_evals_since_best = 0
 
-    @property
-    def settings(self) -> SeqkdConfig:
-        """Section [seqkd]."""
-        return self.config.seqkd
-
-    @property
-    def prompts_per_step(self) -> int:
-        """One response for each prompt."""
-        return self.settings.batch_size
-
-    def student_learning(self, num_steps: int) -> Learning:
-        """One update a step, at a rate of the stage's own."""
-        return Learning(self.settings.lr, num_steps)
-
     def step(self, run: Run) -> StepResult:
         """Fit the teacher's responses by cross-entropy."""
-        return StepResult(learn_from_teacher(run, run.take_prompts(self.prompts_per_step)))
+        return StepResult(learn_from_teacher(run, run.take_prompts(self.settings.batch_size)))
 
     def after_step(self, run: Run, metrics: Metrics) -> None:
         """Measure the held-out loss at the end of an epoch and of the stage."""
         done, num_rows = run.progress.step_in_stage, len(run.prompts)
-        epochs_before, epochs = (n * self.prompts_per_step // num_rows for n in (done - 1, done))
-        is_last = done >= self.num_steps(num_rows)
+        epochs_before, epochs = (n * self.settings.batch_size // num_rows for n in (done - 1, done))
+        is_last = done >= self.settings.num_steps(num_rows)
         if run.eval_prompts and (is_last or epochs > epochs_before):
             metrics["student/eval_loss"] = self._evaluate(run)
 

@@ -1,14 +1,14 @@
-"""What a stage is: the questions that a run asks of it, and how stages become known by name."""
+"""What a stage is: the questions that a run asks of it."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
 
 from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stage_section import StageSection
 from megatron_gad.runtime.run import Run
 from megatron_gad.types import Metrics
 
@@ -32,36 +32,34 @@ class Learning:
     num_steps: int
 
 
-class Stage(ABC):
+S = TypeVar("S", bound=StageSection)
+
+
+class Stage(ABC, Generic[S]):
     """One stage of a run. A new stage is a subclass in a file of its own in this folder.
 
     An object lives as long as the run is in the stage, and holds what only this stage knows.
+    kind: the class of its section, which has its name and answers what checks and planner ask.
     """
 
-    name: ClassVar[str]
-    uses_discriminator: ClassVar[bool] = True
-    uses_engine: ClassVar[bool] = True
+    kind: ClassVar[type[StageSection]]
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        self.settings = cast(S, getattr(config, self.kind.name))
 
     @property
-    @abstractmethod
-    def settings(self) -> Any:
-        """The section of the configuration, with at least ``epochs`` and ``steps``."""
+    def name(self) -> str:
+        """The stage's name, which its table has too."""
+        return self.kind.name
 
-    @property
-    @abstractmethod
-    def prompts_per_step(self) -> int:
-        """Prompts of one step over all data ranks."""
-
-    @abstractmethod
     def student_learning(self, num_steps: int) -> Learning:
-        """Return how the student learns in a stage of this many steps."""
+        """Return how the student learns in a stage of this many steps: in each of them."""
+        return Learning(self.settings.student_rate(self.config.student.lr), num_steps)
 
     def discriminator_learning(self, num_steps: int) -> Learning:
-        """Return how the discriminator learns in a stage of this many steps."""
-        raise NotImplementedError(f"stage {self.name} has no discriminator")
+        """Return how the discriminator, if any, learns in a stage of this many steps."""
+        return Learning(self.settings.discriminator_rate(self.config.discriminator.lr), num_steps)
 
     @abstractmethod
     def step(self, run: Run) -> StepResult:
@@ -72,17 +70,12 @@ class Stage(ABC):
         """Whether the optimizers' moments of the stage before are forgotten."""
         return False
 
-    def num_steps(self, num_rows: int) -> int:
-        """Return the steps on a data set of so many rows, if no criterion ends the stage before."""
-        if self.settings.steps is not None:
-            return self.settings.steps
-        return max(1, math.ceil(self.settings.epochs * num_rows / self.prompts_per_step))
-
     def check_rows(self, num_rows: int) -> Iterator[str]:
         """Yield why a step cannot be taken on a data set of so many usable rows."""
-        if self.uses_engine and self.prompts_per_step > num_rows:
+        count = self.settings.num_prompts
+        if self.kind.uses_engine and count > num_rows:
             yield (
-                f"{self.name}.prompts_per_step = {self.prompts_per_step}, but data.path has "
+                f"{self.name}.{self.kind.batch_key} = {count}, but data.path has "
                 f"{num_rows} usable rows: the same prompt twice in a step gives the same responses "
                 "twice; use fewer prompts with a larger group_size, or more data"
             )

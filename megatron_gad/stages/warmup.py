@@ -10,7 +10,8 @@ from megatron_gad.config.stages import WarmupConfig
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.discriminator_step import learn_from_groups
 from megatron_gad.stages.rollouts import sample_groups
-from megatron_gad.stages.stage import Learning, Stage, StepResult
+from megatron_gad.stages.sampling_stage import SamplingStage
+from megatron_gad.stages.stage import StepResult
 from megatron_gad.stages.step_metrics import sample_rows
 from megatron_gad.stages.student_step import learn_from_teacher
 from megatron_gad.types import Metrics
@@ -19,49 +20,22 @@ from megatron_gad.types import Metrics
 RUNNING_STEPS = 20
 
 
-class WarmupStage(Stage):
+class WarmupStage(SamplingStage[WarmupConfig]):
     """Teaches the discriminator on fresh samples, and the student on the teacher's responses."""
 
-    name = "warmup"
+    kind = WarmupConfig
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.recent_losses: list[float] = []
 
-    @property
-    def settings(self) -> WarmupConfig:
-        """Section [warmup]."""
-        return self.config.warmup
-
-    @property
-    def prompts_per_step(self) -> int:
-        """Every prompt has a group of samples and a response of the teacher."""
-        return self.settings.prompts_per_step
-
-    @property
-    def resets_optimizer(self) -> bool:
-        """As [warmup] says."""
-        return self.settings.reset_optimizer
-
-    def student_learning(self, num_steps: int) -> Learning:
-        """One update a step after the discriminator's first steps alone, if the student learns."""
-        lr = self.settings.student_lr
-        lr = self.config.student.lr if lr is None else lr
-        turns = max(0, num_steps - self.settings.discriminator_only_steps)
-        return Learning(lr, turns if self.settings.train_student else 0)
-
-    def discriminator_learning(self, num_steps: int) -> Learning:
-        """One update a step."""
-        lr = self.settings.discriminator_lr
-        return Learning(self.config.discriminator.lr if lr is None else lr, num_steps)
-
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator learn, then fit the teacher's responses."""
-        prompts = run.take_prompts(self.prompts_per_step)
+        prompts = run.take_prompts(self.settings.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
         judged = learn_from_groups(run, groups)
         metrics |= judged.metrics
-        if self._student_learns(run):
+        if self.student_learns(run.progress):
             learned = learn_from_teacher(run, prompts)
             learned["tokens/trained"] += metrics["tokens/trained"]
             metrics |= learned
@@ -100,7 +74,3 @@ class WarmupStage(Stage):
     def resume(self, run: Run, state: Mapping[str, Any], snapshots: Mapping[str, Any]) -> None:
         """Go on with the running loss."""
         self.recent_losses = list(state["recent_losses"])
-
-    def _student_learns(self, run: Run) -> bool:
-        is_alone = run.progress.step_in_stage < self.settings.discriminator_only_steps
-        return self.settings.train_student and not is_alone

@@ -24,26 +24,26 @@ END_MUTANTS = (
     ),
     Mutant(
         "seqkd.lr is ignored",
-        "return Learning(self.settings.lr, num_steps)",
-        "return Learning(self.config.student.lr, num_steps)",
+        'rate of its own."""\n        return self.lr',
+        'rate of its own."""\n        return default',
         in_stages("test_seqkd_learns_and_touches_no_engine"),
     ),
     Mutant(
         "the stage's rate of the student is ignored",
-        "Learning(lr, turns if self",
-        "Learning(self.config.student.lr, turns if self",
+        "return default if self.student_lr is None else self.student_lr",
+        "return default",
         PUBLISHED,
     ),
     Mutant(
         "the stage's rate of the discriminator is ignored",
-        " if own.discriminator_lr is None else own.discriminator_lr\n",
-        "\n",
+        "return default if self.discriminator_lr is None else self.discriminator_lr",
+        "return default",
         PUBLISHED,
     ),
     Mutant(
         "the discriminator without a rate of its own takes the student's",
-        "lr = self.config.discriminator.lr if own.",
-        "lr = self.config.student.lr if own.",
+        "self.settings.discriminator_rate(self.config.discriminator.lr)",
+        "self.settings.discriminator_rate(self.config.student.lr)",
         in_settings("test_a_stage_without_rates_takes_those_of_the_models"),
     ),
     Mutant(
@@ -72,7 +72,7 @@ END_MUTANTS = (
     ),
     Mutant(
         "the schedule of the student does not count several updates of a batch",
-        "return Learning(lr, turns * self.settings.student_updates)",
+        "return Learning(lr, turns * self.settings.updates_per_step)",
         "return Learning(lr, turns)",
         in_stages("test_schedules_are_as_long_as_the_models_learn"),
     ),
@@ -123,12 +123,6 @@ END_MUTANTS = (
         "if not recent or not limit or mean(recent) <= limit:",
         "if not recent or not limit or mean(recent) >= limit:",
         in_stages("test_a_warmup_that_failed_is_refused_with_the_remedy"),
-    ),
-    Mutant(
-        "the warm-up ignores its own rate of the discriminator",
-        "return Learning(self.config.discriminator.lr if lr is None else lr, num_steps)",
-        "return Learning(self.config.discriminator.lr, num_steps)",
-        PUBLISHED,
     ),
 )
 

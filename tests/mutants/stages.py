@@ -173,32 +173,32 @@ REWARD_MUTANTS = (
 TURN_MUTANTS = (
     Mutant(
         "the warm-up's student begins a step late",
-        "is_alone = run.progress.step_in_stage < self.settings.discriminator_only_steps",
-        "is_alone = run.progress.step_in_stage <= self.settings.discriminator_only_steps",
+        "is_alone = progress.step_in_stage < self.settings.discriminator_only_steps",
+        "is_alone = progress.step_in_stage <= self.settings.discriminator_only_steps",
         in_stages("test_warmup_teaches_the_discriminator_alone_first"),
     ),
     Mutant(
         "the warm-up's student does not wait for the discriminator",
-        "is_alone = run.progress.step_in_stage < self.settings.discriminator_only_steps",
+        "is_alone = progress.step_in_stage < self.settings.discriminator_only_steps",
         "is_alone = False",
         in_stages("test_warmup_teaches_the_discriminator_alone_first"),
     ),
     Mutant(
         "warmup.train_student is ignored",
-        "return self.settings.train_student and not is_alone",
-        "return not is_alone",
+        "return int(self.train_student)",
+        "return 1",
         in_stages("test_warmup_can_leave_the_student_alone"),
     ),
     Mutant(
         "the adversarial student begins a step late",
-        "if run.progress.step_in_stage >= self.settings.discriminator_only_steps:",
-        "if run.progress.step_in_stage > self.settings.discriminator_only_steps:",
+        "is_alone = progress.step_in_stage < self.settings.discriminator_only_steps",
+        "is_alone = progress.step_in_stage <= self.settings.discriminator_only_steps",
         WAITING,
     ),
     Mutant(
         "the adversarial student does not wait for the discriminator",
-        "if run.progress.step_in_stage >= self.settings.discriminator_only_steps:",
-        "if True:",
+        "is_alone = progress.step_in_stage < self.settings.discriminator_only_steps",
+        "is_alone = False",
         WAITING,
     ),
     Mutant(
@@ -221,8 +221,8 @@ TURN_MUTANTS = (
     ),
     Mutant(
         "a frozen discriminator takes its extra steps",
-        "return 0 if stage.freeze_discriminator else stage.extra_discriminator_steps",
-        "return stage.extra_discriminator_steps",
+        "return 0 if self.freeze_discriminator else self.extra_discriminator_steps",
+        "return self.extra_discriminator_steps",
         in_stages("test_a_frozen_discriminator_scores_and_never_learns"),
     ),
     Mutant(

@@ -15,6 +15,7 @@ from megatron_gad.__main__ import _obey
 from megatron_gad.checks.resume import RULES, check_override, check_resume, rule_of, settings
 from megatron_gad.config.command_line import CliOptions, load_config
 from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.config.toml import read_toml
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
@@ -75,7 +76,14 @@ def test_every_setting_has_one_place_in_the_rules() -> None:
         for name in names.split()
     )
     assert set(listed.values()) == {1}
-    assert sorted(listed) == sorted(settings(RunConfig()))
+    in_stages = {
+        f"{kind.name}.{field.name}" for kind in stage_kinds() for field in dataclasses.fields(kind)
+    }
+    assert sorted({*listed} | in_stages) == sorted(settings(RunConfig()))
+    assert not in_stages.intersection(listed)
+    fixed = {f"{kind.name}.{name}" for kind in stage_kinds() for name in kind.fixed}
+    assert fixed <= in_stages
+    assert {key for key in in_stages if rule_of(key) == "refused"} == fixed
 
 
 # Everything that decides what is learnt from what. A change of the rules has to be one here.

@@ -33,6 +33,7 @@ QWEN = {
 ROWS = 256 * 8
 ADVERSARIAL = StageWork(
     kind="adversarial",
+    is_game=True,
     num_prompts=256,
     group_size=8,
     num_samples=ROWS,
