@@ -29,7 +29,7 @@ from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.shapes import ModelShape
-from megatron_gad.stages.judging import judge
+from megatron_gad.stages.discriminator_step import judge
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch, PairBatch, Prompt

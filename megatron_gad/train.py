@@ -27,7 +27,8 @@ from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.runtime.watchdog import Watchdog
 from megatron_gad.stages.begin import begin_stage, open_run, reason_to_end
-from megatron_gad.stages.stage import Stage, StepResult
+from megatron_gad.stages.stage import Stage
+from megatron_gad.stages.step_result import StepResult
 from megatron_gad.training import parallel
 
 logger = logging.getLogger(__name__)

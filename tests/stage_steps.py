@@ -1,7 +1,8 @@
 """Takes the steps of a stage one by one, as a run does."""
 
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.stage import Stage, StepResult
+from megatron_gad.stages.stage import Stage
+from megatron_gad.stages.step_result import StepResult
 
 
 def take_step(run: Run, stage: Stage) -> StepResult:

@@ -116,12 +116,6 @@ def without_copies(batch: AnyBatch) -> tuple[AnyBatch, Tensor]:
     return dataclasses.replace(batch, **{n: x[rows] for n, x in _tensors(batch).items()}), index
 
 
-def count_tokens(batch: Batch | PairBatch) -> int:
-    """Return the real tokens of the rows that a model runs over, prompts included."""
-    rows, _ = distinct_rows(batch)
-    return int(batch.lengths[rows].sum())
-
-
 def _padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens [B, T] int64, lengths [B] int64, response_mask [B, T] bool of the rows.
 

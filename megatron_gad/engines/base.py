@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from megatron_gad.config.run import RunConfig
 from megatron_gad.types import FinishReason, Group, Prompt
 
 
@@ -32,6 +33,29 @@ class SamplingConfig:
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
     name: str = ""
+
+    @classmethod
+    def of_step(
+        cls,
+        config: RunConfig,
+        iteration: int,
+        num_samples: int,
+        draw: int = 0,
+        max_new_tokens: int | None = None,
+    ) -> "SamplingConfig":
+        """Sample in a step as the configuration says.
+
+        draw: tells the samplings of one step apart. max_new_tokens: by default the configured cap.
+        """
+        return cls(
+            num_samples=num_samples,
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            top_k=config.rollout.top_k,
+            max_new_tokens=max_new_tokens or config.data.max_response_tokens,
+            seed=request_seed(config.seed, iteration, draw),
+            name=f"step_{iteration + 1:07d}_{draw}",
+        )
 
 
 class Engine(Protocol):

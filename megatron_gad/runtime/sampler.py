@@ -70,9 +70,10 @@ class Sampler:
 
     def sample(self, requests: Sequence["Request"]) -> list[list[Group]]:
         """Return a group for every prompt; the rollouts carry text and what D reads of it."""
-        return self._hand_out(requests, self._generate(requests))
+        sampled = self._generate(requests)
+        return self._hand_out(requests, sampled)
 
-    def begin(self, requests: Sequence["Request"]) -> Callable[[], list[list[Group]]]:
+    def start(self, requests: Sequence["Request"]) -> Callable[[], list[list[Group]]]:
         """Sample in the background; return what waits for it and gives what ``sample`` does.
 
         All ranks call what is returned, before the next ``load_weights``.
@@ -97,19 +98,15 @@ class Sampler:
         # Ranks without an engine wait here for the group's first.
         sampled = self._parallel.from_engine_rank(sampled)
         if self._record_folder is not None and self._parallel.is_engine_rank:
+            # In one file for all data ranks, to be replayed on any number of them. Engine ranks are
+            # the data ranks of one place in their groups; the first of them writes.
+            to_others: list[list[Group]] = [[]] * (self._parallel.data_size - 1)
             for request, groups in zip(requests, sampled, strict=True):
-                self._record(self._record_folder, request.sampling.name, groups)
+                shares = self._parallel.exchange_over_data([groups, *to_others])
+                if self._parallel.is_writer:
+                    name = request.sampling.name
+                    write_groups(self._record_folder, name, chain.from_iterable(shares))
         return sampled
-
-    def _record(self, folder: Path, name: str, groups: list[Group]) -> None:
-        """Write a sampling of all data ranks in one file, to be replayed on any number of them.
-
-        Engine ranks are the data ranks of one place in their groups; the first of them writes.
-        """
-        to_others: list[list[Group]] = [[]] * (self._parallel.data_size - 1)
-        shares = self._parallel.exchange_over_data([groups, *to_others])
-        if self._parallel.is_writer:
-            write_groups(folder, name, chain.from_iterable(shares))
 
     def sleep(self) -> None:
         """Give the engine's memory back; it needs weights before it samples again."""

@@ -1,7 +1,10 @@
 """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -10,26 +13,37 @@ from megatron_gad.algorithms.advantages import group_advantages
 from megatron_gad.algorithms.kl import sequence_kl
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import AdversarialConfig
+from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import policy_batch
+from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.discriminator_step import (
-    Judged,
-    learn_from_groups,
-    score_groups,
-    totals,
-)
-from megatron_gad.stages.rollouts import (
-    adversarial_rollouts,
-    ahead_state,
-    compare_all,
-    restore_ahead,
-)
+from megatron_gad.runtime.sampler import Request
+from megatron_gad.stages.agreement import compare_all
+from megatron_gad.stages.discriminator_step import judge_groups
+from megatron_gad.stages.rollouts import sample_step
 from megatron_gad.stages.sampling_stage import SamplingStage
-from megatron_gad.stages.stage import Learning, StepResult
-from megatron_gad.stages.step_metrics import num_tokens, reported, reward_metrics, sample_rows
+from megatron_gad.stages.stage import Learning
+from megatron_gad.stages.step_result import StepResult, reward_metrics, sample_rows
 from megatron_gad.stages.student_step import take_policy_steps
+from megatron_gad.stages.waiting_rollouts import ahead_state, restore_ahead
+from megatron_gad.training.exchange import rebalance
 from megatron_gad.training.reference import Reference
-from megatron_gad.types import Batch, Group
+from megatron_gad.types import Batch, Group, Metrics
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What one step trains on.
+
+    groups: of the step's prompts.
+    extra_groups: of every extra step of the discriminator.
+    weights_lag: updates of the student since the weights that sampled them.
+    """
+
+    groups: list[Group]
+    extra_groups: list[list[Group]]
+    weights_lag: int
+    metrics: Metrics
 
 
 class AdversarialStage(SamplingStage[AdversarialConfig]):
@@ -73,28 +87,30 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
 
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator score and learn, and raise what it scored higher."""
-        sampled = adversarial_rollouts(
-            run, self.settings, self.settings.num_steps(len(run.prompts))
-        )
-        groups, metrics = sampled.groups, sampled.metrics
-        judged = self._judge(run, groups)
-        extra = [learn_from_groups(run, each) for each in sampled.extra_groups]
-        metrics |= judged.metrics | totals([judged, *extra])
+        sampled = self._sample(run)
+        is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0
+        learns = is_on_turn and not self.settings.freeze_discriminator
+        judged = judge_groups(run, sampled.groups, learns, self.settings.discriminator_samples)
+        extra = [judge_groups(run, each) for each in sampled.extra_groups]
 
-        batch = self._with_reference(run, policy_batch(groups))
+        batch = policy_batch(sampled.groups)
+        batch = self._with_reference(run, batch)
         rewards_PG = self._rewards(run, batch, judged.scores_PG)
         advantages_PG = group_advantages(rewards_PG, self.config.gad.advantage)
-        metrics |= reward_metrics(run, rewards_PG, advantages_PG)
 
+        learned, agreement = None, {}
         if self.student_learns(run.progress):
             batch = batch.with_advantages(advantages_PG.flatten())
-            learned = take_policy_steps(run, batch, groups, self.settings.student_updates)
+            learned = take_policy_steps(run, batch, sampled.groups, self.settings.student_updates)
             if not learned.is_skipped:
-                metrics |= compare_all(run, learned.rows, batch, sampled.weights_lag)
-            metrics |= reported("student", learned)
-            num_updates = self.settings.student_updates
-            metrics["tokens/trained"] += num_updates * num_tokens(run.student, batch)
-        return StepResult(metrics, sample_rows(groups, judged.scores_PG, advantages_PG))
+                agreement = compare_all(run, learned.rows, batch, sampled.weights_lag)
+        return StepResult.of(
+            sampled.metrics | agreement,
+            judged=[each.output for each in (judged, *extra)],
+            learned=learned,
+            samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG),
+            rewards=reward_metrics(run.parallel, rewards_PG, advantages_PG),
+        )
 
     def state(self, run: Run) -> dict[str, Any]:
         """Return the rollouts that wait for the next step."""
@@ -116,19 +132,44 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
                     "the stage ends"
                 )
             self.reference = Reference(run.student, snapshots["reference"])
-        restore_ahead(run, self.settings, state["ahead"])
+        if state["ahead"]:
+            orders, requests = run.order_states(), self._requests(run, run.progress.iteration)
+            restore_ahead(run, requests, orders, state["ahead"])
 
     @property
     def _needs_reference(self) -> bool:
         """Without a KL no forward of a reference is paid."""
         return self.config.gad.kl_coef > 0
 
-    def _judge(self, run: Run, groups: Sequence[Group]) -> Judged:
-        is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0
-        learns = is_on_turn and not self.settings.freeze_discriminator
-        return (learn_from_groups if learns else score_groups)(
-            run, groups, self.settings.discriminator_samples
+    def _sample(self, run: Run) -> _Sampled:
+        """Return the rollouts of this step, at equal cost for all data ranks."""
+        is_last = run.progress.step_in_stage + 1 >= self.settings.num_steps(len(run.prompts))
+        is_ahead = self.settings.overlap and not is_last
+        sampled, metrics = sample_step(run, partial(self._requests, run), is_ahead)
+        groups, extra = sampled[0], [group for groups in sampled[1:] for group in groups]
+        lag = run.progress.weights_version - groups[0].rollouts[0].weights_version
+        metrics["engine/weights_lag"] = float(lag)
+        num_extra = self.settings.num_extra_steps
+        size = len(extra) // max(1, num_extra)
+        parts = [extra[i * size : (i + 1) * size] for i in range(num_extra)]
+        even = [rebalance(part, group_cost, run.parallel) for part in (groups, *parts)]
+        return _Sampled(even[0], even[1:], lag, metrics)
+
+    def _requests(self, run: Run, iteration: int) -> list[Request]:
+        """Take the prompts of a step: one request for its groups, one for its extra pairs, if any.
+
+        One sample for each of many other prompts: the student does not change between extra steps.
+        """
+        own = self.settings
+        prompts, shares = run.take_with_extra(
+            own.prompts_per_step, own.extra_prompts, own.num_extra_steps
         )
+        sampling = SamplingConfig.of_step(run.config, iteration, own.group_size)
+        requests = [Request(prompts, sampling)]
+        if shares:
+            sampling = SamplingConfig.of_step(run.config, iteration, 1, draw=1)
+            requests.append(Request(list(chain.from_iterable(shares)), sampling))
+        return requests
 
     def _with_reference(self, run: Run, batch: Batch) -> Batch:
         if self.reference is None:

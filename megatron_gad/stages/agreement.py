@@ -2,16 +2,19 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.run import RunConfig
+from megatron_gad.data.batching import policy_batch
 from megatron_gad.errors import RunStoppedError
+from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.training.trainer import Trainer
-from megatron_gad.types import Batch
+from megatron_gad.types import Batch, Group, Metrics
 
 FP32_BOUND = 1e-3
 # Where no bound on single tokens stops the run: more than rounding in bf16 explains, as in the
@@ -110,6 +113,30 @@ def check_gap(
                 f"{_reason(student, sampler)}"
             )
     return gap
+
+
+def compare_first(run: Run, groups: Sequence[Group]) -> Metrics:
+    """Compare both on a few groups, which the engine sampled from the weights that both hold."""
+    batch = policy_batch(groups)
+    with run.turn("compare"):
+        logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
+    gap = check_gap(run.student, run.sampler, logprobs, batch, _bound(run.config))
+    return {"engine/logprob_gap_max": gap.largest, "engine/logprob_gap_mean": gap.mean}
+
+
+def compare_all(run: Run, logprobs: Tensor, batch: Batch, weights_lag: int) -> Metrics:
+    """Compare both on the whole batch; older weights may differ by any amount.
+
+    logprobs: [B, T] float32 of the trainer, from before its update.
+    """
+    bound = GapBound() if weights_lag else _bound(run.config)
+    gap = check_gap(run.student, None, logprobs, batch, bound)
+    name = "off_policy_gap" if weights_lag else "logprob_gap"
+    return {f"engine/{name}_max": gap.largest, f"engine/{name}_mean": gap.mean}
+
+
+def _bound(config: RunConfig) -> GapBound:
+    return gap_bound(config.rollout.logprob_gap_bound, config.compute)
 
 
 def _refuse_largest(student: Trainer, sampler: Sampler | None, gap: Gap, bound: float) -> None:

@@ -11,7 +11,8 @@ from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import SeqkdConfig
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.stage import Stage, StepResult
+from megatron_gad.stages.stage import Stage
+from megatron_gad.stages.step_result import StepResult
 from megatron_gad.stages.student_step import learn_from_teacher
 from megatron_gad.types import Metrics
 
@@ -29,7 +30,8 @@ class SeqkdStage(Stage[SeqkdConfig]):
 
     def step(self, run: Run) -> StepResult:
         """Fit the teacher's responses by cross-entropy."""
-        return StepResult(learn_from_teacher(run, run.take_prompts(self.settings.batch_size)))
+        prompts = run.take_prompts(self.settings.batch_size)
+        return StepResult.of({}, learned=learn_from_teacher(run, prompts))
 
     def after_step(self, run: Run, metrics: Metrics) -> None:
         """Measure the held-out loss at the end of an epoch and of the stage."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
@@ -10,15 +10,8 @@ from torch import Tensor
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import StageSection
 from megatron_gad.runtime.run import Run
+from megatron_gad.stages.step_result import StepResult
 from megatron_gad.types import Metrics
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """metrics: "group/name" -> number, equal on all ranks. samples: this rank's, to look at."""
-
-    metrics: Metrics
-    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,11 @@ class Stage(ABC, Generic[S]):
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.settings = cast(S, getattr(config, self.kind.name))
+
+    @property
+    def settings(self) -> S:
+        """The stage's section."""
+        return cast(S, getattr(self.config, self.kind.name))
 
     @property
     def name(self) -> str:

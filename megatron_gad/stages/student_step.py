@@ -10,21 +10,20 @@ from megatron_gad.data.balance import prompt_cost
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.skipped_steps import note_step
-from megatron_gad.stages.step_metrics import num_tokens, reported
+from megatron_gad.training.exchange import rebalance
 from megatron_gad.training.forward_backward import StepOutput
-from megatron_gad.training.rebalance import rebalance
-from megatron_gad.types import Batch, Group, Metrics, Prompt
+from megatron_gad.types import Batch, Group, Prompt
 
 
-def learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> Metrics:
-    """Take one step of cross-entropy on the teacher's responses; return what is reported."""
+def learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> StepOutput:
+    """Take one step of cross-entropy on the teacher's responses."""
     prompts = rebalance(prompts, prompt_cost, run.parallel)
     batch = teacher_batch(prompts)
     with run.turn("student"):
         learned = run.student.train(batch, supervised_loss)
     run.progress.weights_version += not learned.is_skipped
     note_step(run, "student", learned, batch, [prompt.index for prompt in prompts])
-    return {**reported("student", learned), "tokens/trained": num_tokens(run.student, batch)}
+    return learned
 
 
 def take_policy_steps(
@@ -56,4 +55,5 @@ def take_policy_steps(
     rows = [group.prompt.index for group in groups for _ in group.rollouts]
     note_step(run, "student", learned, batch, rows)
     metrics = {**learned.metrics, "skipped_steps": float(num_updates - num_taken)}
-    return replace(learned, rows=first.rows, metrics=metrics)
+    tokens = num_updates * first.trained_tokens
+    return replace(learned, rows=first.rows, metrics=metrics, trained_tokens=tokens)

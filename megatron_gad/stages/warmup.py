@@ -8,11 +8,10 @@ from typing import Any
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import WarmupConfig
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.discriminator_step import learn_from_groups
+from megatron_gad.stages.discriminator_step import judge_groups
 from megatron_gad.stages.rollouts import sample_groups
 from megatron_gad.stages.sampling_stage import SamplingStage
-from megatron_gad.stages.stage import StepResult
-from megatron_gad.stages.step_metrics import sample_rows
+from megatron_gad.stages.step_result import StepResult, sample_rows
 from megatron_gad.stages.student_step import learn_from_teacher
 from megatron_gad.types import Metrics
 
@@ -33,13 +32,10 @@ class WarmupStage(SamplingStage[WarmupConfig]):
         """Sample, let the discriminator learn, then fit the teacher's responses."""
         prompts = run.take_prompts(self.settings.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
-        judged = learn_from_groups(run, groups)
-        metrics |= judged.metrics
-        if self.student_learns(run.progress):
-            learned = learn_from_teacher(run, prompts)
-            learned["tokens/trained"] += metrics["tokens/trained"]
-            metrics |= learned
-        return StepResult(metrics, sample_rows(groups, judged.scores_PG, None))
+        judged = judge_groups(run, groups)
+        learned = learn_from_teacher(run, prompts) if self.student_learns(run.progress) else None
+        samples = sample_rows(groups, judged.scores_PG, None)
+        return StepResult.of(metrics, judged=[judged.output], learned=learned, samples=samples)
 
     def after_step(self, run: Run, metrics: Metrics) -> None:
         """Note the discriminator's loss, unless its step was skipped."""

@@ -1,4 +1,4 @@
-"""Between the data shares of two layouts: whole items there, what was computed of them back.
+"""Between data ranks, of one layout or two: whole items there, what was computed of them back.
 
 Only costs go to all data ranks; of the items, each rank receives those of its own share.
 """
@@ -83,3 +83,14 @@ def share_out(
     numbers = shares[target.data_rank]
     origin = range(first, first + len(items))
     return Moved([held[number] for number in numbers], numbers, origin, source, target)
+
+
+def rebalance(items: Sequence[T], cost: Callable[[T], float], parallel: Parallel) -> list[T]:
+    """Return this data rank's share of all data ranks' items, in the order of ranks and items.
+
+    How many items a share has differs from rank to rank. Only items that change their rank are
+    sent, each to its new rank alone. On one data rank nothing happens.
+    """
+    if parallel.data_size == 1:
+        return list(items)
+    return share_out(items, cost, parallel, parallel).items

@@ -30,11 +30,13 @@ class StepOutput:
         before clipping, lr, and skipped_steps, 1 for a step that left the model as it was.
     rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
     padding_share: see Microbatches; how the work was done, not what came out of it.
+    trained_tokens: real tokens that passed forward and backward, on all data ranks.
     """
 
     metrics: dict[str, float]
     rows: Tensor
     padding_share: float = 0.0
+    trained_tokens: int = 0
 
     @property
     def is_skipped(self) -> bool:
@@ -97,7 +99,8 @@ class ForwardBackward:
             metrics = sum_metrics([metrics for metrics, _ in computed], self._parallel)
             rows = join_rows([rows for _, rows in computed], cut.rows, batch.tokens.shape[1])
             result = metrics, rows
-        return StepOutput(*self._parallel.from_last_stage(result), cut.padding_share)
+        trained = 0 if forward_only else cut.real_tokens
+        return StepOutput(*self._parallel.from_last_stage(result), cut.padding_share, trained)
 
     def _forward(
         self,

@@ -26,12 +26,14 @@ class Microbatches:
 
     pieces: the last of them may be there only to make up the number; they train nothing.
     rows: the batch's rows, in the order in which the pieces hold them.
+    real_tokens: of the rows that the model runs over, on all data ranks.
     padding_share: tokens that the model runs over and that are none of a row, of all tokens that
         it runs over, on all data ranks. It runs over equal rows once.
     """
 
     pieces: list[Batch | PairBatch]
     rows: list[int]
+    real_tokens: int
     padding_share: float
 
 
@@ -71,6 +73,7 @@ def split_batch(
     return Microbatches(
         pieces=[*pieces, *[empty] * (number - len(pieces))],
         rows=[row for part in parts for row in part],
+        real_tokens=sum(real),
         padding_share=1 - sum(real) / total,
     )
 

@@ -15,9 +15,9 @@ from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import pair_batch, policy_batch
-from megatron_gad.stages.judging import judge
+from megatron_gad.stages.discriminator_step import judge
+from megatron_gad.training.exchange import rebalance
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.training.rebalance import rebalance
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, Group, PairBatch, Prompt, Rollout
 from tests.tiny_training import (

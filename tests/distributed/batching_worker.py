@@ -10,8 +10,8 @@ import torch
 from torch.distributed import destroy_process_group
 
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.training.exchange import rebalance
 from megatron_gad.training.parallel import Parallel, initialize
-from megatron_gad.training.rebalance import rebalance
 from tests.distributed.batching_cases import CASES, Case, make_groups, train, train_on_groups
 from tests.tiny_training import rows_of
 

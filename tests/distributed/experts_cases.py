@@ -8,7 +8,7 @@ from functools import partial
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.layout_rules import expert_tensor_size
-from megatron_gad.stages.judging import judge
+from megatron_gad.stages.discriminator_step import judge
 from tests.distributed.covering import covering
 from tests.distributed.training_cases import STUDENT, Case, four_groups, policy_step
 from tests.tiny_training import make_discriminator, make_student

@@ -90,8 +90,8 @@ DRAW_MUTANTS = (
     ),
     Mutant(
         "extra steps draw with the seed of the step's groups",
-        "Request(extra, _sampling(run, 1, iteration, draw=1))",
-        "Request(extra, _sampling(run, 1, iteration, draw=0))",
+        "SamplingConfig.of_step(run.config, iteration, 1, draw=1)",
+        "SamplingConfig.of_step(run.config, iteration, 1, draw=0)",
         (
             "tests/unit/stages/test_overlap.py::test_it_equals_a_schedule_by_hand_that_samples_one_step_early",
         ),
@@ -166,7 +166,7 @@ WEIGHT_MUTANTS = (
     ),
     Mutant(
         "the engine keeps its first weights for ever",
-        "if run.sampler.weights_version == run.progress.weights_version:",
+        "if run.sampler.weights_version == version:",
         "if run.sampler.weights_version >= 0:",
         PUBLISHED,
     ),
@@ -250,14 +250,14 @@ NUMBER_MUTANTS = (
     ),
     Mutant(
         "the trained tokens count one update of several",
-        'metrics["tokens/trained"] += num_updates * num_tokens(run.student, batch)',
-        'metrics["tokens/trained"] += num_tokens(run.student, batch)',
+        "tokens = num_updates * first.trained_tokens",
+        "tokens = first.trained_tokens",
         in_settings("test_the_trained_tokens_are_those_of_every_pass"),
     ),
     Mutant(
         "the trained tokens leave out the discriminator's extra steps",
-        "metrics |= judged.metrics | totals([judged, *extra])",
-        "metrics |= judged.metrics",
+        "passes = [*judged, *([learned]",
+        "passes = [*judged[:1], *([learned]",
         in_settings("test_the_trained_tokens_are_those_of_every_pass"),
     ),
 )

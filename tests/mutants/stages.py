@@ -53,8 +53,8 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "gad.discriminator_loss is ignored",
-        "config.gad.discriminator_loss,\n            config.discriminator.split_groups,",
-        '"bradley_terry",\n            config.discriminator.split_groups,',
+        "judge(discriminator, pairs, kind, split_groups)",
+        'judge(discriminator, pairs, "bradley_terry", split_groups)',
         SUMMED,
     ),
     Mutant(
@@ -135,7 +135,7 @@ REWARD_MUTANTS = (
     Mutant(
         "rewards are scores from after the discriminator's extra steps",
         "rewards_PG = self._rewards(run, batch, judged.scores_PG)",
-        "rewards_PG = self._rewards(run, batch, score_groups(run, groups).scores_PG)",
+        "rewards_PG = self._rewards(run, batch, judge_groups(run, sampled.groups).scores_PG)",
         PUBLISHED,
     ),
     Mutant(
@@ -227,8 +227,8 @@ TURN_MUTANTS = (
     ),
     Mutant(
         "adversarial.discriminator_samples is ignored",
-        "run, groups, self.settings.discriminator_samples\n",
-        "run, groups\n",
+        "sampled.groups, learns, self.settings.discriminator_samples)",
+        "sampled.groups, learns)",
         PUBLISHED,
     ),
     Mutant(

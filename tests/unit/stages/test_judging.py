@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.advantages import group_advantages
-from megatron_gad.algorithms.discriminator import split_scores
+from megatron_gad.algorithms.discriminator import discriminator_loss, split_scores
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.data.batching import count_tokens
-from megatron_gad.stages.judging import judge, score_only
+from megatron_gad.stages.discriminator_step import judge
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
 from megatron_gad.types import Loss, PairBatch, ScorerOutput
 from tests.hf_reference import HfScorer, adamw, reference_gradients
@@ -228,11 +227,11 @@ def test_a_model_runs_over_equal_texts_once(
     hook = discriminator.modules_to_read()[0].register_forward_hook(
         lambda module, inputs, output: shapes.append(tuple(inputs[0].shape))
     )
-    judge(discriminator, pairs, "bradley_terry", split_groups=False)
+    judged = judge(discriminator, pairs, "bradley_terry", split_groups=False)
     hook.remove()
     # Two and three texts: of 7 and 5 tokens, of 10, 7 and 3.
     assert sorted(shapes) == ([(1, 12), (1, 20)] if pack_sequences else [(2, 7), (3, 10)])
-    assert count_tokens(pairs) == 12 + 20
+    assert judged.trained_tokens == 12 + 20
 
 
 def test_a_step_equals_one_of_transformers(place: Parallel, folder: Path) -> None:
@@ -254,7 +253,7 @@ def test_scoring_alone_reports_the_same_and_learns_nothing(place: Parallel, fold
     pairs = pair_rows(V, num_trained=2)
     discriminator = make_discriminator(folder, place)
     before = weights(discriminator)
-    scored = score_only(discriminator, pairs, "bradley_terry")
+    scored = discriminator.evaluate(pairs, partial(discriminator_loss, kind="bradley_terry"))
     assert_close(before, weights(discriminator), relative=0.0)
     judged = judge(discriminator, pairs, "bradley_terry", split_groups=False)
     assert torch.equal(scored.rows, judged.rows)

@@ -17,7 +17,8 @@ from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.stage_section import StageSection, StageWork
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.rollouts import sample_groups
-from megatron_gad.stages.stage import Stage, StepResult
+from megatron_gad.stages.stage import Stage
+from megatron_gad.stages.step_result import StepResult
 from megatron_gad.stages.student_step import learn_from_teacher
 from megatron_gad.training.checkpoint_files import LATEST
 from tests.ranks import statuses_of_ranks
@@ -72,8 +73,8 @@ def define_stage() -> tuple[type, type]:
             groups, metrics = sample_groups(run, prompts, self.settings.group_size)
             seen = sum(len(group.rollouts) for group in groups)
             self.num_seen += sum(run.parallel.gather_over_data(seen))
-            metrics |= learn_from_teacher(run, prompts)
-            return StepResult(metrics | {"drill/num_seen": float(self.num_seen)})
+            metrics["drill/num_seen"] = float(self.num_seen)
+            return StepResult.of(metrics, learned=learn_from_teacher(run, prompts))
 
         def state(self, run: Run) -> dict[str, Any]:
             return {"num_seen": self.num_seen}

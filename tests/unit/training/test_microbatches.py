@@ -12,7 +12,7 @@ from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.stages.judging import judge
+from megatron_gad.stages.discriminator_step import judge
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.training.trainer import Trainer

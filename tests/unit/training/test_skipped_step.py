@@ -13,7 +13,7 @@ from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.stages.judging import judge
+from megatron_gad.stages.discriminator_step import judge
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Batch, LanguageOutput, Loss
 from tests.tiny_training import (
