@@ -17,8 +17,6 @@ EVENT = re.compile(rb"^data:[ \t]*(.*?)\r?$", re.MULTILINE)
 END = b"[DONE]"
 TEXT_PARTS = ("text", "output_text")
 REASONING_PARTS = ("thinking", "reasoning")
-# What some endpoints call what most call otherwise.
-FINISH_REASONS = {"max_tokens": "length", "model_length": "length", "safety": "content_filter"}
 
 
 @dataclass(frozen=True)
@@ -161,11 +159,10 @@ def _combined(pieces: Sequence[_Piece], is_stream: bool) -> Answer:
     thoughts += [part.thinking or part.text for part in parts if part.type in REASONING_PARTS]
     usages = [piece.usage for piece in pieces if piece.usage != _Usage()]
     usage = usages[-1] if usages else _Usage()
-    finish_reason = _last([choice.finish_reason for choice in choices]).lower()
     return Answer(
         text=_whole("".join(part.text for part in parts if part.type in TEXT_PARTS)),
         reasoning=readable("".join(thoughts)),
-        finish_reason=FINISH_REASONS.get(finish_reason, finish_reason),
+        finish_reason=_last([choice.finish_reason for choice in choices]),
         model=_last([piece.model for piece in pieces]),
         reply_id=_last([piece.id for piece in pieces]),
         prompt_tokens=usage.prompt_tokens,

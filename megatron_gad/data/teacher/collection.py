@@ -6,12 +6,13 @@ from typing import Any
 
 from megatron_gad.asking.pool import Question
 from megatron_gad.asking.reply import Answer
+from megatron_gad.data.conversation import Answer as TeacherAnswer
 from megatron_gad.data.teacher.response_file import ResponseFile
 from megatron_gad.data.teacher.wanted import RowKey
 
 
 class Collection:
-    """Stores answers that can be learned from.
+    """Stores answers that can be learned from, as data/ judges them.
 
     num_empty: number of answers without text.
     num_truncated: number of stored answers that hit the endpoint's length cap.
@@ -31,10 +32,12 @@ class Collection:
             self.num_empty += 1
             thoughts = ", after reasoning alone: raise max_tokens" if answer.reasoning else ""
             return f"empty response, finish_reason {answer.finish_reason or 'unknown'}{thoughts}"
-        if answer.finish_reason == "content_filter":
-            return f"cut by the endpoint's content filter after {len(answer.text)} characters"
+        ending = TeacherAnswer(answer.text, finish_reason=answer.finish_reason).ending
+        if ending == "failed":
+            number = len(answer.text)
+            return f"broken off after {number} characters, finish_reason {answer.finish_reason}"
         await self._store(_row(question, answer))
-        self.num_truncated += answer.finish_reason == "length"
+        self.num_truncated += ending == "cut"
         return ""
 
     async def _store(self, row: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class CollectConfig:
         stream: ask for a stream, which some models insist on.
         temperature: of the sampling; without it the endpoint decides.
         max_tokens: cap of a response; without it the endpoint decides.
-        extra_body: JSON object with further fields of every request.
+        extra_body: JSON object with further fields of every request; null takes a field away.
         retries: further attempts after a rate limit, a server error, a timeout, a lost connection
             or a reply that cannot be read.
         first_wait_s: wait before the first retry; doubles with each, up to a minute.
@@ -114,7 +114,8 @@ class CollectConfig:
             options["max_tokens"] = self.max_tokens
         if self.stream:
             options |= {"stream": True, "stream_options": {"include_usage": True}}
-        return options | json.loads(self.extra_body)
+        options |= json.loads(self.extra_body)
+        return {name: value for name, value in options.items() if value is not None}
 
     def _bad_numbers(self) -> list[str]:
         at_least = {

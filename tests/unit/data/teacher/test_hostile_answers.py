@@ -74,7 +74,9 @@ LISTED = {
     "null": (ok(None), "the whole: Input should be"),
     "a number": (ok(5), "the whole: Input should be"),
     "an object of something else": (ok({"id": "x"}), "it has no choices"),
-    "content filter": (finish("content_filter"), "content filter after 1 characters"),
+    "content filter": (finish("content_filter"), "broken off after 1 characters, finish_reason co"),
+    "filter of another name": (finish("SAFETY"), "broken off after 1 characters, finish_reason SA"),
+    "aborted": (finish("abort"), "broken off after 1 characters, finish_reason abort"),
     "finish_reason error": (finish("error"), "finish_reason error, after 1 retries"),
     "cut JSON": (Reply(http(200, b'{"choices": [{"mess')), "unreadable reply"),
     "no JSON": (Reply(http(200, b"{{{{")), "unreadable reply"),
@@ -282,9 +284,9 @@ def test_an_odd_answer_with_a_text_is_kept(collected: Collected, name: str) -> N
 def test_how_an_answer_ended_is_in_its_row(tmp_path: Path) -> None:
     endings = {
         "cut": (finish("length"), "length"),
-        "cut, in other words": (finish("max_tokens"), "length"),
-        "cut by the model's context": (finish("model_length"), "length"),
-        "ended, in capitals": (finish("STOP"), "stop"),
+        "cut, in other words": (finish("MAX_TOKENS"), "MAX_TOKENS"),
+        "cut by the model's context": (finish("model_length"), "model_length"),
+        "ended, in other words": (finish("end_turn"), "end_turn"),
         "null": (finish(None), ""),
         "a number": (finish(7), ""),
         "an object": (finish({"a": 1}), ""),

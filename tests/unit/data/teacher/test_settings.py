@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from megatron_gad.config.data import DataConfig
+from megatron_gad.data.forms import find_form
 from megatron_gad.data.teacher.collect import CollectReport, collect
 from megatron_gad.data.teacher.config import CollectConfig
 from tests.hostile_teacher import MODEL, Reply, completion, delta, hostile_teacher, ok, stream
@@ -73,6 +75,28 @@ def test_a_row_says_where_its_answer_is_from(tmp_path: Path) -> None:
     assert (row["model"], row["answered_by"], row["reply_id"]) == (MODEL, f"{MODEL}-2", "reply-1")
     assert row["endpoint"] == teacher.base_url
     assert (row["prompt_tokens"], row["completion_tokens"]) == (3, 5)
+
+
+def test_a_row_is_read_as_training_data(tmp_path: Path) -> None:
+    write_prompts(tmp_path, 1)
+    message = {"content": "x", "reasoning": "hm"}
+    choices = [{"message": message, "finish_reason": "length"}]
+    with hostile_teacher(lambda body, attempt: ok(completion("", choices=choices))) as teacher:
+        run(tmp_path, [teacher.base_url])
+    (row,) = rows(tmp_path / "out.jsonl")
+    read = find_form([*row], row, DataConfig()).read(row)
+    (answer,) = read.answers
+    assert read.messages == ({"role": "user", "content": "ask 0"},)
+    assert (answer.text, answer.reasoning, answer.ending) == ("x", "hm", "cut")
+
+
+def test_a_field_can_be_taken_away(tmp_path: Path) -> None:
+    write_prompts(tmp_path, 1)
+    with hostile_teacher(answer_well) as teacher:
+        extra = '{"stream_options": null}'
+        run(tmp_path, [teacher.base_url], stream=True, extra_body=extra)
+    (body,) = teacher.bodies
+    assert body["stream"] and "stream_options" not in body
 
 
 def test_several_answers_are_rows_of_their_own_and_resume_one_by_one(tmp_path: Path) -> None:
