@@ -185,7 +185,8 @@ def _export(run: Run, suffix: str) -> None:
         with run.turn("export"):
             if run.parallel.is_writer:
                 folder = run.folder / f"{name}_hf{suffix}"
-                save_hf_folder(weights, trainer.hf_config, run.config.student.path, folder)
+                source, stop_ids = run.config.student.path, run.codec.stop_ids
+                save_hf_folder(weights, trainer.hf_config, source, folder, stop_ids)
             else:
                 for _ in weights:
                     pass

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from megatron_gad.models.hf_headers import INDEX, WEIGHTS
 from megatron_gad.models.tensor_names import DERIVED, SCORE_HEAD
 
 SHARD_BYTES = 4 * 1000**3
+GENERATION = "generation_config.json"
 # The files copied beside the weights; whatever else a folder holds stays behind.
 COPIED = (
     "tokenizer*",
@@ -26,7 +27,7 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
-    "generation_config.json",
+    GENERATION,
 )
 
 
@@ -58,6 +59,7 @@ def save_hf_folder(
     hf_config: PretrainedConfig,
     tokenizer_folder: str | Path,
     out_folder: str | Path,
+    stop_ids: Sequence[int] = (),
 ) -> None:
     """Write a model as a folder that transformers and inference engines load.
 
@@ -70,6 +72,8 @@ def save_hf_folder(
         hf_config: its configuration, from load_hf_config.
         tokenizer_folder: whose tokenizer and generation_config.json are copied.
         out_folder: the folder to write.
+        stop_ids: the tokens that the model was taught to end with, for generation_config.json; none
+            given: that file stays as it is.
 
     Raises:
         ValueError: out_folder holds something else than a model.
@@ -86,6 +90,8 @@ def save_hf_folder(
     for pattern in COPIED:
         for file in Path(tokenizer_folder).glob(pattern):
             shutil.copyfile(file, beside / file.name)
+    if stop_ids:
+        _write_stop_ids(beside / GENERATION, stop_ids)
     shutil.rmtree(out_folder, ignore_errors=True)
     beside.rename(out_folder)
 
@@ -150,6 +156,15 @@ def _save_shards(
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return dtype_by_name
+
+
+def _write_stop_ids(file: Path, stop_ids: Sequence[int]) -> None:
+    """Let a generation_config.json name the tokens that end a response; other keys stay."""
+    config: dict[str, Any] = {}
+    if file.exists():
+        config = json.loads(file.read_text(encoding="utf-8"))
+    config["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _config_json(

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
+from megatron_gad.data.chat import ChatCodec
 from megatron_gad.files import draft_of
 from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config, mixture_of
@@ -119,7 +120,7 @@ def megatron_to_hf(
     load_weights(folder, chunks)
     weights = export_hf_weights(chunks, hf_config)
     if place.is_writer:
-        save_hf_folder(weights, hf_config, hf_source, out)
+        save_hf_folder(weights, hf_config, hf_source, out, _stop_ids(hf_source))
     else:
         for _ in weights:
             pass
@@ -240,6 +241,14 @@ def _hf_dtype(hf_folder: Path, model: ModelName) -> torch.dtype:
             "--model student: a run makes its own head for a discriminator.path without one"
         )
     return found.pop()
+
+
+def _stop_ids(hf_source: Path) -> tuple[int, ...]:
+    """Return the tokens that a run from this folder teaches its student to end with."""
+    try:
+        return ChatCodec.from_folder(hf_source, 1, 1).stop_ids
+    except ValueError:  # without a tokenizer and its template no run has begun there
+        return ()
 
 
 def _model_folder(checkpoint: Path, model: ModelName) -> Path:

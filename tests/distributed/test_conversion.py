@@ -1,5 +1,7 @@
 """Weights pass between Hugging Face folders and Megatron checkpoints without a change."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from examples.quickstart.tokenizer import END, SPECIAL_TOKENS
 from tests.distributed import conversion_worker
 from tests.e2e import tiny_run
 from tests.ranks import run_on_ranks
@@ -85,6 +88,8 @@ def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None
     # Weights are saved whole, so one run says it for interleaved chunks and shared rows.
     flags += ["--pipeline-model-parallel-size", "2", "--virtual-pipeline-model-parallel-size", "2"]
     flags += ["--context-parallel-size", "2", "--use-distributed-optimizer"]
+    shutil.copytree(tiny_run.assets(), tmp_path / "run/assets")
+    (tmp_path / "run/assets/student/generation_config.json").unlink()
     tiny_run.run(tmp_path / "run", *flags, num_ranks=4)
     command = ["--from-megatron", str(tmp_path / "run"), "--to-hf"]
     assert main([*command, str(tmp_path / "student")]) == 0
@@ -93,6 +98,9 @@ def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None
     for model in ("student", "discriminator"):
         assert_same_weights(tmp_path / model, tmp_path / f"run/{model}_hf")
         assert (tmp_path / model / "tokenizer.json").exists()
+    for folder in (tmp_path / "student", tmp_path / "run/student_hf"):
+        stops = json.loads((folder / "generation_config.json").read_text())
+        assert stops == {"eos_token_id": SPECIAL_TOKENS.index(END)}
 
 
 @pytest.fixture

@@ -8,7 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+)
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
@@ -199,6 +203,29 @@ def test_a_written_folder_is_the_model_for_transformers(tmp_path: Path, monkeypa
     tokens = torch.arange(12).view(2, 6)
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (source, out))
     assert torch.equal(before(tokens).logits, after(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("before", "stop_ids", "after"),
+    [
+        ({"eos_token_id": 0, "top_k": 7}, (2, 0), {"eos_token_id": [2, 0], "top_k": 7}),
+        (None, (2,), {"eos_token_id": 2}),
+        ({"eos_token_id": [5, 6]}, (), {"eos_token_id": [5, 6]}),
+    ],
+)
+def test_a_written_folder_stops_at_the_tokens_that_it_was_taught(
+    tmp_path: Path, before: dict[str, Any] | None, stop_ids: tuple[int, ...], after: dict[str, Any]
+) -> None:
+    source = make_hf_folder(tmp_path / "in")
+    file = source / "generation_config.json"
+    file.unlink()
+    if before is not None:
+        file.write_text(json.dumps(before))
+    config, out = load_hf_config(source), tmp_path / "out"
+    save_hf_folder(tensors_of(source).items(), config, source, out, stop_ids)
+    read = GenerationConfig.from_pretrained(out).to_dict()
+    assert {key: read[key] for key in after} == after
+    assert json.loads((out / "generation_config.json").read_text()) == after
 
 
 def test_a_folder_that_holds_no_model_is_not_replaced(tmp_path: Path) -> None:
