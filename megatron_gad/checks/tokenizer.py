@@ -153,7 +153,7 @@ def _samples(found: FoundTokenizer) -> Iterator[str]:
         ids = sorted(set(stored.get_vocab().values()) - stored.get_added_tokens_decoder().keys())
         some = ids[:: max(1, len(ids) // OWN_TOKENS)]
         # Tokens can be parts of characters.
-        yield stored.decode(some, skip_special_tokens=False).replace("\ufffd", "")
+        yield stored.decode(some).replace("\ufffd", "")
     yield from SAMPLE_TEXTS
 
 
@@ -162,7 +162,7 @@ def _is_lost(found: FoundTokenizer, text: str) -> bool:
     if found.stored is None:
         return False
     ids = _stored_ids(found, text)
-    is_kept = found.stored.decode(ids or [], skip_special_tokens=False) == text
+    is_kept = found.stored.decode(ids or []) == text
     return is_kept and _text(found, _ids(found, text)) != text
 
 
@@ -179,9 +179,7 @@ def _stored_ids(found: FoundTokenizer, text: str) -> list[int] | None:
 
 
 def _text(found: FoundTokenizer, ids: Sequence[int]) -> str:
-    return found.loaded.decode(
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    return found.loaded.decode(list(ids), clean_up_tokenization_spaces=False)
 
 
 def _template_tokens(tokenizer: Any) -> dict[str, int]:
