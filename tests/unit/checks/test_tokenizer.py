@@ -103,7 +103,7 @@ def test_other_ids_that_give_the_text_back_are_told(tmp_path: Path) -> None:
         ("tokenizer.json", "<html>", "holds a tokenizer.json that cannot be read ("),
         ("tokenizer_config.json", "{", "has no usable tokenizer: "),
         ("chat_template.jinja", "", "has no usable tokenizer: the tokenizer in "),
-        ("chat_template.jinja", "{% if %}", "the chat template refuses the conversation: "),
+        ("chat_template.jinja", "{% if %}", "the chat template is not valid jinja: "),
         ("chat_template.jinja", "{{ raise_exception('no') }}", "the chat template refuses the "),
     ],
 )
