@@ -39,8 +39,9 @@ class Arguments:
     Attributes:
         config: the run's TOML file.
         gpus: how many there are.
-        gpu_type: a100-80g, h100-80g, h200-141g or b200-192g.
-        model_config: config.json of the student where its folder is not here.
+        gpu_type: a100-80g, h100-80g, h200-141g or b200-192g; the part before the dash will do.
+        model_config: config.json of the student, or the name of a published model, if its folder is
+            not here.
         json: file for the plan as JSON.
         prompt_tokens: mean tokens of a prompt.
         response_tokens: mean tokens of a response, the teacher's and the student's.

@@ -107,14 +107,16 @@ class Assumptions:
 
 
 def device_of(name: str) -> Device:
-    """Return a row of the table.
+    """Return a row of the table, by its name or the part before the memory: "h100".
 
     Raises:
         ValueError: no such type; lists those that are known.
     """
-    if name not in DEVICES:
-        raise ValueError(f"--gpu-type {name!r} is not known; use one of {', '.join(DEVICES)}")
-    return DEVICES[name]
+    asked = name.lower()
+    for known, device in DEVICES.items():
+        if asked in (known, known.split("-")[0]):
+            return device
+    raise ValueError(f"--gpu-type {name!r} is not known; use one of {', '.join(DEVICES)}")
 
 
 def device_named(name: str) -> Device | None:

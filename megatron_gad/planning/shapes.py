@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_gad.planning.published import PUBLISHED, published_config
+
 # model_type -> (biases on query, key and value; norms on query and key heads).
 ATTENTION_FEATURES = {
     "llama": (False, False),
@@ -116,16 +118,22 @@ class ModelShape:
 def read_shape(path: Path) -> ModelShape:
     """Read the shape from a config.json, or from the Hugging Face folder that holds one.
 
+    The name of a published model will do if there is no such path here.
+
     Raises:
         ValueError: the file cannot be read, lacks a size, or is of another family.
     """
+    known = None if path.exists() else published_config(str(path))
+    if known is not None:
+        return shape_from_config(known)
     file = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the model's shape cannot be read from {file} ({error}); give a Hugging Face folder "
-            "in student.path, or --model-config with its config.json alone"
+            "in student.path, or --model-config with its config.json alone or the name of one of "
+            f"{', '.join(PUBLISHED)}"
         ) from error
     return shape_from_config(config)
 

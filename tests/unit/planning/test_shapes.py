@@ -19,6 +19,7 @@ from transformers import (
 
 from megatron_gad.models.families import FAMILIES
 from megatron_gad.planning.layout import Layout, layout_problems, stage_parameters
+from megatron_gad.planning.published import PUBLISHED as BY_NAME
 from megatron_gad.planning.shapes import ATTENTION_FEATURES, read_shape, shape_from_config
 
 KEYS = (
@@ -71,6 +72,27 @@ PUBLISHED = {
         46_702_792_704,
     ),
 }
+# The same, of the models that the planner knows by name.
+COUNTS = {
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-3B": 3_085_938_688,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen2.5-14B": 14_770_033_664,
+    "Qwen2.5-32B": 32_763_876_352,
+    "Qwen2.5-72B": 72_706_203_648,
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-1.7B": 1_720_574_976,
+    "Qwen3-4B": 4_022_468_096,
+    "Qwen3-8B": 8_190_735_360,
+    "Qwen3-14B": 14_768_307_200,
+    "Qwen3-32B": 32_762_123_264,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.1-70B": 70_553_706_496,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Llama-3.2-3B": 3_212_749_824,
+    "SmolLM2-135M": 134_515_008,
+}
 SMALL: dict[str, Any] = dict(zip(KEYS, (32, 48, 4, 4, 2, 97), strict=True))
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
@@ -104,6 +126,12 @@ def count_with_transformers(config: PretrainedConfig, is_scorer: bool) -> int:
 def test_the_count_of_a_real_model_is_the_published_one(name: str) -> None:
     config, published = PUBLISHED[name]
     assert shape_from_config(config).num_parameters() == published
+
+
+def test_a_published_model_is_known_by_its_name() -> None:
+    assert {name: read_shape(Path(name)).num_parameters() for name in BY_NAME} == COUNTS
+    for path in ("Qwen/Qwen2.5-7B-Instruct@main", "models/Qwen2.5-7B-Instruct"):
+        assert read_shape(Path(path)).num_parameters() == COUNTS["Qwen2.5-7B"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -197,3 +225,5 @@ def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
         shape_from_config({key: config[key] for key in config if key != "vocab_size"})
     with pytest.raises(ValueError, match="--model-config"):
         read_shape(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be read from no/such-model .*Qwen2\.5-7B"):
+        read_shape(Path("no/such-model"))
