@@ -117,6 +117,16 @@ COUNTS_ON_HOST = (
     Rule("counts", r"torch\.is_tensor\(tensor\) and tensor\.is_cuda", "torch.is_tensor(tensor)"),
 )
 
+# On the CPU torch adds the squares of a tensor up in float32, a few long sums in a row: of the 28
+# million entries of a real embedding's gradient it loses a thousandth, and clipping with it.
+WIDE_NORM = (
+    Rule(
+        "l2_norm",
+        r"\(torch\.norm\(tensor\)\) for tensor",
+        "torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor",
+    ),
+)
+
 # Extra rules of single modules; all of them have to match.
 EDITS = {
     "megatron.core.dist_checkpointing.strategies.filesystem_async": WRITER_THREADS,
@@ -125,6 +135,7 @@ EDITS = {
     "megatron.core.tensor_parallel.random": CPU_GENERATOR,
     "megatron.core.transformer.moe.moe_utils": COUNTS_ON_HOST,
     "megatron.core.transformer.moe.token_dispatcher": NO_STREAMS,
+    "megatron.core.utils": WIDE_NORM,
 }
 
 # The modules the project runs through, with the idioms that have to be found in them. An idiom that

@@ -9,6 +9,7 @@ import pytest
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.jit import jit_fuser
+from megatron.core.optimizer.clip_grads import l2_norm_impl
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
 from megatron_gad import cpu_seam
@@ -106,3 +107,11 @@ def test_recomputing_draws_the_same_dropout() -> None:
     assert ones.grad is not None
     assert 50 < int((dropped == 0).sum()) < 150
     assert torch.equal(ones.grad, dropped.detach())  # the mask over 0.5, in both
+
+
+def test_the_norm_of_a_large_gradient_is_not_what_float32_sums_make_of_it() -> None:
+    gradient = torch.randn(2**24, generator=torch.Generator().manual_seed(0))
+    exact = float(gradient.double().norm())
+    norm, _ = l2_norm_impl(0, torch.zeros(1), [[gradient]], False)
+    assert float(norm) == pytest.approx(exact, rel=1e-6)
+    assert float(gradient.norm()) != pytest.approx(exact, rel=1e-5)  # what this guards against
