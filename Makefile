@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
-.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-image soak-collector mutants lint env clean
+.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-real test-image soak-collector mutants lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,7 +22,7 @@ quickstart-seeds: $(READY) ## the same on several seeds, with intervals; about a
 	$(PYTHON_IN) -m examples.quickstart --seeds 10 11 12 13 14 --out runs/quickstart_seeds
 
 test: $(READY) ## all tests that need neither a GPU nor SGLang
-	$(PYTEST) -m "not gpu and not sglang and not layouts"
+	$(PYTEST) -m "not gpu and not sglang and not layouts and not real"
 
 test-fast: $(READY) ## those of them that start no ranks, no server and no training run
 	$(PYTEST) -m "not gpu and not slow" tests/unit tests/engines/test_embedded.py tests/test_architecture.py
@@ -36,6 +36,9 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 test-sglang: $(READY) ## the tests against a real SGLang server on the CPU (.venv-sglang, 2.6 GB)
 	tools/make_sglang_env.sh
 	$(PYTEST) -m sglang
+
+test-real: $(READY) ## a real model of 135 M through all of it (fetches 0.1 to 0.3 GB; skipped without a network)
+	$(PYTHON_IN) -m pytest -m real tests/real
 
 test-image: $(READY) ## build the image for CPUs without Docker, and test it (root, buildah, debootstrap)
 	$(PYTHON_IN) -m tools.check_image

@@ -49,7 +49,11 @@ setup(
         # For a torch of CUDA 13, and without build isolation; docs/installation.md has CUDA 12.
         "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
         "wandb": ["wandb>=0.18,<1"],
+        # reads the model that examples/smollm2 finds on PyPI
+        "smollm2": ["gguf>=0.17,<1", "accelerate>=1,<2"],
         "dev": [
+            "gguf>=0.17,<1",
+            "accelerate>=1,<2",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",

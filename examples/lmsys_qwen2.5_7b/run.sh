@@ -28,8 +28,8 @@ DISTRIBUTED_ARGS=(
   --master-port "${MASTER_PORT:-29500}"
 )
 MODEL_PARALLEL_ARGS=(
-  --tensor-model-parallel-size "${TP:-4}"
-  --pipeline-model-parallel-size "${PP:-2}"
+  --tensor-model-parallel-size "${TP:-2}"
+  --pipeline-model-parallel-size "${PP:-1}"
 )
 MODEL_ARGS=(
   --student.path "${MODEL:-models/Qwen2.5-7B-Instruct}"

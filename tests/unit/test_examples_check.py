@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,27 +11,60 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config
 
+from examples.smollm2.model import config as smollm2_config
 from megatron_gad.checks.run import check_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import read_toml
 from megatron_gad.planning.describe import describe_run
+from megatron_gad.planning.devices import Assumptions, device_of
+from megatron_gad.planning.from_config import configured_layout, lengths_of, plan_request
+from megatron_gad.planning.of_run import engine_use, free_servers
+from megatron_gad.planning.search import find_plans, plan_layout
+from megatron_gad.planning.shapes import read_shape
 from tests.tiny_tokenizer import make_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEYS_OF_TIME = (r"signal=B:USR1@(\d+)", r"time=(\d+):(\d+):(\d+)")
-RECIPES = sorted(EXAMPLES.glob("*/run.toml"))
+RECIPES = sorted(EXAMPLES.glob("*/*.toml"))
+# Whose shape a recipe is checked with, where its student is not a tiny one of its own.
+SIZES = {
+    "lmsys_qwen2.5_7b/run.toml": "7B",
+    "lmsys_qwen2.5_7b/one_gpu.toml": "0.5B",
+    "smollm2/run.toml": "135M",
+    "smollm2/run_cpu.toml": "135M",
+}
 
 
-@pytest.fixture(scope="module")
-def qwen_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the shape of Qwen2.5-7B-Instruct and a small tokenizer.
+def make_model(folder: Path, shape: PretrainedConfig) -> Path:
+    """Write a folder with a model's shape and a small tokenizer.
 
     Its weights are a header before a hole of their size, which takes no room on the disk.
     """
-    folder = tmp_path_factory.mktemp("qwen")
-    config = Qwen2Config(
+    shape.save_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape).to(torch.bfloat16)
+    tied = set(model.all_tied_weights_keys)
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    make_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return folders with the shapes of real models, by their names."""
+    qwen_7b = Qwen2Config(
         vocab_size=152_064,
         hidden_size=3584,
         intermediate_size=18_944,
@@ -40,20 +74,25 @@ def qwen_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=32_768,
         tie_word_embeddings=False,
     )
-    config.save_pretrained(folder)
-    with torch.device("meta"):
-        model = Qwen2ForCausalLM(config)
-    header: dict[str, object] = {}
-    end = 0
-    for name, tensor in model.state_dict().items():
-        start, end = end, end + 2 * tensor.numel()
-        header[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": (start, end)}
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    make_tokenizer(folder)
-    return folder
+    qwen_half = Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=True,
+    )
+    shapes = {"7B": qwen_7b, "0.5B": qwen_half, "135M": smollm2_config()}
+    folder = tmp_path_factory.mktemp("models")
+    return {name: make_model(folder / name, shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def qwen_7b(models: dict[str, Path]) -> Path:
+    """Return a folder with the shape of Qwen2.5-7B-Instruct."""
+    return models["7B"]
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +105,18 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def name_of(recipe: Path) -> str:
+    """Return the example's folder and the file in it."""
+    return f"{recipe.parent.name}/{recipe.name}"
+
+
 def with_files(config: RunConfig, model: Path, data: Path) -> RunConfig:
     """Put real files where a recipe names files that a download or an earlier step makes."""
     has_eval = bool(config.data.eval_path)
     return replace(
         config,
         student=replace(config.student, path=str(model)),
+        sglang=replace(config.sglang, python=sys.executable),  # not looked into
         data=replace(config.data, path=str(data), eval_path=str(data) if has_eval else ""),
     )
 
@@ -86,10 +131,27 @@ def test_there_is_a_recipe_for_every_example_of_a_run() -> None:
     assert {path.parent.name for path in RECIPES} >= {"tiny", "quickstart", "lmsys_qwen2.5_7b"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
-def test_every_recipe_passes_its_checks(recipe: Path, qwen_7b: Path, parquet: Path) -> None:
-    config = with_files(read_toml(recipe, RunConfig), qwen_7b, parquet)
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_every_recipe_passes_its_checks(
+    recipe: Path, models: dict[str, Path], parquet: Path
+) -> None:
+    model = models[SIZES.get(name_of(recipe), "7B")]
+    config = with_files(read_toml(recipe, RunConfig), model, parquet)
     assert check_config(config, num_ranks(config)) == []
+
+
+@pytest.mark.parametrize(("num_gpus", "slower"), [(8, 1.0), (16, 1.01)])
+def test_the_papers_recipe_has_the_fastest_layout_that_is_found(
+    num_gpus: int, slower: float
+) -> None:
+    config = read_toml(EXAMPLES / "lmsys_qwen2.5_7b/run.toml", RunConfig)
+    shape, device = read_shape(Path("Qwen2.5-7B")), device_of("h100")
+    lengths = lengths_of(config.data, 150, 400)
+    request = plan_request(config, (shape, shape), device, num_gpus, lengths, Assumptions())
+    layout = configured_layout(config, num_gpus, False)
+    ours = plan_layout(replace(request, engine=engine_use(config, request, layout)), layout, None)
+    best = find_plans(replace(request, engine=free_servers(config)), layout)[0]
+    assert ours.seconds <= slower * best.seconds
 
 
 def test_the_papers_recipe_is_the_papers() -> None:
@@ -114,7 +176,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
 def test_the_papers_recipe_is_planned_at_its_real_size(qwen_7b: Path, parquet: Path) -> None:
     recipe = EXAMPLES / "lmsys_qwen2.5_7b" / "run.toml"
     plan = describe_run(with_files(read_toml(recipe, RunConfig), qwen_7b, parquet), 16)
-    assert "TP 4 x PP 2 x DP 2, sequence parallel" in plan
+    assert "TP 2 x PP 1 x DP 8, sequence parallel, distributed optimizer" in plan
     assert "7,615,616,512 parameters" in plan  # as its model card counts them: 7.61 billion
     assert "3 steps (1 epoch(s)) of 256 prompts x 8 samples, lr 1e-06" in plan
     assert "5 steps (2 epoch(s)) of 256 prompts x 8 samples, lr 1e-06" in plan
