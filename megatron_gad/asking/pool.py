@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -100,13 +100,15 @@ class Pool(Generic[Key]):
             if all(isinstance(task.exception(), _Stopped | None) for task in done):
                 # Answers in flight are paid for: what arrives soon is kept.
                 await asyncio.wait(workers, timeout=self._limits.grace_s)
+        except asyncio.CancelledError:
+            self.tally.stopped = "interrupted"
+            raise
         finally:
-            for worker in workers:
-                worker.cancel()
-        for result in await asyncio.gather(*workers, return_exceptions=True):
-            is_expected = isinstance(result, _Stopped | asyncio.CancelledError)
-            if isinstance(result, BaseException) and not is_expected:
-                raise result
+            await _end(workers)
+        for worker in workers:
+            error = None if worker.cancelled() else worker.exception()
+            if error is not None and not isinstance(error, _Stopped):
+                raise error
 
     async def _work(self, waiting: Iterator[Question[Key]]) -> None:
         """Take questions until none is left."""
@@ -158,3 +160,11 @@ class Pool(Generic[Key]):
     def _stop(self, reason: str) -> None:
         self.tally.stopped = self.tally.stopped or reason
         raise _Stopped
+
+
+async def _end(workers: Sequence[asyncio.Task[None]]) -> None:
+    """Return when no worker works: wait_for may swallow a cancellation before Python 3.12."""
+    while any(not worker.done() for worker in workers):
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers, timeout=1.0)

@@ -198,6 +198,22 @@ def test_a_killed_collection_goes_on_where_it_was(tmp_path: Path) -> None:
     assert answered(out) == expected(PROMPTS)
 
 
+def test_an_interrupted_collection_ends_with_one_message_and_whole_rows(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    write_prompts(prompts, "t", PROMPTS)
+    with serve(faults=Faults(delay_s=0.05)) as url:
+        interrupted = start_tool(prompts, out, url, "--no-show-progress")
+        wait_for_rows(interrupted, out, 20)
+        interrupted.send_signal(signal.SIGINT)
+        _, said = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130
+    assert said == f"ERROR interrupted; the same command goes on from the rows in {out}\n"
+    by_id = {row["id"]: row for row in expected(PROMPTS)}
+    kept = answered(out)
+    assert 20 <= len(kept) < 120
+    assert all(row == by_id[row["id"]] for row in kept)
+
+
 def test_the_tool_exits_with_one_when_rows_failed_and_says_where(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     write_prompts(prompts, "t", [*PROMPTS[:3], "what is love"])

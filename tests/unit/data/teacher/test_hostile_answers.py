@@ -120,6 +120,10 @@ LISTED = {
     ),
     "wait for no number": (error(429, "wait", "Retry-After: nan"), "HTTP 429: wait, after 1"),
     "wait backwards": (error(429, "wait", "Retry-After: -5"), "HTTP 429: wait, after 1 retries"),
+    "too slow for a gateway": (error(408, "slow"), "HTTP 408: slow, after 1 retries"),
+    "too early": (error(425, "early"), "HTTP 425: early, after 1 retries"),
+    "in conflict": (error(409, "busy"), "HTTP 409: busy, after 1 retries"),
+    "overloaded": (error(529, "overloaded"), "HTTP 529: overloaded, after 1 retries"),
     "error with status 200": (
         ok({"error": {"message": "overloaded", "code": 529}}),
         "error 529 with status 200: overloaded, after 1 retries",
