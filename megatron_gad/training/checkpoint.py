@@ -24,6 +24,7 @@ from megatron_gad.training.checkpoint_files import (
     iteration_folder,
     whole_iterations,
 )
+from megatron_gad.training.checkpoint_pickles import check_pickles
 from megatron_gad.training.distributed_optimizer import (
     fill_moments,
     load_optimizer,
@@ -116,6 +117,7 @@ def load_model(folder: Path, trainer: Trainer) -> None:
 
     Raises ValueError where one of them shards its optimizer's states and the other does not.
     """
+    check_pickles(folder)
     facts = dist_checkpointing.load_common_state_dict(str(folder))
     shards = trainer.settings.layout.use_distributed_optimizer
     if facts[DISTRIBUTED] != shards:
@@ -156,6 +158,7 @@ def sharded_weights(chunks: list[Any]) -> dict[str, Any]:
 
 def read_sharded(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Fill in what a sharded state asks for, apart from what not all kinds of layers save."""
+    check_pickles(folder)
     models = {
         index: {key: value for key, value in chunk.items() if not key.endswith(NORM_STATE)}
         for index, chunk in wanted["model"].items()

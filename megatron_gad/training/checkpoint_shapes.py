@@ -13,6 +13,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from transformers import PretrainedConfig
 
+from megatron_gad.training.checkpoint_pickles import check_pickles
 from megatron_gad.training.parallel import Parallel
 
 # What a model's tensors begin with; a checkpoint has those of its optimizer beside them.
@@ -31,6 +32,7 @@ class Stored(NamedTuple):
 
 def checkpoint_tensors(folder: Path) -> dict[str, Stored]:
     """List a saved model's tensors under Megatron's names, without reading their values."""
+    check_pickles(folder)
     found = dist_checkpointing.load_tensors_metadata(str(folder))
     return {
         name: Stored(tuple(tensor.global_shape), tensor.dtype)
