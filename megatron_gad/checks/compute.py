@@ -234,7 +234,7 @@ def _check_optimizer_memory(
             "compute.use_precision_aware_optimizer = True needs the fused Adam of Transformer "
             "Engine, which is not installed; install megatron-gad[te], or leave it out"
         )
-    for name in ("exp_avg_dtype", "exp_avg_sq_dtype", "main_params_dtype"):
+    for name in ("exp_avg_dtype", "exp_avg_sq_dtype"):
         value = getattr(compute, name)
         if value != "fp32" and not is_aware:
             yield (
@@ -246,7 +246,7 @@ def _check_optimizer_memory(
                 f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = "
                 "True, whose states are all float32; leave one of them out"
             )
-        elif value in SCALED_TYPES and has_own_main and name != "main_params_dtype":
+        elif value in SCALED_TYPES and has_own_main:
             # Megatron then saves such moments without their scales.
             yield (
                 f"compute.{name} = {value!r} does not go with fp8_recipe = "

@@ -41,11 +41,11 @@ RULES: dict[Change, dict[str, str]] = {
         "": "stages",  # those that have begun are compared when the checkpoint is loaded
         "compute": "bf16 transformer_impl fp8_format fp8_recipe fp8_param_gather "
         "first_last_layers_bf16 "
-        "use_precision_aware_optimizer exp_avg_dtype exp_avg_sq_dtype main_params_dtype",
+        "use_precision_aware_optimizer exp_avg_dtype exp_avg_sq_dtype",
         "data": "eval_path",
         "student": OPTIMIZER,
         "discriminator": OPTIMIZER + " head_std",
-        "gad": "kl_coef clip_range tis_cap",
+        "gad": "kl_coef clip_range tis_cap reset_optimizer",
         "rollout": "engine replay",
     },
     "free": {
@@ -55,14 +55,13 @@ RULES: dict[Change, dict[str, str]] = {
         "pack_sequences logprob_chunk_size",
         "checkpoint": "save load override_config save_interval keep_last export export_stages",
         "log": "log_interval samples_interval tensorboard wandb_project",
-        "student": "max_skipped_steps",
-        "discriminator": LAYOUT + " max_skipped_steps split_groups",
+        "discriminator": LAYOUT + " split_groups",
         "rollout": "max_batch_size logprob_gap_bound record",
         "sglang": "urls python num_servers tensor_parallel_size mem_fraction_static "
         "weight_transport update_weight_buffer_size weight_folder verify_interval "
         "max_running_requests start_timeout_s request_timeout_s weight_timeout_s "
-        "health_interval_s health_timeout_s max_restarts log_folder server_args",
-        "watchdog": "start_s swap_s rollout_s discriminator_s student_s save_s between_s",
+        "health_timeout_s max_restarts log_folder server_args",
+        "watchdog": "start_s rollout_s phase_s max_skipped_steps",
         "schedule": "leaves device_memory_gib",
     },
 }

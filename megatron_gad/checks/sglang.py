@@ -38,8 +38,8 @@ CHOSEN = {
 
 def check_deadlines(sglang: SGLangConfig, watchdog: WatchdogConfig) -> Iterator[str]:
     """Yield the deadlines that would end a run before a failing server is brought back."""
-    pairs = (("request_timeout_s", "rollout_s"), ("weight_timeout_s", "swap_s"))
-    pairs += (("start_timeout_s", "rollout_s"), ("start_timeout_s", "swap_s"))
+    pairs = (("request_timeout_s", "rollout_s"), ("weight_timeout_s", "phase_s"))
+    pairs += (("start_timeout_s", "rollout_s"), ("start_timeout_s", "phase_s"))
     for own, phase in pairs:
         waits, allowed = getattr(sglang, own), getattr(watchdog, phase)
         if 0 < allowed <= waits:
@@ -69,7 +69,7 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
     """
     positive = ("tensor_parallel_size", "update_weight_buffer_size")
     positive += ("max_running_requests", "start_timeout_s", "request_timeout_s", "weight_timeout_s")
-    positive += ("health_interval_s", "health_timeout_s", "mem_fraction_static")
+    positive += ("health_timeout_s", "mem_fraction_static")
     positive += ("num_servers",) if sglang.num_servers is not None else ()
     rules = dict.fromkeys(positive, POSITIVE)
     rules |= dict.fromkeys(("verify_interval", "max_restarts"), NOT_NEGATIVE)

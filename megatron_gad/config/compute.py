@@ -37,7 +37,6 @@ class ComputeConfig:
         use_precision_aware_optimizer: allow the types below; needs the distributed optimizer.
         exp_avg_dtype: of the first moment.
         exp_avg_sq_dtype: of the second moment.
-        main_params_dtype: of the main weights.
         optimizer_cpu_offload: optimizer states and step on the host, all in float32; needs bf16 and
             use_precision_aware_optimizer, and stages without a discriminator.
         pack_sequences: run the rows of a microbatch as one sequence without padding; None packs
@@ -60,7 +59,6 @@ class ComputeConfig:
     use_precision_aware_optimizer: bool = False
     exp_avg_dtype: MomentType = "fp32"
     exp_avg_sq_dtype: MomentType = "fp32"
-    main_params_dtype: Literal["fp32", "fp16"] = "fp32"
     optimizer_cpu_offload: bool = False
     pack_sequences: Switch = None
     logprob_chunk_size: int = 1024

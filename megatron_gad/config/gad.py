@@ -19,6 +19,7 @@ class GadConfig:
         clip_range: clip of the probability ratio; without effect at one update per batch.
         aggregation: mean over all tokens, or over responses of their token means.
         tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
+        reset_optimizer: begin each stage without the optimizer states of the one before.
     """
 
     discriminator_loss: Literal["bradley_terry", "cross_entropy"] = "bradley_terry"
@@ -30,3 +31,4 @@ class GadConfig:
     clip_range: float = 0.2
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     tis_cap: float = 0.0
+    reset_optimizer: bool = False

@@ -21,8 +21,6 @@ class OptimizerConfig:
         adam_beta1: decay of the first moment.
         adam_beta2: decay of the second moment.
         clip_grad: bound of the global gradient norm; 0: none.
-        max_skipped_steps: a step whose loss, scores or gradient norm are not finite is skipped;
-            the run stops after this many skipped steps in a row; 0: never.
     """
 
     lr: float = 1e-6
@@ -33,7 +31,6 @@ class OptimizerConfig:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     clip_grad: float = 0.2
-    max_skipped_steps: int = 3
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,24 @@ REMOVED = {
     " of FP8; leave this key out",
     "compute.optimizer_offload_fraction": "optimizer_cpu_offload moves all states; leave this key"
     " out",
+    "compute.main_params_dtype": "main weights are float32; leave this key out",
+    **dict.fromkeys(
+        ("student.max_skipped_steps", "discriminator.max_skipped_steps"),
+        "watchdog.max_skipped_steps holds for both models",
+    ),
+    **dict.fromkeys(
+        ("warmup.reset_optimizer", "adversarial.reset_optimizer"),
+        "gad.reset_optimizer holds for all stages",
+    ),
+    **dict.fromkeys(
+        [
+            f"watchdog.{phase}_s"
+            for phase in ("swap", "discriminator", "student", "save", "between")
+        ],
+        "watchdog.phase_s bounds each phase but the start and sampling",
+    ),
+    "sglang.health_interval_s": "servers are asked six times in health_timeout_s; leave this key"
+    " out",
 }
 
 

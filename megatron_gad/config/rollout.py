@@ -57,8 +57,8 @@ class SGLangConfig:
         start_timeout_s: until a server is healthy.
         request_timeout_s: until a server has answered a request.
         weight_timeout_s: until a server has taken a bucket of weights, or all files.
-        health_interval_s: how often servers are asked how they are while they sample.
-        health_timeout_s: after how long without an answer they count as hung.
+        health_timeout_s: after how long without an answer servers count as hung. While they sample,
+            they are asked how they are six times as often.
         max_restarts: failures in a row of one server after which the run ends.
         log_folder: of the servers' output; by default logs/ in the run directory.
         server_args: further arguments of the server by name.
@@ -77,7 +77,6 @@ class SGLangConfig:
     start_timeout_s: float = 900.0
     request_timeout_s: float = 1200.0
     weight_timeout_s: float = 600.0
-    health_interval_s: float = 10.0
     health_timeout_s: float = 60.0
     max_restarts: int = 3
     log_folder: str = ""

@@ -8,25 +8,21 @@ Role = Literal["student", "discriminator", "engine"]
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """Seconds after which a phase counts as hung and the run ends; 0: never.
+    """When a run ends that goes nowhere: seconds after which a phase counts as hung; 0: never.
 
     Attributes:
         start_s: until the first step: data, models, servers, resuming; and making a discriminator.
-        swap_s: weights from the trainer to the engine.
         rollout_s: sampling; an engine of servers notices sooner when one of them hangs.
-        discriminator_s: scoring and training the discriminator.
-        student_s: training the student.
-        save_s: saving one model of a checkpoint, or one export.
-        between_s: what lies between these, such as waiting for other ranks.
+        phase_s: each other phase: a weight swap, the turn of a model, saving one model or one
+            export, and what lies between, such as waiting for other ranks.
+        max_skipped_steps: a step whose loss, scores or gradient norm are not finite is skipped; the
+            run ends after this many skipped steps of one model in a row; 0: never.
     """
 
     start_s: float = 7200.0
-    swap_s: float = 1500.0
     rollout_s: float = 1500.0
-    discriminator_s: float = 1500.0
-    student_s: float = 1500.0
-    save_s: float = 1500.0
-    between_s: float = 1500.0
+    phase_s: float = 1500.0
+    max_skipped_steps: int = 3
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,6 @@ class SamplingSection(StageSection):
         discriminator_only_steps: the student starts to learn after this many steps.
         student_lr: learning rate of this stage; None takes student.lr.
         discriminator_lr: learning rate of this stage; None takes discriminator.lr.
-        reset_optimizer: forget the optimizer states of the stage before.
     """
 
     prompts_per_step: int = 256
@@ -86,7 +85,6 @@ class SamplingSection(StageSection):
     discriminator_only_steps: int = 0
     student_lr: float | None = None
     discriminator_lr: float | None = None
-    reset_optimizer: bool = False
 
     @property
     def updates_per_step(self) -> int:

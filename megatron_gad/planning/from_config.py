@@ -68,8 +68,8 @@ def _precision(compute: ComputeConfig) -> Precision:
         return replace(precision, optimizer=0)
     if not compute.use_precision_aware_optimizer:
         return precision
-    types = (compute.main_params_dtype, compute.exp_avg_dtype, compute.exp_avg_sq_dtype)
-    return replace(precision, optimizer=sum(TYPE_BYTES[each] for each in types))
+    moments = TYPE_BYTES[compute.exp_avg_dtype] + TYPE_BYTES[compute.exp_avg_sq_dtype]
+    return replace(precision, optimizer=TYPE_BYTES["fp32"] + moments)
 
 
 def stage_works(config: RunConfig) -> tuple[StageWork, ...]:

@@ -49,18 +49,18 @@ TURNS: Mapping[TurnName, Turn] = {
     for turn in (
         # The discriminator is made while no more of the student is there than its weights.
         Turn("build", {"student": "weights"}, "start_s", uses_engine=True),
-        Turn("swap", {"student": "weights"}, "swap_s", "swap", uses_engine=True),
+        Turn("swap", {"student": "weights"}, "phase_s", "swap", uses_engine=True),
         Turn("rollout", {"student": "weights"}, "rollout_s", "rollout", uses_engine=True),
-        Turn("compare", {"student": "weights"}, "student_s", "student", uses_engine=True),
-        Turn("score", {"discriminator": "weights"}, "discriminator_s", "discriminator"),
-        Turn("discriminator", {"discriminator": "all"}, "discriminator_s", "discriminator"),
+        Turn("compare", {"student": "weights"}, "phase_s", "student", uses_engine=True),
+        Turn("score", {"discriminator": "weights"}, "phase_s", "discriminator"),
+        Turn("discriminator", {"discriminator": "all"}, "phase_s", "discriminator"),
         # The reference borrows the student's buffers, which need not hold anything before.
-        Turn("reference", {}, "student_s", "student"),
-        Turn("student", {"student": "all"}, "student_s", "student"),
-        Turn("evaluate", {"student": "weights"}, "student_s"),
-        Turn("save_student", {"student": "states"}, "save_s"),
-        Turn("save_discriminator", {"discriminator": "states"}, "save_s"),
-        Turn("export", {}, "save_s"),
+        Turn("reference", {}, "phase_s", "student"),
+        Turn("student", {"student": "all"}, "phase_s", "student"),
+        Turn("evaluate", {"student": "weights"}, "phase_s"),
+        Turn("save_student", {"student": "states"}, "phase_s"),
+        Turn("save_discriminator", {"discriminator": "states"}, "phase_s"),
+        Turn("export", {}, "phase_s"),
     )
 }
 # The timers of a step, in its order; "moves" is the time between turns.

@@ -50,7 +50,7 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Watches the phases of one rank: ``with Watchdog(...) as watch``, ``watch("swap", "swap_s")``.
+    """Watches a rank's phases: ``with Watchdog(...) as watch``, ``watch("swap", "phase_s")``.
 
     If a phase takes too long, the process ends with status HUNG, after a report to stderr and to
     ``<run folder>/hang_rank_<rank>.txt``.
@@ -105,7 +105,7 @@ class Watchdog:
         try:
             yield
         finally:
-            self._phase = ("between", "between_s", time.monotonic())
+            self._phase = ("between", "phase_s", time.monotonic())
 
     def _watch(self) -> None:
         next_beat = 0.0

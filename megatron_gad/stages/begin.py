@@ -48,7 +48,7 @@ def begin_stage(run: Run) -> Stage:
             run.build_discriminator()
             source = run.config.discriminator.path or run.student.hf_weights()
             run.discriminator.load_hf_weights(source)
-    _start_schedules(run, stage, stage.resets_optimizer)
+    _start_schedules(run, stage, run.config.gad.reset_optimizer)
     stage.begin(run)
     return stage
 

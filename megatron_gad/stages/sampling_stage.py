@@ -13,11 +13,6 @@ S = TypeVar("S", bound=SamplingSection)
 class SamplingStage(Stage[S], ABC):
     """A stage in which the discriminator learns alone first, if its section says so."""
 
-    @property
-    def resets_optimizer(self) -> bool:
-        """As the section says."""
-        return self.settings.reset_optimizer
-
     def student_learning(self, num_steps: int) -> Learning:
         """The section's updates in every step after the discriminator's first steps alone."""
         lr = self.settings.student_rate(self.config.student.lr)

@@ -46,10 +46,10 @@ def note_step(
     reason = f"{_numbers(output)}, {_describe(found, suspects)}"
     if run.parallel.is_writer:
         logger.warning("the %s's step is skipped (%d in a row): %s", name, count, reason)
-    limit = getattr(run.config, name).max_skipped_steps
+    limit = run.config.watchdog.max_skipped_steps
     if limit and count >= limit:
         raise RunStoppedError(
-            f"the {name} skipped {count} steps in a row ({name}.max_skipped_steps = {limit}), "
+            f"the {name} skipped {count} steps in a row (watchdog.max_skipped_steps = {limit}), "
             f"because their numbers are not finite; the last had {reason}. A skipped step changes "
             f"neither weights nor optimizer states. {_state_of_weights(run)}"
         )

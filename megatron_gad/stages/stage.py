@@ -62,11 +62,6 @@ class Stage(ABC, Generic[S]):
     def step(self, run: Run) -> StepResult:
         """Take one step. All ranks call it."""
 
-    @property
-    def resets_optimizer(self) -> bool:
-        """Whether the optimizers' moments of the stage before are forgotten."""
-        return False
-
     def check_rows(self, num_rows: int) -> Iterator[str]:
         """Yield why a step cannot be taken on a data set of so many usable rows."""
         count = self.settings.num_prompts

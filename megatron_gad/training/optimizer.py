@@ -41,7 +41,6 @@ def build_optimizer(
         store_param_remainders=False,
         exp_avg_dtype=TYPES[compute.exp_avg_dtype],
         exp_avg_sq_dtype=TYPES[compute.exp_avg_sq_dtype],
-        main_params_dtype=TYPES[compute.main_params_dtype],
         optimizer_cpu_offload=compute.optimizer_cpu_offload,
         optimizer_offload_fraction=1.0,
     )

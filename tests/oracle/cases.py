@@ -48,7 +48,6 @@ BASE: dict[str, Any] = {
     "warmup.discriminator-only-steps": 1,
     "warmup.student-lr": 6e-4,
     "warmup.discriminator-lr": 3e-4,
-    "warmup.reset-optimizer": False,
     "adversarial.steps": 3,
     "adversarial.prompts-per-step": 4,
     "adversarial.group-size": 4,
@@ -62,7 +61,6 @@ BASE: dict[str, Any] = {
     "adversarial.student-updates": 1,
     "adversarial.student-lr": 4e-4,
     "adversarial.discriminator-lr": 2.5e-4,
-    "adversarial.reset-optimizer": False,
     "gad.discriminator-loss": "bradley_terry",
     "gad.advantage": "grpo",
     "gad.kl-coef": 0.3,
@@ -72,6 +70,7 @@ BASE: dict[str, Any] = {
     "gad.clip-range": 0.2,
     "gad.aggregation": "token_mean",
     "gad.tis-cap": 0.0,
+    "gad.reset-optimizer": False,
     "rollout.temperature": 0.8,
 }
 
@@ -174,8 +173,7 @@ CASES: dict[str, Case] = {
         gad__discriminator_loss="cross_entropy",
     ),
     "moments forgotten between the stages": case(
-        warmup__reset_optimizer=True,
-        adversarial__reset_optimizer=True,
+        gad__reset_optimizer=True,
     ),
     "groups split, pairs": case(
         discriminator__split_groups=True,

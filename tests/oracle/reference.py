@@ -70,7 +70,7 @@ class Reference:
             self._make_discriminator()
         assert self.discriminator is not None
         student_steps, discriminator_steps = self._turns(stage, steps)
-        resets = get("reset-optimizer")
+        resets = self.options["gad.reset-optimizer"]
         self.student.begin(get("student-lr"), student_steps, resets)
         self.discriminator.begin(get("discriminator-lr"), discriminator_steps, resets)
         is_base = self.options["gad.reference"] == "base"

@@ -188,7 +188,7 @@ class SGLangEngine:
         config = self._config
         try:
             rollouts = self._dispatch.run(
-                config.max_running_requests, config.health_interval_s, config.health_timeout_s
+                config.max_running_requests, config.health_timeout_s / 6, config.health_timeout_s
             )
         finally:
             self._dispatch = None

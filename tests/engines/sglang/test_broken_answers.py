@@ -43,7 +43,6 @@ FAULTS: dict[int, Fault] = {
 CONFIG_AT_URL = replace(
     CONFIG,
     max_running_requests=4,
-    health_interval_s=1,
     health_timeout_s=10,
     max_restarts=6,
     server_args={},

@@ -160,7 +160,7 @@ def test_what_is_offloaded_is_float32_beside_weights_in_bf16() -> None:
         "compute.optimizer_cpu_offload = True with compute.bf16 = False would train on from "
         "the weights before they were loaded; set compute.bf16 = true, or leave it out"
     ]
-    light = {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "fp8", "main_params_dtype": "fp16"}
+    light = {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "fp8"}
     assert problems(H100, SHARDED, **offload, bf16=True, **light) == [
         f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = True, "
         "whose states are all float32; leave one of them out"

@@ -99,7 +99,7 @@ NEVER = {"max_skipped_steps": 0}
 def test_no_score_that_is_not_finite_reaches_the_student(
     start, options, skipped_by_discriminator
 ) -> None:
-    run, stage = start("adversarial", adversarial=options, discriminator=NEVER)
+    run, stage = start("adversarial", adversarial=options, watchdog=NEVER)
     take_step(run, stage)
     break_head(run.discriminator)
     student, version = run.student.snapshot(), run.progress.weights_version
@@ -145,7 +145,7 @@ def test_a_run_stops_after_skipping_in_a_row_and_names_rows_and_checkpoint(start
     run.order.load_state_dict(third[2])
     rows = ", ".join(str(prompt.index) for prompt in sorted_by_row(run.take_prompts(4)))
     for words in (
-        "the student skipped 3 steps in a row (student.max_skipped_steps = 3)",
+        "the student skipped 3 steps in a row (watchdog.max_skipped_steps = 3)",
         f"not finite at the rows {rows} of data.path",
         "The weights of the discriminator are not finite already",
         str(run.folder / "iter_0000000"),
@@ -168,7 +168,7 @@ def test_one_bad_row_is_named_and_a_resumed_run_skips_it_again(
     odd = next(line for line in lines if ">" in line)
     (tmp_path / "odd.jsonl").write_text("".join([*plain[:5], odd, *plain[5:7]]))
     sections = {"data": {"path": str(tmp_path / "odd.jsonl")}}
-    run, stage = start("seqkd", student={"max_skipped_steps": 1}, **sections)
+    run, stage = start("seqkd", watchdog={"max_skipped_steps": 1}, **sections)
     tokens = [{*prompt.ids, *prompt.teacher_ids} for prompt in run.prompts]
     token = max(tokens[5] - set().union(*tokens[:5], *tokens[6:]))
     assert take_step(run, stage).metrics["student/skipped_steps"] == 0.0
@@ -176,7 +176,7 @@ def test_one_bad_row_is_named_and_a_resumed_run_skips_it_again(
     save(run, stage)
     with pytest.raises(RunStoppedError, match=r"not finite at the rows 5 of data\.path"):
         take_step(run, stage)
-    again = build("seqkd", student={"max_skipped_steps": 2}, **sections)
+    again = build("seqkd", watchdog={"max_skipped_steps": 2}, **sections)
     resumed = load_latest(again)
     assert resumed is not None
     assert take_step(again, resumed).metrics["student/skipped_steps"] == 1.0
@@ -199,7 +199,7 @@ def test_weights_too_large_to_compute_with_stop_the_run_and_say_so(start) -> Non
 
 
 def test_a_loss_that_is_not_finite_is_no_part_of_the_running_loss(start) -> None:
-    run, stage = start("warmup", discriminator=NEVER)
+    run, stage = start("warmup", watchdog=NEVER)
     take_step(run, stage)
     break_head(run.discriminator)
     metrics = take_step(run, stage).metrics

@@ -312,7 +312,7 @@ def test_a_warmup_that_failed_is_refused_with_the_remedy(start) -> None:
 def test_the_first_update_of_a_stage_shows_whether_moments_were_kept(start, is_reset) -> None:
     # Adam's first step moves every weight by the rate; with older moments it does not.
     run, stage = start(
-        "warmup", warmup={"reset_optimizer": is_reset, "discriminator_only_steps": 0}
+        "warmup", warmup={"discriminator_only_steps": 0}, gad={"reset_optimizer": is_reset}
     )
     for _ in range(3):
         take_step(run, stage)

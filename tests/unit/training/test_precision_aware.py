@@ -39,13 +39,12 @@ def fused() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["fp32", "fp16"])
-def compute(request: pytest.FixtureRequest) -> ComputeConfig:
+@pytest.fixture
+def compute() -> ComputeConfig:
     return ComputeConfig(
         bf16=True,
         use_precision_aware_optimizer=True,
         exp_avg_dtype="bf16",
-        main_params_dtype=request.param,
     )
 
 
