@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 WeightTransport = Literal["auto", "tensor", "broadcast", "disk"]
+# Nats between engine and trainer on a sampled token beyond which more than the rounding of bf16 is
+# at work; in fp32 the first bound of a run.
+BF16_GAP_ALARM, FP32_GAP_BOUND = 0.5, 1e-3
 ArgumentValue = bool | int | float | str | list[bool | int | float | str]
 
 

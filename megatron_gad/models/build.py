@@ -1,7 +1,6 @@
 """Builds the Megatron modules of one rank for the shape found in a Hugging Face folder."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -214,16 +213,6 @@ def check_layout(
     problems += layer_problems(layout, compute, hf_config)
     if problems:
         raise ValueError("; ".join(problems))
-    if compute.fp8_format is not None and compute.transformer_impl != "transformer_engine":
-        raise ValueError(
-            f"fp8_format = {compute.fp8_format!r} needs transformer_impl = 'transformer_engine', "
-            f"not {compute.transformer_impl!r}"
-        )
-    if compute.transformer_impl == "transformer_engine" and not find_spec("transformer_engine"):
-        raise ValueError(
-            "transformer_impl = 'transformer_engine' but Transformer Engine is not installed; "
-            "install it or use transformer_impl = 'local'"
-        )
 
 
 def _build_chunks(

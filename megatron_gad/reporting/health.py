@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from megatron_gad.config.rollout import BF16_GAP_ALARM, FP32_GAP_BOUND
 from megatron_gad.reporting.formatting import format_number
 from megatron_gad.reporting.run_record import RunRecord, finite_values
 
@@ -130,7 +131,7 @@ def engine_gap(run: RunRecord) -> float | None:
     """Measure the engine's log-probability gap in units of what its precision explains."""
     gap = largest("engine/logprob_gap_max")(run)
     in_bf16 = run.config.get("compute", {}).get("bf16", False)
-    return None if gap is None else gap / (0.5 if in_bf16 else 1e-3)
+    return None if gap is None else gap / (BF16_GAP_ALARM if in_bf16 else FP32_GAP_BOUND)
 
 
 def num_non_finite(run: RunRecord) -> float | None:
@@ -260,7 +261,7 @@ RULES = (
         "Engine against trainer, largest gap",
         engine_gap,
         "x the bound",
-        "below 1 x (0.001 nats in fp32, 0.5 in bf16)",
+        f"below 1 x ({FP32_GAP_BOUND:g} nats in fp32, {BF16_GAP_ALARM:g} in bf16)",
         high=(1.0, 3.0),
         too_high="The engine samples from other weights or another temperature than are trained. "
         "rollout.logprob_gap_bound stops such a run; gad.tis_cap corrects a small mismatch.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_gad.config.compute import ComputeConfig
+from megatron_gad.config.rollout import BF16_GAP_ALARM, FP32_GAP_BOUND
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.batching import policy_batch
 from megatron_gad.errors import RunStoppedError
@@ -16,10 +17,6 @@ from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, Group, Metrics
 
-FP32_BOUND = 1e-3
-# Where no bound on single tokens stops the run: more than rounding in bf16 explains, as in the
-# health table.
-ALARM = 0.5
 # Half of the distance between 1 and the next number in bfloat16.
 BF16_ROUNDING = 2.0**-8
 # At least twice what benchmarks/logprob_gap.py finds for equal weights, on models of 2 to 8
@@ -54,7 +51,7 @@ def gap_bound(configured: float | None, compute: ComputeConfig) -> GapBound:
     if configured is not None:
         return GapBound(largest=configured)
     if not compute.bf16:
-        return GapBound(largest=FP32_BOUND)
+        return GapBound(largest=FP32_GAP_BOUND)
     return GapBound(rounding=0.0 if compute.fp8_format else BF16_ROUNDING)
 
 
@@ -145,7 +142,7 @@ def _refuse_largest(student: Trainer, sampler: Sampler | None, gap: Gap, bound: 
             f"engine and trainer disagree by {gap.largest:.3g} nats on a sampled token (bound "
             f"{bound:g}, rollout.logprob_gap_bound): {_reason(student, sampler)}"
         )
-    if not bound and not gap.largest <= ALARM and student.parallel.is_writer:
+    if not bound and not gap.largest <= BF16_GAP_ALARM and student.parallel.is_writer:
         logger.warning(
             "engine and trainer disagree by %.3g nats on a sampled token, more than rounding "
             "explains; rollout.logprob_gap_bound stops a run that does",

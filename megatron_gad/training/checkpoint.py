@@ -17,7 +17,7 @@ import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
-from megatron_gad.files import sync
+from megatron_gad.files import draft_of, sync
 from megatron_gad.training.checkpoint_files import (
     LATEST,
     STATE,
@@ -70,7 +70,7 @@ def save_checkpoint(
     Every rank calls it.
     """
     target = iteration_folder(run_folder, iteration)
-    draft = target.with_name(target.name + ".draft")
+    draft = draft_of(target)
     folders = [draft / name for name in (*residents.models, *residents.snapshots)]
     if parallel.is_writer:
         _clear(run_folder)
@@ -210,7 +210,7 @@ def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> Non
         target.rename(replaced)
     draft.rename(target)
     sync(run_folder)
-    marker = run_folder / (LATEST + ".draft")
+    marker = draft_of(run_folder / LATEST)
     marker.write_text(str(iteration))
     sync(marker)
     marker.rename(run_folder / LATEST)
@@ -227,7 +227,7 @@ def _prune(run_folder: Path, newest: int, keep_last: int) -> None:
     older = [iteration for iteration in whole_iterations(run_folder) if iteration <= newest]
     for iteration in older[:-keep_last] if keep_last else []:
         folder = iteration_folder(run_folder, iteration)
-        _delete(folder, first_name=folder.with_name(folder.name + ".draft"))
+        _delete(folder, first_name=draft_of(folder))
 
 
 def _delete(folder: Path, first_name: Path | None = None) -> None:

@@ -1,6 +1,5 @@
 """Named tensors in one piece of memory: what travels to a server at a time."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -83,13 +82,3 @@ class BucketFiller:
         """Return the bucket; nothing can be added afterwards."""
         layout = BucketLayout(tuple(self._names), tuple(self._shapes), self._dtype)
         return Bucket(layout, self._flat[: self._end])
-
-
-def make_bucket(named_tensors: Sequence[tuple[str, Tensor]]) -> Bucket:
-    """Copy tensors of one dtype and device into a new bucket."""
-    first = named_tensors[0][1]
-    num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors)
-    filler = BucketFiller(num_bytes, first.dtype, first.device)
-    for name, tensor in named_tensors:
-        filler.add(name, tensor)
-    return filler.finish()

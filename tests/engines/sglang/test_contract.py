@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from megatron_gad.engines.base import SamplingConfig
-from megatron_gad.engines.sglang.buckets import make_bucket
 from megatron_gad.engines.sglang.client import SGLangClient
 from megatron_gad.engines.sglang.requests import make_requests
 from megatron_gad.engines.sglang.versions import AFTER_WEIGHTS, BEFORE_WEIGHTS, ServerApi
+from megatron_gad.engines.sglang.weight_plan import WeightPlan
 from tests.engines.sglang.servers import MARKS, ROOT, make_prompts
 from tests.recording_server import recording_server
 
@@ -91,7 +91,8 @@ def fields(version: str, path: str, name: str) -> set[str]:
 
 def calls() -> list[tuple[str, str, dict | None]]:
     """Return (method, path, body) of every call that training makes."""
-    bucket = make_bucket([("x", torch.ones(2)), ("y", torch.ones(3))])
+    plan = WeightPlan({"x": torch.Size([2]), "y": torch.Size([3])}, torch.float32, 100)
+    (bucket,) = plan.buckets([("x", torch.ones(2)), ("y", torch.ones(3))])
     with recording_server() as server:
         server.answers["/server_info"] = (200, {"tp_size": 1})
         client = SGLangClient(server.url, timeout_s=10)

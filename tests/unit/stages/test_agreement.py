@@ -11,6 +11,7 @@ import torch
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.rollout import FP32_GAP_BOUND
 from megatron_gad.data.batching import policy_batch
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import SamplingConfig
@@ -19,7 +20,6 @@ from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.stages.agreement import (
     BF16_ROUNDING,
-    FP32_BOUND,
     Gap,
     GapBound,
     check_gap,
@@ -87,7 +87,7 @@ def both(make_both) -> Both:
 
 
 def test_the_same_weights_agree_within_rounding(both: Both) -> None:
-    assert 0.0 <= both.gap(both.sampled(), FP32_BOUND) < 1e-4
+    assert 0.0 <= both.gap(both.sampled(), FP32_GAP_BOUND) < 1e-4
 
 
 def test_the_gap_is_the_largest_difference_at_a_sampled_token(both: Both) -> None:
@@ -121,7 +121,7 @@ def test_a_gap_that_is_no_number_stops_the_run(both: Both) -> None:
     batch = both.sampled()
     nothing = torch.full(batch.tokens.shape, float("nan"))
     with pytest.raises(RunStoppedError, match="by nan nats"):
-        both.gap(replace(batch, rollout_logprobs=nothing), FP32_BOUND)
+        both.gap(replace(batch, rollout_logprobs=nothing), FP32_GAP_BOUND)
 
 
 def test_without_a_bound_a_large_gap_is_warned_of(
@@ -158,7 +158,7 @@ BF16 = GapBound(rounding=BF16_ROUNDING)
 
 def test_in_bf16_equal_weights_pass_though_rounding_is_beyond_the_bound_of_fp32(make_both) -> None:
     both = make_both(bf16=True)
-    assert both.compare(both.sampled(16), BF16).mean > FP32_BOUND
+    assert both.compare(both.sampled(16), BF16).mean > FP32_GAP_BOUND
 
 
 def test_in_bf16_the_weights_of_ten_updates_ago_are_refused(make_both) -> None:
@@ -183,7 +183,7 @@ def test_in_bf16_a_weight_with_its_rows_in_another_order_is_refused(make_both, n
 
 def test_each_precision_has_a_bound_of_its_own_and_the_configured_one_takes_its_place() -> None:
     fp32, bf16 = ComputeConfig(), ComputeConfig(bf16=True)
-    assert gap_bound(None, fp32) == GapBound(largest=FP32_BOUND)
+    assert gap_bound(None, fp32) == GapBound(largest=FP32_GAP_BOUND)
     assert gap_bound(None, bf16) == GapBound(rounding=2**-8)
     assert gap_bound(None, replace(bf16, fp8_format="hybrid")) == GapBound()
     assert gap_bound(0.5, bf16) == GapBound(largest=0.5)

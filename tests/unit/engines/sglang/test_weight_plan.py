@@ -6,12 +6,11 @@ import weakref
 from base64 import b64decode
 from collections.abc import Iterator
 
-import pytest
 import torch
 from torch import Size, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_gad.engines.sglang.buckets import Bucket, make_bucket
+from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.shared_memory import pickled
 from megatron_gad.engines.sglang.streaming import stream_buckets
 from megatron_gad.engines.sglang.weight_plan import WeightPlan
@@ -183,13 +182,15 @@ def test_what_goes_wrong_on_the_way_is_returned_and_everything_is_read():
 
 def test_a_bucket_is_a_copy():
     source = torch.zeros(3)
-    bucket = make_bucket([("x", source)])
+    plan = WeightPlan({"x": Size([3])}, torch.float32, 100)
+    (bucket,) = plan.buckets([("x", source)])
     source += 1
     assert torch.equal(bucket.named[0][1], torch.zeros(3))
 
 
 def test_a_bucket_travels_as_one_handle_and_the_places_in_it():
-    bucket = make_bucket([("x", torch.arange(100_000.0)), ("y", torch.ones(3, 2))])
+    plan = WeightPlan({"x": Size([100_000]), "y": Size([3, 2])}, torch.float32, 500_000)
+    (bucket,) = plan.buckets([("x", torch.arange(100_000.0)), ("y", torch.ones(3, 2))])
     data = b64decode(pickled(bucket))
     assert len(data) < 2000
     received = pickle.loads(data)
@@ -236,5 +237,3 @@ def test_the_plan_forgets_the_problems_of_the_last_swap():
 
 def test_a_bucket_cannot_be_empty():
     assert list(make_plan(100).buckets([])) == []
-    with pytest.raises(IndexError):
-        make_bucket([])
