@@ -1,5 +1,6 @@
 """The parts of a run, built from its configuration, and where the run stands."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -170,10 +171,11 @@ class Run:
         return self._share(rows), [self._share(part) for part in parts]
 
     def close(self) -> None:
-        """Stop the engine and finish all files."""
-        self.sampler.close()
-        self.writer.close()
-        self._lock.close()
+        """Stop the engine and finish all files, also if one of them fails."""
+        with contextlib.ExitStack() as parts:
+            parts.callback(self._lock.close)
+            parts.callback(self.writer.close)
+            parts.callback(self.sampler.close)
 
     def _share(self, rows: list[int]) -> list[Prompt]:
         return [self.prompts[row] for row in self.parallel.share(rows)]

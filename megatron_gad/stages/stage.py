@@ -65,11 +65,18 @@ class Stage(ABC, Generic[S]):
     def check_rows(self, num_rows: int) -> Iterator[str]:
         """Yield why a step cannot be taken on a data set of so many usable rows."""
         count = self.settings.num_prompts
-        if self.kind.uses_engine and count > num_rows:
+        if count <= num_rows:
+            return
+        found = f"{self.name}.{self.kind.batch_key} = {count}, but data.path has {num_rows} usable"
+        if self.kind.uses_engine:
             yield (
-                f"{self.name}.{self.kind.batch_key} = {count}, but data.path has "
-                f"{num_rows} usable rows: the same prompt twice in a step gives the same responses "
-                "twice; use fewer prompts with a larger group_size, or more data"
+                f"{found} rows: the same prompt twice in a step gives the same responses twice; "
+                "use fewer prompts with a larger group_size, or more data"
+            )
+        else:
+            yield (
+                f"{found} rows: a step would learn from some of them more than once; "
+                f"make it at most {num_rows}, or use more data"
             )
 
     def begin(self, run: Run) -> None:

@@ -1,6 +1,8 @@
 """What each stage and each of its options does to the two models, on one rank."""
 
 import dataclasses
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from megatron_gad.config.stages import AdversarialConfig, WarmupConfig
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.run_folder import LOCK_FILE
 from megatron_gad.stages.begin import begin_stage, find_stage, open_run, reason_to_end
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
@@ -244,6 +247,23 @@ def test_more_extra_prompts_than_the_data_has_are_refused(start) -> None:
 def test_a_step_larger_than_the_data_is_refused(start) -> None:
     with pytest.raises(ValueError, match=r"warmup\.prompts_per_step = 65, but .* 64 usable rows"):
         start("warmup", warmup={"prompts_per_step": 65})
+    with pytest.raises(ValueError, match=r"seqkd\.batch_size = 65, but .* make it at most 64"):
+        start("seqkd", seqkd={"batch_size": 65})
+
+
+def test_a_run_lets_go_of_its_folder_if_its_engine_does_not_end(start) -> None:
+    run, _ = start("warmup")
+    engine: Any = run.sampler.engine
+
+    def fail() -> None:
+        raise OSError("it does not end")
+
+    engine.close = fail
+    with pytest.raises(OSError, match="it does not end"):
+        run.close()
+    # The lock of a process keeps others out alone.
+    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    subprocess.run([sys.executable, "-c", take, str(run.folder / LOCK_FILE)], check=True)
 
 
 @pytest.mark.parametrize(
