@@ -35,7 +35,7 @@ RULES: dict[Change, dict[str, str]] = {
         "student": "path",
         "discriminator": "path score",
         "gad": "discriminator_loss advantage kl_estimator kl_in reference aggregation",
-        "rollout": "temperature top_p top_k",
+        "rollout": "temperature",
     },
     "told": {
         "": "stages",  # those that have begun are compared when the checkpoint is loaded

@@ -128,17 +128,12 @@ def check_algorithm(gad: GadConfig) -> Iterator[str]:
 
 def check_rollout(rollout: RolloutConfig) -> Iterator[str]:
     """Yield what is wrong with sampling."""
-    rules = {"top_k": NOT_NEGATIVE, "max_batch_size": POSITIVE, "logprob_gap_bound": NOT_NEGATIVE}
+    rules = {"max_batch_size": POSITIVE, "logprob_gap_bound": NOT_NEGATIVE}
     yield from violations("rollout", rollout, rules)
     if not POSITIVE.holds(rollout.temperature):
         yield (
             f"rollout.temperature = {rollout.temperature} samples greedily, so that the "
             "responses to a prompt are all equal; give a value above 0, 0.8 is the paper's"
-        )
-    if not 0 < rollout.top_p <= 1:
-        yield (
-            f"rollout.top_p = {rollout.top_p} is not allowed; "
-            "give a value above 0 and at most 1, 1 switches it off"
         )
 
 

@@ -24,6 +24,10 @@ REMOVED = {
         ],
         "watchdog.phase_s bounds each phase but the start and sampling",
     ),
+    **dict.fromkeys(
+        ("rollout.top_p", "rollout.top_k"),
+        "the student is trained as the whole distribution, and sampled from it; leave this key out",
+    ),
     "sglang.health_interval_s": "servers are asked six times in health_timeout_s; leave this key"
     " out",
 }

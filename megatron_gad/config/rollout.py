@@ -17,8 +17,6 @@ class RolloutConfig:
     Attributes:
         engine: which engine samples.
         temperature: also divides the student's logits in the policy loss, so that it is on-policy.
-        top_p: sample from the likeliest tokens of this total probability; 1 switches it off.
-        top_k: sample from this many likeliest tokens; 0 switches it off.
         max_batch_size: rows that the embedded engine decodes at once.
         logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a
             sampled token; None: 1e-3 in fp32, in bf16 a bound on the mean over tokens instead, none
@@ -29,8 +27,6 @@ class RolloutConfig:
 
     engine: Literal["embedded", "sglang", "replay"] = "embedded"
     temperature: float = 0.8
-    top_p: float = 1.0
-    top_k: int = 0
     max_batch_size: int = 256
     logprob_gap_bound: float | None = None
     record: bool = False

@@ -17,7 +17,6 @@ class SamplingConfig:
 
     num_samples: rollouts per prompt.
     temperature: 0 means greedy.
-    top_p, top_k: 1.0 and 0 switch them off.
     max_new_tokens: cap on response tokens, the end token included.
     stop_ids: token ids that end a response; the one sampled is kept as the last id.
     seed: with a prompt's index and the sample's number it fixes every draw of a response, so the
@@ -27,8 +26,6 @@ class SamplingConfig:
 
     num_samples: int = 1
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
     max_new_tokens: int = 128
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
@@ -50,8 +47,6 @@ class SamplingConfig:
         return cls(
             num_samples=num_samples,
             temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
             max_new_tokens=max_new_tokens or config.data.max_response_tokens,
             seed=request_seed(config.seed, iteration, draw),
             name=f"step_{iteration + 1:07d}_{draw}",

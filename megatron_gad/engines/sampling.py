@@ -1,11 +1,10 @@
-"""Next-token sampling: temperature, top-k, top-p, and draws that the request's seed decides."""
+"""Next-token sampling: temperature, and draws that the request's seed decides."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from megatron_gad.engines.base import SamplingConfig
 
@@ -33,36 +32,16 @@ def sample_tokens(
     uniforms: [B] float64 in [0, 1); unused at temperature 0.
 
     Returns token ids [B] int64 and their logprobs [B] float32. The logprobs are those of
-    softmax(logits / temperature) over the whole vocabulary, before top-k and top-p remove anything:
-    the policy that the student is trained as. At temperature 0 they are of softmax(logits).
+    softmax(logits / temperature) over the whole vocabulary: the policy that the student is trained
+    as. At temperature 0 they are of softmax(logits).
     """
     if sampling.temperature == 0:
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         ids = logprobs.argmax(dim=-1)
     else:
         logprobs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
-        ids = draw(candidates(logprobs, sampling.top_k, sampling.top_p), uniforms)
+        ids = draw(logprobs.double().exp(), uniforms)
     return ids, logprobs.gather(-1, ids[:, None])[:, 0]
-
-
-def candidates(logprobs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Return probabilities with 0 for the tokens that top-k and top-p exclude, not renormalised.
-
-    Top-k comes first and top-p counts its share of what is left: the likeliest tokens are kept
-    until together they reach ``top_p``. Of equally likely tokens the smaller id comes first.
-
-    logprobs: [B, V] float32. Returns [B, V] float64.
-    """
-    probabilities = logprobs.double().exp()
-    if top_k == 0 and top_p == 1.0:
-        return probabilities
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    if top_k > 0:
-        ordered[:, top_k:] = 0.0
-    cumulative = ordered.cumsum(dim=-1)
-    mass_before = pad(cumulative[:, :-1], (1, 0))
-    kept = torch.where(mass_before < top_p * cumulative[:, -1:], ordered, 0.0)
-    return torch.zeros_like(probabilities).scatter(-1, ids, kept)
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -77,6 +56,6 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # uniform * total may round up to total, which would fall behind the last candidate.
+    # uniform * total may round up to total, which would fall behind the last token.
     threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, total * 0))
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0]

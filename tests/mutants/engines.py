@@ -21,44 +21,6 @@ DRAW_MUTANTS = (
         SAMPLING,
     ),
     Mutant(
-        "top-k keeps one token too many",
-        "ordered[:, top_k:] = 0.0",
-        "ordered[:, top_k + 1 :] = 0.0",
-        SAMPLING,
-    ),
-    Mutant(
-        "top-p counts its share before top-k",
-        "mass_before < top_p * cumulative[:, -1:]",
-        "mass_before < top_p",
-        SAMPLING,
-    ),
-    Mutant(
-        "top-p leaves out the token that reaches it",
-        "mass_before < top_p * cumulative[:, -1:]",
-        "cumulative < top_p * cumulative[:, -1:]",
-        SAMPLING,
-    ),
-    Mutant(
-        "log-probabilities are those after the filters",
-        "    return ids, logprobs.gather(-1, ids[:, None])[:, 0]",
-        "    kept = candidates(logprobs, sampling.top_k, sampling.top_p)\n"
-        "    logprobs = (kept / kept.sum(-1, keepdim=True)).log().float()\n"
-        "    return ids, logprobs.gather(-1, ids[:, None])[:, 0]",
-        SAMPLING,
-    ),
-    Mutant(
-        "rollout.top_p is ignored",
-        "top_p=config.rollout.top_p,",
-        "top_p=1.0,",
-        in_settings("test_sampling_takes_every_setting_of_the_configuration"),
-    ),
-    Mutant(
-        "rollout.top_k is ignored",
-        "top_k=config.rollout.top_k,",
-        "top_k=0,",
-        in_settings("test_sampling_takes_every_setting_of_the_configuration"),
-    ),
-    Mutant(
         "all samples of a prompt have the same seed",
         "Request(prompt.ids, request_seed(sampling.seed, prompt.index, sample))",
         "Request(prompt.ids, request_seed(sampling.seed, prompt.index, 0))",

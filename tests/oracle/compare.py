@@ -63,8 +63,6 @@ def _asked_otherwise(step: Step, oracle: Reference) -> Iterator[str]:
     """Yield where the engine was asked for other rows or prompts."""
     wanted = {
         "temperature": oracle.temperature,
-        "top_p": 1.0,
-        "top_k": 0,
         "max_new_tokens": oracle.texts.cap,
         "stop_ids": oracle.texts.stops,
     }

@@ -14,12 +14,13 @@ FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 def make_requests(prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Json]:
     """Yield one request per response, the samples of a prompt one after the other.
 
-    All settings of the sampling are given, since a server takes others from its model's folder.
+    All settings of the sampling are given, since a server takes others from its model's folder. No
+    token is left out: the student is trained as the whole distribution.
     """
     shared = {
         "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k or -1,
+        "top_p": 1.0,
+        "top_k": -1,
         "max_new_tokens": sampling.max_new_tokens,
         "stop_token_ids": list(sampling.stop_ids),
         "ignore_eos": not sampling.stop_ids,

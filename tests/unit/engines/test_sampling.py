@@ -7,38 +7,7 @@ import pytest
 import torch
 
 from megatron_gad.engines.base import SamplingConfig
-from megatron_gad.engines.sampling import candidates, draw, sample_tokens, uniform_draws
-
-# Probabilities 0.1, 0.4, 0.2, 0.3 of the ids 0, 1, 2, 3.
-PROBABILITIES = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
-
-
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "expected"),
-    [
-        (0, 1.0, [0.1, 0.4, 0.2, 0.3]),
-        (1, 1.0, [0.0, 0.4, 0.0, 0.0]),
-        (3, 1.0, [0.0, 0.4, 0.2, 0.3]),
-        (9, 1.0, [0.1, 0.4, 0.2, 0.3]),
-        (0, 0.01, [0.0, 0.4, 0.0, 0.0]),
-        (0, 0.65, [0.0, 0.4, 0.0, 0.3]),
-        (0, 0.75, [0.0, 0.4, 0.2, 0.3]),
-        (0, 0.95, [0.1, 0.4, 0.2, 0.3]),
-        # Of the three kept by top-k, 0.4 and 0.3 are 0.7 / 0.9 = 0.78 of what is left.
-        (3, 0.75, [0.0, 0.4, 0.0, 0.3]),
-        (3, 0.80, [0.0, 0.4, 0.2, 0.3]),
-    ],
-)
-def test_top_k_and_top_p_keep_the_hand_computed_tokens(top_k, top_p, expected):
-    kept = candidates(PROBABILITIES.log(), top_k, top_p)
-    torch.testing.assert_close(
-        kept, torch.tensor([expected], dtype=torch.float64), rtol=0, atol=1e-7
-    )
-
-
-def test_equally_likely_tokens_are_kept_by_their_ids():
-    kept = candidates(torch.full((1, 5), 0.2).log(), top_k=2, top_p=1.0)
-    assert (kept > 0).tolist() == [[True, True, False, False, False]]
+from megatron_gad.engines.sampling import draw, sample_tokens, uniform_draws
 
 
 @pytest.mark.parametrize(
@@ -60,11 +29,12 @@ def test_the_largest_uniform_number_never_draws_a_token_without_weight():
     assert drawn.tolist() == [29] * 2000
 
 
-def test_logprobs_are_of_the_tempered_softmax_before_any_filter():
+def test_tokens_and_logprobs_are_of_the_tempered_softmax():
     logits = torch.tensor([[math.log(0.1), math.log(0.4), math.log(0.2), math.log(0.3)]])
-    sampling = SamplingConfig(temperature=0.5, top_k=1)
-    ids, logprobs = sample_tokens(logits, torch.tensor([0.99], dtype=torch.float64), sampling)
-    # At temperature 1/2 the probabilities are squared: 0.16 / (0.01 + 0.16 + 0.04 + 0.09).
+    sampling = SamplingConfig(temperature=0.5)
+    # At temperature 1/2 the probabilities are squared: 0.16 / (0.01 + 0.16 + 0.04 + 0.09) of the
+    # second, which ends at 0.17 / 0.30 = 0.567; it would end at 0.5 without a temperature.
+    ids, logprobs = sample_tokens(logits, torch.tensor([0.55], dtype=torch.float64), sampling)
     assert ids.tolist() == [1]
     assert logprobs.item() == pytest.approx(math.log(0.16 / 0.30), abs=1e-6)
 
