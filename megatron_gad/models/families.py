@@ -1,37 +1,20 @@
-"""The supported model families: what differs among them, and whether a folder is one of them."""
+"""Whether a folder is of a supported model family, and what its config.json says."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from megatron_gad.models.family_table import FAMILIES, Family
 from megatron_gad.models.mixtures import Mixture, check_mixture, mixtral, qwen3_moe
 
 # The scalings that only change the frequencies: the same at every length, cosines not rescaled.
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
-@dataclass(frozen=True)
-class Family:
-    """What one model_type has that another has not; sizes are in its config.json."""
-
-    title: str
-    class_prefix: str
-    has_qkv_bias: bool
-    has_qk_norm: bool
-    read_mixture: Callable[[PretrainedConfig], Mixture] | None = None
-
-
-FAMILIES = {
-    "llama": Family("Llama 3.x", "Llama", False, False),
-    "qwen2": Family("Qwen2 and Qwen2.5", "Qwen2", True, False),
-    "qwen3": Family("Qwen3 (dense)", "Qwen3", False, True),
-    "qwen3_moe": Family("Qwen3-MoE", "Qwen3Moe", False, True, qwen3_moe),
-    "mixtral": Family("Mixtral", "Mixtral", False, False, mixtral),
-}
+# How the experts of a family are read from its config.json.
+MIXTURES = {"qwen3_moe": qwen3_moe, "mixtral": mixtral}
 
 
 def load_hf_config(folder: str | Path) -> PretrainedConfig:
@@ -66,7 +49,8 @@ def family_of(hf_config: PretrainedConfig) -> Family:
 
 def mixture_of(hf_config: PretrainedConfig) -> Mixture | None:
     """Return the experts of a model, None where it is dense."""
-    read = family_of(hf_config).read_mixture
+    family_of(hf_config)
+    read = MIXTURES.get(hf_config.model_type)
     return None if read is None else read(hf_config)
 
 

@@ -6,18 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_gad.models.family_table import FAMILIES
 from megatron_gad.planning.published import PUBLISHED, published_config
-
-# model_type -> (biases on query, key and value; norms on query and key heads).
-ATTENTION_FEATURES = {
-    "llama": (False, False),
-    "qwen2": (True, False),
-    "qwen3": (False, True),
-    "qwen3_moe": (False, True),
-    "mixtral": (False, False),
-}
-# model_type -> the key of an expert's width.
-MIXTURES = {"qwen3_moe": "moe_intermediate_size", "mixtral": "intermediate_size"}
 
 
 @dataclass(frozen=True)
@@ -147,16 +137,16 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
     Raises:
         ValueError: a size is missing, or the family or one of its options is not supported.
     """
-    model_type = config.get("model_type")
-    if model_type not in ATTENTION_FEATURES:
-        supported = ", ".join(repr(name) for name in ATTENTION_FEATURES)
+    model_type = config.get("model_type", "")
+    family = FAMILIES.get(model_type)
+    if family is None:
+        supported = ", ".join(repr(name) for name in FAMILIES)
         raise ValueError(f"model_type = {model_type!r} cannot be planned; use one of {supported}")
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise ValueError(f"{key} = True cannot be planned; only False is supported")
     num_layers, num_heads = _size(config, "num_hidden_layers"), _size(config, "num_attention_heads")
     hidden_size = _size(config, "hidden_size")
-    has_qkv_bias, has_qk_norm = ATTENTION_FEATURES[model_type]
     return ModelShape(
         model_type=model_type,
         num_layers=num_layers,
@@ -167,14 +157,18 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
         head_dim=config.get("head_dim") or hidden_size // num_heads,
         vocab_size=_size(config, "vocab_size"),
         is_tied=bool(config.get("tie_word_embeddings", False)),
-        has_qkv_bias=has_qkv_bias,
-        has_qk_norm=has_qk_norm,
-        **(_mixture_sizes(config, num_layers) if model_type in MIXTURES else {}),
+        has_qkv_bias=family.has_qkv_bias,
+        has_qk_norm=family.has_qk_norm,
+        **_mixture_sizes(config, num_layers, family.expert_width_key),
     )
 
 
-def _mixture_sizes(config: Mapping[str, Any], num_layers: int) -> dict[str, int]:
-    """Return the fields of a shape that describe its experts."""
+def _mixture_sizes(
+    config: Mapping[str, Any], num_layers: int, width_key: str | None
+) -> dict[str, int]:
+    """Return the fields of a shape that describe its experts; none without a key of their width."""
+    if width_key is None:
+        return {}
     dense = set(config.get("mlp_only_layers") or ())
     step = config.get("decoder_sparse_step", 1)
     sparse = [n for n in range(num_layers) if n not in dense and (n + 1) % step == 0]
@@ -183,7 +177,7 @@ def _mixture_sizes(config: Mapping[str, Any], num_layers: int) -> dict[str, int]
         # transformers writes the number under either name.
         "num_experts": config.get("num_local_experts") or _size(config, "num_experts"),
         "experts_per_token": _size(config, "num_experts_per_tok"),
-        "expert_ffn_size": _size(config, MIXTURES[config["model_type"]]),
+        "expert_ffn_size": _size(config, width_key),
     }
 
 

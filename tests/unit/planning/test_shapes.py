@@ -17,10 +17,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from megatron_gad.models.families import FAMILIES
 from megatron_gad.planning.layout import Layout, layout_problems, stage_parameters
 from megatron_gad.planning.published import PUBLISHED as BY_NAME
-from megatron_gad.planning.shapes import ATTENTION_FEATURES, read_shape, shape_from_config
+from megatron_gad.planning.shapes import read_shape, shape_from_config
 
 KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -158,12 +157,6 @@ def test_of_a_mixture_only_the_chosen_experts_are_multiplied() -> None:
     # Published as 3.35 B active with the embedding, which is looked up, and with norms.
     norms = 48 * (2 * 2048 + 2 * 128) + 2048
     assert shape.multiplied_parameters() == 3_353_032_704 - 151936 * 2048 - norms
-
-
-def test_the_families_have_the_features_that_the_builder_knows() -> None:
-    for model_type, family in FAMILIES.items():
-        known = ATTENTION_FEATURES[model_type]
-        assert known == (family.has_qkv_bias, family.has_qk_norm)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
