@@ -56,6 +56,11 @@ class RunConfig:
         """Whether any stage has one."""
         return any(section.uses_discriminator for section in self.stage_sections)
 
+    @property
+    def uses_engine(self) -> bool:
+        """Whether any stage samples."""
+        return any(section.uses_engine for section in self.stage_sections)
+
     def discriminator_layout(self, has_experts: bool) -> ParallelConfig:
         """Return the discriminator's layout: the student's except for the sizes of its own.
 

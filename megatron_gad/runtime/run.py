@@ -54,14 +54,8 @@ class Progress:
 class Run:
     """Everything a step works with, whichever the stage. The discriminator comes with a stage."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        parallel: Parallel,
-        watch: Watch = no_watch,
-        uses_engine: bool = True,
-    ) -> None:
-        """watch: entered for as long as a turn lasts. uses_engine: a stage samples."""
+    def __init__(self, config: RunConfig, parallel: Parallel, watch: Watch = no_watch) -> None:
+        """watch: entered for as long as a turn lasts."""
         self.config = config
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
@@ -78,7 +72,7 @@ class Run:
         self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
         record_folder = self.folder / ROLLOUTS_FOLDER if config.rollout.record else None
-        engine = _build_engine(config, parallel) if uses_engine else None
+        engine = _build_engine(config, parallel) if config.uses_engine else None
         self.sampler = Sampler(engine, self.codec, parallel, record_folder)
         if parallel.device.type == "cuda":
             self.sampler.sleep()  # a server took its memory when all was free; now models need it

@@ -31,7 +31,7 @@ def find_stage(name: str) -> type[Stage]:
 def open_run(config: RunConfig, parallel: Parallel, watch: Watch = no_watch) -> Run:
     """Build the parts of a run. Raises ValueError if its data are too few for a step."""
     planned = [find_stage(name)(config) for name in config.stages]
-    run = Run(config, parallel, watch, uses_engine=any(stage.kind.uses_engine for stage in planned))
+    run = Run(config, parallel, watch)
     problems = [problem for stage in planned for problem in stage.check_rows(len(run.prompts))]
     if problems:
         run.close()
