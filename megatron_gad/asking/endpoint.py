@@ -42,10 +42,10 @@ class Patience:
 class Target:
     """A model, where it is, and what it costs.
 
-    base_url: with the API's version: https://api.openai.com/v1.
+    base_url: URL with the API's version: https://api.openai.com/v1.
     options: further fields of each request, like temperature.
-    prompt_price: per million tokens.
-    completion_price: per million tokens.
+    prompt_price: price of a million tokens of prompts.
+    completion_price: price of a million tokens of answers.
     """
 
     base_url: str

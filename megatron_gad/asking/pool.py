@@ -30,8 +30,8 @@ class Limits:
     """How many questions are in flight, and when no more are asked.
 
     stop_after_failures: number of questions without an answer, one after another; 0: never.
-    max_cost: in the currency of the prices. Answers in flight are paid for too, so the whole can
-        cost as much more as ``concurrency`` answers.
+    max_cost: cost that ends the asking, in the currency of the prices. Answers in flight are paid
+        for too, so the whole can cost as much more as ``concurrency`` answers.
     grace_s: the longest wait for answers in flight once no more are asked.
     """
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,8 @@ def collect(
 
     Rows of out_path have the columns of ``collection.py``, and are in the order of the prompts once
     the call has returned. Rows without an answer are listed with their reason in
-    ``<out_path>.failed.jsonl``, which exists only if there are any; calling again asks them again.
+    ``<out_path>.failed.jsonl``, which exists only if there are any; calling again asks them again,
+    after all others.
 
     api_keys: one for all teachers, or one for each.
 
@@ -80,6 +81,7 @@ def collect(
     """
     config.check()
     out = Path(out_path)
+    failed_path = out.with_name(out.name + ".failed.jsonl")
     prompts, bad_prompts = read_prompts(Path(prompts_path), config.prompt_column)
     targets = config.targets(api_keys)
     models = [target.model for target in targets]
@@ -89,16 +91,15 @@ def collect(
     with ResponseFile(out, wanted) as file:
         if file.has_dropped_tail:
             logger.warning("%s: removed a half-written last line", out)
-        spent = sum(
-            targets[row.teacher].cost(stored.prompt_tokens, stored.completion_tokens)
-            for row in wanted
-            if (stored := file.rows.get(row.key))
-        )
+        spent = _spent(wanted, file, targets)
         collection = Collection(file)
+        # What failed before comes last, so that it cannot keep the rest from being asked.
+        failed_before = _read_failed(failed_path)
         missing = [row for row in wanted if row.key not in file.rows]
+        missing.sort(key=lambda row: row.key in failed_before)
         tally, retries = asyncio.run(_ask(missing, collection, targets, config, spent))
         file.put_in_order()
-    _write_reasons(out.with_name(out.name + ".failed.jsonl"), bad_prompts, tally.reasons)
+    _write_reasons(failed_path, bad_prompts, tally.reasons)
     num_without = len(tally.reasons)
     return CollectReport(
         num_rows=len(wanted) + len(bad_prompts),
@@ -115,6 +116,15 @@ def collect(
         cost=tally.cost - spent,
         seconds=time.perf_counter() - start,
         stopped=tally.stopped,
+    )
+
+
+def _spent(wanted: Sequence[WantedRow], file: ResponseFile, targets: Sequence[Target]) -> float:
+    """Return what the rows in the file have cost."""
+    return sum(
+        targets[row.teacher].cost(stored.prompt_tokens, stored.completion_tokens)
+        for row in wanted
+        if (stored := file.rows.get(row.key))
     )
 
 
@@ -150,6 +160,17 @@ async def _ask(
         pool = Pool(config.limits, collection.keep, show, spent)
         await pool.run(Question(row.key, row.messages, endpoints[row.teacher]) for row in missing)
         return pool.tally, retries()
+
+
+def _read_failed(path: Path) -> set[RowKey]:
+    """Return the rows that the last run listed; lines that are none are left out."""
+    failed: set[RowKey] = set()
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            row = json.loads(line)
+            failed.add(RowKey(row["id"], row["answer"]))
+    return failed
 
 
 def _write_reasons(

@@ -23,27 +23,27 @@ class CollectConfig:
     """Whom to ask, and how. Several URLs or models are a mixture of teachers.
 
     Attributes:
-        base_url: of the endpoint, with its version: https://api.openai.com/v1. One for all
+        base_url: URL of the endpoint, with its version: https://api.openai.com/v1. One for all
             teachers, or one for each, as with model, weights and the prices.
         model: name of the teacher at the endpoint; kept in every row.
-        weights: how often each teacher is asked, relative to the others.
-        seed: of the draw that gives each row its teacher.
+        weights: share of the rows that each teacher gets, relative to the others.
+        seed: seed of the draw that gives each row its teacher.
         num_answers: responses to collect for each prompt, a row each.
         concurrency: questions in flight.
-        stream: ask for a stream, which some models insist on.
-        temperature: of the sampling; without it the endpoint decides.
+        stream: whether to ask for a stream, which some models insist on.
+        temperature: temperature of the sampling; without it the endpoint decides.
         max_tokens: cap of a response; without it the endpoint decides.
         extra_body: JSON object with further fields of every request; null takes a field away.
         retries: further attempts after a rate limit, a server error, a timeout, a lost connection
             or a reply that cannot be read.
         first_wait_s: wait before the first retry; doubles with each, up to a minute.
-        timeout_s: for the whole of one attempt.
-        stop_after_failures: give up when this many rows, one after another, have no response;
-            0: never.
+        timeout_s: longest time for one attempt, from the connection to the last byte.
+        stop_after_failures: number of rows without a response, one after another, that ends the
+            asking; 0: none.
         prompt_column: column with the messages, or with a string that is one user message.
-        prompt_price: per million tokens, for the cost.
-        completion_price: per million tokens, for the cost.
-        max_cost: ask no more once the rows of the file and all answers of this call cost this much.
+        prompt_price: price of a million tokens of prompts.
+        completion_price: price of a million tokens of responses.
+        max_cost: cost of the rows in the file and of all answers of this call that ends the asking.
         show_progress: a progress bar on stderr.
     """
 

@@ -132,6 +132,10 @@ LISTED = {
         ok({"error": {"message": "too long", "code": 400}}),
         "error 400 with status 200: too long",
     ),
+    "refusal with status 200 and no number": (
+        ok({"error": {"message": "too long", "type": "invalid_request_error"}}),
+        "error with status 200: too long",
+    ),
     "error beside choices": (
         ok(completion("x", error={"message": "broke", "code": "server_error"})),
         "error with status 200: broke, after 1 retries",

@@ -205,6 +205,23 @@ def test_a_folder_that_is_gone_ends_the_asking_with_one_message(tmp_path: Path) 
     assert not folder.exists()
 
 
+def test_rows_that_fail_cannot_keep_the_others_from_being_asked(tmp_path: Path) -> None:
+    write_prompts(tmp_path, 6)
+
+    def answer(body: dict[str, Any], attempt: int) -> Reply:
+        is_bad = body["messages"][-1]["content"] in ("ask 0", "ask 1", "ask 2")
+        return ok(completion("" if is_bad else "x"))
+
+    with hostile_teacher(answer) as teacher:
+        limits: dict[str, Any] = {"concurrency": 1, "stop_after_failures": 2}
+        first = run(tmp_path, [teacher.base_url], **limits)
+        assert (first.num_collected, first.num_empty, first.num_not_asked) == (0, 2, 4)
+        second = run(tmp_path, [teacher.base_url], **limits)
+    assert (second.num_collected, second.num_empty, second.num_not_asked) == (3, 3, 0)
+    asked = [body["messages"][-1]["content"] for body in teacher.bodies]
+    assert asked == [f"ask {n}" for n in (0, 1, 2, 3, 4, 5, 0, 1)]
+
+
 def test_bad_prompts_are_listed_and_the_others_asked(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"content": "a"}\n{"content": 3}\n{"content": "b"}\n')
     with hostile_teacher(answer_well) as teacher:
