@@ -105,8 +105,9 @@ class Pool(Generic[Key]):
             raise
         finally:
             await _end(workers)
-        for worker in workers:
-            error = None if worker.cancelled() else worker.exception()
+        # All are looked at, since asyncio reports an error that nobody looks at.
+        errors = [worker.exception() for worker in workers if not worker.cancelled()]
+        for error in errors:
             if error is not None and not isinstance(error, _Stopped):
                 raise error
 
