@@ -1,7 +1,9 @@
 """What a folder's tokenizer makes of texts, and rules for it."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from transformers import PretrainedConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.data.chat import ChatCodec, load_tokenizer
 from megatron_gad.models.hf_headers import is_pointer
+from megatron_gad.types import Prompt
 
 # One of these makes a tokenizer that transformers can load.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -21,6 +24,7 @@ SAMPLE_TEXTS = (
     "def add(a, b):\n    return a + b\n\n\n# white  space\tcounts",
 )
 OWN_TOKENS = 64  # of the vocabulary, in the text that is made of them
+CHECKED_ROWS = 16  # of a data set
 SHOWN_IDS = 12
 SHOWN_CHARACTERS = 60
 
@@ -133,28 +137,50 @@ def check_alike(
             return
 
 
+def check_texts(codec: ChatCodec, prompts: Sequence[Prompt]) -> Iterator[str]:
+    """Yield the first response of a data set's first rows that the student's ids do not spell.
+
+    White space, case and forms of Unicode are the tokenizer's business: many change them. A
+    response whose reasoning is stripped comes back without its beginning.
+    """
+    for prompt in prompts[:CHECKED_ROWS]:
+        text, back = (
+            _bare(each) for each in (prompt.teacher_text, codec.decode_response(prompt.teacher_ids))
+        )
+        if text and not prompt.teacher_truncated and not (back and text.endswith(back)):
+            ids = prompt.teacher_ids
+            yield (
+                f"row {prompt.index}: the response {_shown(prompt.teacher_text)} becomes "
+                f"{_ids_shown(ids)}, which reads {_shown(codec.decode_response(ids))}; the "
+                "student's tokenizer does not know this text: use a model whose tokenizer does, or "
+                "other data"
+            )
+            return
+
+
 def describe_reading(found: FoundTokenizer) -> str:
     """Return what differs between tokenizer.json and what transformers makes of it, if anything."""
     for text in _samples(found):
         stored, ids = _stored_ids(found, text), _ids(found, text)
         if stored is not None and stored != ids:
+            start = next(n for n, pair in enumerate(zip_longest(ids, stored)) if len({*pair}) > 1)
             return (
-                f"transformers reads {_shown(text)} as {_ids_shown(ids)}, and tokenizer.json by "
-                f"itself as {_ids_shown(stored)}: a server that goes by the file gives the student "
-                "other ids than it is trained on"
+                f"transformers reads {_shown(text)} with {_ids_shown(ids[start:])} at token "
+                f"{start + 1}, and tokenizer.json by itself with {_ids_shown(stored[start:])}: a "
+                "server that goes by the file gives the student other ids than it is trained on"
             )
     return ""
 
 
 def _samples(found: FoundTokenizer) -> Iterator[str]:
-    """Yield the texts to compare readings on; the first is made of the tokenizer's own tokens."""
+    """Yield the texts to compare readings on; the last is made of the tokenizer's own tokens."""
+    yield from SAMPLE_TEXTS
     stored = found.stored
     if stored is not None:
         ids = sorted(set(stored.get_vocab().values()) - stored.get_added_tokens_decoder().keys())
         some = ids[:: max(1, len(ids) // OWN_TOKENS)]
         # Tokens can be parts of characters.
         yield stored.decode(some).replace("\ufffd", "")
-    yield from SAMPLE_TEXTS
 
 
 def _is_lost(found: FoundTokenizer, text: str) -> bool:
@@ -187,6 +213,12 @@ def _template_tokens(tokenizer: Any) -> dict[str, int]:
     template = str(tokenizer.chat_template)
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     return {token: number for token, number in added.items() if token in template}
+
+
+def _bare(text: str) -> str:
+    """Return a text without what tokenizers change on purpose."""
+    kept = (each for each in unicodedata.normalize("NFKC", text) if not each.isspace())
+    return "".join(x for x in kept if not unicodedata.category(x).startswith("C")).casefold()
 
 
 def _shown(text: str) -> str:

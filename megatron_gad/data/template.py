@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import jinja2.ext
@@ -16,10 +17,12 @@ MARKER = "RESPONSE-MARKER"  # stands for the text of a turn; occurs in no templa
 # Templates that put today's date into the system turn would give other prompt ids tomorrow, and so
 # break a resumed run. This is the day that the Llama 3 templates fall back to by themselves.
 TEMPLATE_DATE = "26 Jul 2024"
+CLOCK = "strftime_now"  # a function that transformers gives to templates
+CODES = ("%d", "%-d", "%m", "%-m", "%B", "%b", "%Y", "%y", "%A", "%a", "%H", "%M", "%S")
 # What every template is given, whatever the settings.
 GIVEN = {
     *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
-    *("raise_exception", "strftime_now", "tokenize", "chat_template"),
+    *("raise_exception", CLOCK, "tokenize", "chat_template"),
 }
 SWITCH = "enable_thinking"  # of Qwen3 and others after it; true unless it is given
 CALLS = ("tool_calls", "function_call")  # keys of a turn that say something beside its content
@@ -47,6 +50,7 @@ class ChatTemplate:
         self._check_arguments(arguments, read)
         self.unused_switch = SWITCH if SWITCH in read and SWITCH not in arguments else ""
         self._arguments = {"date_string": TEMPLATE_DATE} | arguments
+        self._text = _with_fixed_clock(tokenizer.chat_template)
         self._losses: dict[tuple[Any, ...], str] = {}
         asked = self.render([{"role": "user", "content": MARKER}])
         _, _, before_response = asked.rpartition(MARKER)
@@ -72,6 +76,7 @@ class ChatTemplate:
             return self._tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
+                chat_template=self._text,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **self._arguments,
@@ -158,3 +163,12 @@ class ChatTemplate:
                 raise ValueError(f"the chat template is not valid jinja: {error}") from error
             names |= jinja2.meta.find_undeclared_variables(parsed)
         return names
+
+
+def _with_fixed_clock(written: Any) -> str | None:
+    """Return a template with a clock of its own that stands still; None for one without a clock."""
+    if not isinstance(written, str) or CLOCK not in written:
+        return None
+    day = datetime.strptime(TEMPLATE_DATE, "%d %b %Y")
+    replaced = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in CODES)
+    return f"{{% macro {CLOCK}(form) %}}{{{{ form{replaced} }}}}{{% endmacro +%}}{written}"

@@ -14,6 +14,7 @@ from megatron_gad.models.hub import with_model_names
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
+from megatron_gad.planning.preview import describe_reading_of
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.training.settings import TrainerSettings
 
@@ -36,13 +37,8 @@ def describe_run(
         *_layout_lines(config, world_size),
         *_model_lines(config),
     ]
-    num_prompts = None
-    for title, path in (("data", config.data.path), ("held out", config.data.eval_path)):
-        if path:
-            held_out = title != "data"
-            (text, *notes), count = _describe_data(config, path, held_out)
-            lines += [_line(title, text), *(_line("", note) for note in notes)]
-            num_prompts = count if title == "data" else num_prompts
+    data, num_prompts = _data_lines(config)
+    lines += data
     reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
     lines.append(_line("residency", reason))
     lines += [_line("", text) for text in held]
@@ -117,15 +113,26 @@ def _describe_model(path: str, is_scorer: bool) -> str:
     )
 
 
-def _describe_data(config: RunConfig, path: str, held_out: bool) -> tuple[list[str], int | None]:
-    """Return what is in a data set, a fact a line, and how many prompts if that is known."""
-    if path.startswith(HUB):
-        return [f"{path}: downloaded when the run starts"], None
+def _data_lines(config: RunConfig) -> tuple[list[str], int | None]:
+    """Return what is in the data and how the first row is read, and how many prompts if known."""
+    lines: list[str] = []
+    num_prompts = None
     codec = ChatCodec.from_config(config.student.path, config.data)
-    loaded = load_prompts(config.data, codec, path, held_out)
-    found = ", ".join(f"{name} {number:,}" for name, number in loaded.counts.items() if number)
-    warnings = [f"warning: {warning}" for warning in loaded.warnings]
-    return [f"{path}: {found}", *loaded.notes, *warnings], loaded.counts["num_prompts"]
+    for title, path in (("data", config.data.path), ("held out", config.data.eval_path)):
+        if path.startswith(HUB):
+            lines.append(_line(title, f"{path}: downloaded when the run starts"))
+        elif path:
+            loaded = load_prompts(config.data, codec, path, held_out=title != "data")
+            counts = loaded.counts.items()
+            found = ", ".join(f"{name} {number:,}" for name, number in counts if number)
+            warnings = [f"warning: {warning}" for warning in loaded.warnings]
+            lines.append(_line(title, f"{path}: {found}"))
+            lines += [_line("", note) for note in (*loaded.notes, *warnings)]
+            if title == "data":
+                num_prompts = loaded.counts["num_prompts"]
+                seen = describe_reading_of(config.student.path, codec, loaded.prompts)
+                lines += [_line(*each) for each in seen]
+    return lines, num_prompts
 
 
 def _describe_stage(config: RunConfig, section: StageSection, num_prompts: int | None) -> str:

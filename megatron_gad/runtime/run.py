@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
+from megatron_gad.checks.tokenizer import check_texts
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.chat import ChatCodec
@@ -180,6 +181,8 @@ def _load(
 ) -> tuple[Prompt, ...]:
     path = config.data.eval_path if held_out else config.data.path
     loaded = load_prompts(config.data, codec, path, held_out)
+    for problem in check_texts(codec, loaded.prompts):
+        raise ValueError(f"{path}: {problem}")
     if is_writer:
         counts = ", ".join(f"{name} {count}" for name, count in loaded.counts.items())
         for note in (counts, *loaded.notes):

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -11,8 +12,15 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_gad.checks.found import read_models
 from megatron_gad.checks.run import check_config
-from megatron_gad.checks.tokenizer import FoundTokenizer, check_alike, describe_reading
+from megatron_gad.checks.tokenizer import (
+    FoundTokenizer,
+    check_alike,
+    check_texts,
+    describe_reading,
+)
 from megatron_gad.config.run import RunConfig
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.types import Prompt
 from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 from tests.tiny_tokenizer import make_tokenizer
@@ -94,6 +102,46 @@ def test_other_ids_that_give_the_text_back_are_told(tmp_path: Path) -> None:
     told = describe_reading(rebuilt)
     assert told.startswith("transformers reads '") and "gives the student other ids" in told
     assert describe_reading(tokenizer_of(tmp_path / "qwen3", "qwen3")) == ""
+
+
+def codec_of_words(folder: Path, reasoning: Literal["keep", "strip"] = "keep") -> ChatCodec:
+    """Return what reads and writes by words alone."""
+    make_hf_folder(folder, "qwen3", vocab_size=384)
+    make_word_tokenizer(folder)
+    return ChatCodec.from_folder(folder, 64, 4, reasoning=reasoning)
+
+
+def row(codec: ChatCodec, text: str) -> Prompt:
+    """Return a row of a data set with a response."""
+    ids, is_cut = codec.encode_response(text)
+    return Prompt(7, ({"role": "user", "content": "w1"},), text, (4,), ids, is_cut)
+
+
+def test_responses_that_the_tokenizer_does_not_know_are_refused(tmp_path: Path) -> None:
+    codec = codec_of_words(tmp_path)
+    good = row(codec, " w1  w2\n")  # comes back with other white space
+    cut = row(codec, "w1 w2 w3 w4 w5 w6")
+    assert list(check_texts(codec, [good, cut])) == []
+    unknown = row(codec, "w1 northwest")
+    (problem,) = check_texts(codec, [good, unknown, unknown])
+    assert problem.startswith(
+        "row 7: the response 'w1 northwest' becomes [4, 2, 1], which reads 'w1 <unk>'; the "
+        "student's tokenizer does not know this text"
+    )
+    assert list(check_texts(codec, [good] * 16 + [unknown])) == []
+
+
+def test_a_response_without_ids_is_refused(tmp_path: Path) -> None:
+    make_hf_folder(tmp_path, vocab_size=384)
+    make_word_tokenizer(tmp_path)
+    codec = ChatCodec.from_folder(tmp_path, 64, 8)
+    (problem,) = check_texts(codec, [row(codec, "w1 w2")])
+    assert "'w1 w2' becomes [1], which reads ''" in problem
+
+
+def test_stripped_reasoning_is_no_lost_text(tmp_path: Path) -> None:
+    codec = codec_of_words(tmp_path, "strip")
+    assert list(check_texts(codec, [row(codec, "<think> hm </think> w1 w2")])) == []
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,18 @@ def test_the_date_of_a_template_does_not_change_the_prompt_from_day_to_day(tmp_p
     assert codec.render_prompt([{"role": "user", "content": "hi"}]) == "26 Jul 2024 hi"
 
 
+def test_the_clock_of_a_template_stands_still(tmp_path: Path) -> None:
+    """Templates of SmolLM3 and Mistral ask it in any case."""
+    tokenizer = make_tokenizer(tmp_path, "qwen")
+    template = (
+        "\n{%- set today = strftime_now('%A, %-d %B %Y, %m/%y') %}"
+        "{{ today if strftime_now is defined }} {{ messages[0].content }}"
+    )
+    codec = write(tmp_path, tokenizer, template)
+    prompt = codec.render_prompt([{"role": "user", "content": "hi"}])
+    assert prompt == "Friday, 26 July 2024, 07/24 hi"
+
+
 def test_a_refusal_of_the_template_is_a_value_error(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path, "qwen")
     template = (

@@ -1,11 +1,14 @@
 """The command's dry run and the plan that it prints."""
 
+import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import to_toml
@@ -55,6 +58,40 @@ def test_the_plan_tells_a_layout_of_the_discriminators_own(good: RunConfig) -> N
     plan = describe_run(config, world_size=8)
     assert "TP 2 x PP 1 x DP 4" in plan
     assert "of the discriminator: TP 1 x PP 1 x DP 8" in plan
+
+
+def test_the_plan_shows_the_first_row_as_the_models_read_it(good: RunConfig) -> None:
+    """The prompt, the teacher's response and what ends it, token by token."""
+    plan = [line.strip() for line in describe_run(good, world_size=1).splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(good.student.path)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "face west"}], tokenize=False, add_generation_prompt=True
+    )
+    start = plan.index("first prompt   28 tokens:") + 1
+    end = plan.index("first response 3 tokens:")
+    shown = "".join(plan[start:end]).replace("|<|", "\0<|").replace("|>|", "|>\0")
+    shown = re.sub(r"(?<!<)\|(?!>)", "", shown).replace("\0", "").replace(r"\n", "\n")
+    assert shown.replace(" ", "") == prompt.replace(" ", "")
+    assert plan[end + 1] == "w|est|<|im_end|>"
+    assert plan[end + 2].startswith("discriminator  reads the two behind each other, 31 tokens;")
+    # The model's generation_config.json names id 1.
+    assert "ends with      '<|im_end|>' (2); sampling also stops at '<|im_start|>' (1)" in plan
+
+
+def test_a_long_row_is_shown_by_its_ends(good: RunConfig, tmp_path: Path) -> None:
+    data = tmp_path / "long.jsonl"
+    words = " ".join(f"x{number}" for number in range(40))
+    data.write_text(json.dumps({"content": "face west", "teacher_response": words}) + "\n")
+    long = replace(good.data, path=str(data), max_response_tokens=200)
+    prompt = replace(good, data=replace(long, max_prompt_tokens=50))
+    plan = describe_run(prompt, world_size=1)
+    ids = AutoTokenizer.from_pretrained(good.student.path)(words)["input_ids"]
+    assert f"first response {len(ids) + 1} tokens:" in plan
+    assert f"|... {len(ids) + 1 - 40 - 16} more ...|" in plan.replace("\n" + " " * 17, "")
+    assert "<|im_end|>\n" in plan
+    assert (
+        max(map(len, plan.split("first response")[1].split("discriminator")[0].splitlines())) < 120
+    )
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
