@@ -5,8 +5,9 @@ from typing import Literal
 
 WeightTransport = Literal["auto", "tensor", "broadcast", "disk"]
 # Nats between engine and trainer on a sampled token beyond which more than the rounding of bf16 is
-# at work; in fp32 the first bound of a run.
-BF16_GAP_ALARM, FP32_GAP_BOUND = 0.5, 1e-3
+# at work; in fp32 the first bound of a run. Of 1,000 tokens of SmolLM2-135M, which has 30 layers,
+# the worst is off by 0.3 to 0.8 in bf16, and by 2e-5 in fp32.
+BF16_GAP_ALARM, FP32_GAP_BOUND = 2.0, 1e-3
 ArgumentValue = bool | int | float | str | list[bool | int | float | str]
 
 

@@ -93,7 +93,7 @@ def test_the_bound_of_the_engine_gap_depends_on_precision(tmp_path):
     assert (finding.level, finding.value) == ("watch", "2 x the bound")
     (tmp_path / "config.toml").write_text("[compute]\nbf16 = true\n")
     (finding,) = (f for f in assess(read_run(tmp_path)) if f.title == title)
-    assert (finding.level, finding.value) == ("healthy", "0.004 x the bound")
+    assert (finding.level, finding.value) == ("healthy", "0.001 x the bound")
 
 
 @pytest.mark.parametrize(("num_steps", "level"), [(40, "healthy"), (100, "watch"), (200, "act")])

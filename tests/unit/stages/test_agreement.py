@@ -131,9 +131,9 @@ def test_without_a_bound_a_large_gap_is_warned_of(
     assert batch.rollout_logprobs is not None
     both.gap(batch, bound=0.0)
     assert caplog.text == ""
-    gap = both.gap(replace(batch, rollout_logprobs=batch.rollout_logprobs - 0.75), bound=0.0)
-    assert gap == pytest.approx(0.75, abs=1e-4)
-    assert "disagree by 0.75 nats" in caplog.text
+    gap = both.gap(replace(batch, rollout_logprobs=batch.rollout_logprobs - 2.5), bound=0.0)
+    assert gap == pytest.approx(2.5, abs=1e-4)
+    assert "disagree by 2.5 nats" in caplog.text
 
 
 def test_the_mean_gap_is_over_the_sampled_tokens(both: Both) -> None:
