@@ -1,6 +1,6 @@
 """Rows of (conversation, teacher response) as prompts of token ids; what is dropped is counted."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,34 +33,34 @@ class LoadedPrompts:
     notes: how the rows were read. warnings: what is wrong with some of them.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
     counts: dict[str, int]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def load_prompts(
-    config: DataConfig, codec: ChatCodec, path: str, held_out: bool = False
+    config: DataConfig,
+    codec: ChatCodec,
+    path: str,
+    held_out: bool = False,
+    keep: Callable[[Iterator[Prompt]], Sequence[Prompt]] = tuple,
 ) -> LoadedPrompts:
     """Read, check and tokenise all rows of a data set.
 
     Blank responses, those that failed or call tools, blank prompts, prompts over
     ``codec.max_prompt_tokens``, conversations that end with an assistant turn and those the
-    template refuses are dropped and counted. Rows are streamed: what is held are the results and
-    one chunk.
+    template refuses are dropped and counted. Rows are streamed: what is held is one
+    chunk, besides what is kept.
 
     path: as ``DataConfig.path``. held_out: of a folder, read the files that are named so, which
-    are otherwise left out.
+    are otherwise left out. keep: takes all prompts, one by one, and returns them.
     Raises ValueError, once for all rows, when the data cannot be read as it stands, naming file,
     row and remedy, and when no row is left.
     """
     tally = Tally()
-    prompts: list[Prompt] = []
     rows = read_candidates(_rows(config, path, held_out), config, codec, tally)
-    for chunk in _chunks(rows):
-        if tally.problems.count == 0:  # else the run ends anyway, once all problems are known
-            prompts.extend(_tokenised(chunk, codec, tally.counts))
-    tally.problems.raise_if_any(path)
+    prompts = keep(_prompts(rows, codec, tally, path))
     tally.counts["num_prompts"] = len(prompts)
     if not prompts:
         raise ValueError(_no_usable_row(config, codec, path, tally))
@@ -68,7 +68,16 @@ def load_prompts(
     notes = data_notes(tally, Path(path) if is_local else None, held_out)
     warnings = data_warnings(tally, "" if held_out else path)
     warnings += find_marks(prompts, tally.counts, codec)
-    return LoadedPrompts(tuple(prompts), tally.counts, notes, warnings)
+    return LoadedPrompts(prompts, tally.counts, notes, warnings)
+
+
+def _prompts(
+    rows: Iterable[Candidate], codec: ChatCodec, tally: Tally, path: str
+) -> Iterator[Prompt]:
+    for chunk in _chunks(rows):
+        if tally.problems.count == 0:  # else the run ends anyway, once all problems are known
+            yield from _tokenised(chunk, codec, tally.counts)
+    tally.problems.raise_if_any(path)
 
 
 def _no_usable_row(config: DataConfig, codec: ChatCodec, path: str, tally: Tally) -> str:

@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from megatron_gad.checks.tokenizer import check_texts
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.chat import ChatCodec
-from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.order import PromptOrder, State
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
@@ -22,6 +20,7 @@ from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
+from megatron_gad.runtime.run_prompts import load_run_prompts
 from megatron_gad.runtime.sampler import Ahead, Sampler
 from megatron_gad.runtime.turns import Turns, Watch, no_watch
 from megatron_gad.training.parallel import Parallel, add_layout
@@ -64,12 +63,8 @@ class Run:
         self._lock = RunFolderLock(self.folder, parallel)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
         self.codec = ChatCodec.from_config(config.student.path, config.data)
-        self.prompts = _load(config, self.codec, parallel.is_writer)
-        self.eval_prompts = (
-            _load(config, self.codec, parallel.is_writer, held_out=True)
-            if config.data.eval_path
-            else ()
-        )
+        self.prompts = load_run_prompts(config, self.codec, parallel)
+        self.eval_prompts = load_run_prompts(config, self.codec, parallel, held_out=True)
         self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
         record_folder = self.folder / ROLLOUTS_FOLDER if config.rollout.record else None
@@ -174,22 +169,6 @@ class Run:
 
     def _share(self, rows: list[int]) -> list[Prompt]:
         return [self.prompts[row] for row in self.parallel.share(rows)]
-
-
-def _load(
-    config: RunConfig, codec: ChatCodec, is_writer: bool, held_out: bool = False
-) -> tuple[Prompt, ...]:
-    path = config.data.eval_path if held_out else config.data.path
-    loaded = load_prompts(config.data, codec, path, held_out)
-    for problem in check_texts(codec, loaded.prompts):
-        raise ValueError(f"{path}: {problem}")
-    if is_writer:
-        counts = ", ".join(f"{name} {count}" for name, count in loaded.counts.items())
-        for note in (counts, *loaded.notes):
-            logger.info("%s: %s", path, note)
-        for warning in loaded.warnings:
-            logger.warning("%s: %s", path, warning)
-    return loaded.prompts
 
 
 def _build_student(config: RunConfig, parallel: Parallel, settings: TrainerSettings) -> Trainer:

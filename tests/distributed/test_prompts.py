@@ -1,0 +1,40 @@
+"""One rank reads and tokenises for all; what is wrong with the data is an error on all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_gad.config.toml import to_toml
+from megatron_gad.data.cache import MIN_BYTES
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.dataset import load_prompts
+from tests.distributed import prompts_worker
+from tests.ranks import run_on_ranks
+from tests.tiny_run import make_run
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_all_ranks_have_the_prompts_that_one_alone_reads(tmp_path: Path, is_large: bool) -> None:
+    config = make_run(tmp_path)
+    padding = "x" * (MIN_BYTES // 10 if is_large else 0)
+    rows: list[dict[str, Any]] = [
+        {"content": f"question {n}", "teacher_response": f"answer {n}", "id": padding}
+        for n in range(10)
+    ]
+    data = Path(config.data.path)
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    run_on_ranks(prompts_worker.main, 2, tmp_path, False)
+    codec = ChatCodec.from_config(config.student.path, config.data)
+    expected = load_prompts(config.data, codec, config.data.path).prompts
+    for mine in torch.load(tmp_path / "results.pt", weights_only=False):
+        assert mine == {"is_stored": is_large, "prompts": expected, "held_out": ()}
+
+    data.write_text(data.read_text() + "[1]\n")
+    run_on_ranks(prompts_worker.main, 2, tmp_path, True)
+    first, second = torch.load(tmp_path / "results.pt", weights_only=False)
+    assert first == second
+    assert "row 11: is a JSON list; every line has to be one JSON object" in first["error"]
