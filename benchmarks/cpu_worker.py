@@ -51,7 +51,9 @@ def trainer_step(
 
 def transformers_step(folder: Path, batch: Batch) -> Step:
     """Return the same step with transformers and torch alone."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=False, dtype=torch.float32
+    )
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]

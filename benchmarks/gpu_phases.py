@@ -94,7 +94,7 @@ class Stopwatch:
 def random_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield weights of a folder's shape as a new model has them, and no model's in particular."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_hf_config(folder))
+        model = AutoModelForCausalLM.from_config(load_hf_config(folder), trust_remote_code=False)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator)

@@ -80,7 +80,9 @@ def measure(size: Size, num_swaps: int, python: str) -> Swaps:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
         size.save(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, dtype=torch.bfloat16
+        )
         weights = [(name, tensor.detach()) for name, tensor in model.named_parameters()]
         flat = torch.cat([tensor.flatten() for _, tensor in weights])
         target = torch.empty_like(flat)

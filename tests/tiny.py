@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2Config,
@@ -27,8 +29,15 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1_000_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
@@ -55,8 +64,9 @@ def make_hf_folder(
 
     Args:
         path: the folder to write.
-        family: "llama" (with llama3 rope scaling), "qwen2", "qwen3" (head_dim 24, not 32 / 4), or
-            with two of four experts for a token "qwen3_moe" and "mixtral".
+        family: "llama" (with llama3 rope scaling), "mistral" (without a window), "qwen2", "qwen3"
+            (head_dim 24, not 32 / 4), or with two of four experts for a token "qwen3_moe" and
+            "mixtral".
         vocab_size: rows of the embedding; 97 is divisible by no tensor parallel size.
         tie: whether the output layer is the embedding.
         seed: of the weights; norms and biases are random too, so that no mistake hides in a one.
@@ -75,6 +85,8 @@ def make_hf_folder(
         shape["head_dim"] = 24
     if family == "qwen3_moe":
         shape |= QWEN3_MOE
+    if family == "mistral":
+        shape |= {"head_dim": 8, "sliding_window": None}
     if family == "mixtral":
         shape["num_local_experts"] = 4
     if family == "llama":

@@ -20,7 +20,9 @@ def build_module(hf_folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     config = load_hf_config(hf_folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
     return model.requires_grad_(False).eval()
 
 

@@ -19,7 +19,13 @@ from transformers import PretrainedConfig
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.models.families import family_of, head_dim, inverse_frequencies, mixture_of
+from megatron_gad.models.families import (
+    family_of,
+    head_dim,
+    inverse_frequencies,
+    mixture_of,
+    softmax_scale,
+)
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.models.layers import local_block_spec
 from megatron_gad.models.layout_rules import layer_problems, shape_problems, size_problems
@@ -121,6 +127,7 @@ def transformer_config(
         qk_layernorm=family.has_qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        softmax_scale=softmax_scale(hf_config),
         bias_activation_fusion=False,
         perform_initialization=False,
         cuda_graph_scope=[],

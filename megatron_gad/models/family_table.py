@@ -20,6 +20,7 @@ class Family:
 
 FAMILIES = {
     "llama": Family("Llama 3.x", "Llama", False, False),
+    "mistral": Family("Mistral", "Mistral", False, False),
     "qwen2": Family("Qwen2 and Qwen2.5", "Qwen2", True, False),
     "qwen3": Family("Qwen3 (dense)", "Qwen3", False, True),
     "qwen3_moe": Family("Qwen3-MoE", "Qwen3Moe", False, True, "moe_intermediate_size"),

@@ -16,6 +16,7 @@ from megatron_gad.models.families import load_hf_config
 from megatron_gad.training.conversion import build_chunks
 from megatron_gad.training.parallel import Parallel
 
+LOADED: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
 NUM_ROWS, NUM_TOKENS = 2, 32
 # Of the largest output. Rounding alone stays far below; a wrong weight is at the order of 1.
 TOLERANCE = 1e-4
@@ -111,7 +112,7 @@ def _all_columns(output: Tensor) -> Tensor:
 def _outputs_of_transformers(hf_folder: Path, model: ModelName, tokens: Tensor) -> Tensor:
     """Return [B, T, V] logits or [B, T] scores, float32."""
     if model == "student":
-        return AutoModelForCausalLM.from_pretrained(hf_folder, dtype=torch.float32)(tokens).logits
-    scorer = AutoModelForSequenceClassification.from_pretrained(hf_folder, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(hf_folder, **LOADED)(tokens).logits
+    scorer = AutoModelForSequenceClassification.from_pretrained(hf_folder, **LOADED)
     # Its own forward scores one token of a row only.
     return scorer.score(scorer.base_model(tokens)[0]).squeeze(-1)

@@ -18,12 +18,17 @@ from megatron_gad.models.build import (
 )
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from tests.tiny import hub_tensors, make_hf_folder
+from tests.tiny import YARN_ROPE, hub_tensors, make_hf_folder
 
 MODELS = [
     ("llama", {}),
     ("llama", {"tie": True, "num_key_value_heads": 4}),
+    ("mistral", {}),
+    ("mistral", {"head_dim": 24, "num_key_value_heads": 1, "sliding_window": 64}),
+    ("mistral", {"rope_parameters": YARN_ROPE}),
     ("qwen2", {}),
+    ("qwen2", {"rope_parameters": YARN_ROPE}),
+    ("qwen2", {"rope_parameters": {**YARN_ROPE, "attention_factor": 0.7, "beta_fast": 2.0}}),
     ("qwen2", {"tie": True}),
     ("qwen3", {}),
     ("qwen3", {"num_key_value_heads": 1}),

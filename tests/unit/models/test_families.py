@@ -8,8 +8,13 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from megatron_gad.models.families import head_dim, inverse_frequencies, load_hf_config
-from tests.tiny import CLASSES, LLAMA3_ROPE, make_hf_folder
+from megatron_gad.models.families import (
+    head_dim,
+    inverse_frequencies,
+    load_hf_config,
+    softmax_scale,
+)
+from tests.tiny import CLASSES, LLAMA3_ROPE, YARN_ROPE, make_hf_folder
 
 
 def config_folder(path: Path, family: str, **fields: object) -> Path:
@@ -20,7 +25,7 @@ def config_folder(path: Path, family: str, **fields: object) -> Path:
 
 @pytest.mark.parametrize(
     ("family", "width"),
-    [("llama", 8), ("qwen2", 8), ("qwen3", 24), ("qwen3_moe", 24), ("mixtral", 8)],
+    [("llama", 8), ("mistral", 8), ("qwen2", 8), ("qwen3", 24), ("qwen3_moe", 24), ("mixtral", 8)],
 )
 def test_each_family_is_recognised(tmp_path: Path, family: str, width: int) -> None:
     config = load_hf_config(make_hf_folder(tmp_path, family))
@@ -53,6 +58,7 @@ def test_llama3_scaling_slows_the_long_waves_only(tmp_path: Path) -> None:
         {"rope_type": "default", "rope_theta": 5e5},
         {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
         LLAMA3_ROPE,
+        YARN_ROPE,
     ],
     ids=lambda rope: rope["rope_type"],
 )
@@ -60,9 +66,37 @@ def test_llama3_scaling_slows_the_long_waves_only(tmp_path: Path) -> None:
 def test_frequencies_are_those_of_the_model_of_transformers(
     tmp_path: Path, family: str, rope: dict[str, Any]
 ) -> None:
-    config = load_hf_config(make_hf_folder(tmp_path, family, rope_parameters=rope))
+    # Without a width of heads in its config transformers builds no Mixtral with yarn.
+    width: dict[str, Any] = {"head_dim": 8} if family == "mixtral" else {}
+    config = load_hf_config(make_hf_folder(tmp_path, family, rope_parameters=rope, **width))
     model = CLASSES[family][1](config)
-    assert torch.equal(inverse_frequencies(config), model.model.rotary_emb.inv_freq)
+    rotary = model.model.rotary_emb
+    assert torch.equal(inverse_frequencies(config), rotary.inv_freq)
+    scale = softmax_scale(config) or head_dim(config) ** -0.5
+    assert scale == pytest.approx(rotary.attention_scaling**2 * head_dim(config) ** -0.5)
+
+
+def test_yarn_scales_the_scores_by_the_logarithm_of_its_factor(tmp_path: Path) -> None:
+    config = load_hf_config(config_folder(tmp_path, "qwen2", rope_parameters=YARN_ROPE))
+    assert softmax_scale(config) == pytest.approx((0.1 * math.log(4.0) + 1.0) ** 2 / math.sqrt(8))
+
+
+@pytest.mark.parametrize("window", [64, 65])
+def test_a_window_that_holds_every_position_is_none(tmp_path: Path, window: int) -> None:
+    shape = {"max_position_embeddings": 64, "sliding_window": window}
+    for family, fields in (
+        ("mistral", shape),
+        ("qwen2", {**shape, "use_sliding_window": True, "max_window_layers": 1}),
+    ):
+        assert load_hf_config(config_folder(tmp_path / family, family, **fields))
+
+
+def test_a_config_without_what_its_rotary_scaling_needs_is_refused(tmp_path: Path) -> None:
+    config_folder(tmp_path, "qwen2", rope_parameters=YARN_ROPE)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"factor": 4.0,', ""))
+    with pytest.raises(ValueError, match=r"config\.json cannot be read \(.*'factor'"):
+        load_hf_config(tmp_path)
 
 
 def test_another_family_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
@@ -90,6 +124,12 @@ def test_another_family_is_refused_with_the_supported_ones(tmp_path: Path) -> No
             "rope_type = 'dynamic'.*'llama3'",
         ),
         ("mixtral", {"sliding_window": 8}, "sliding_window = 8"),
+        (
+            "mistral",
+            {"sliding_window": 63, "max_position_embeddings": 64},
+            "sliding_window = 63 .* set max_position_embeddings to its size in config.json",
+        ),
+        ("mixtral", {"rope_parameters": YARN_ROPE}, "'mixtral' model needs .* add head_dim = 8 to"),
         ("mixtral", {"router_jitter_noise": 0.1}, r"router_jitter_noise = 0\.1"),
         ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok = 1.*no gradient"),
         ("qwen3_moe", {"num_experts": 4}, "num_experts_per_tok = 8 is not between 1 and the 4"),

@@ -21,7 +21,7 @@ from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from tests.tiny import make_hf_folder
+from tests.tiny import CLASSES, make_hf_folder
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def assert_same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         assert torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("tie", [False, True])
 def test_weights_come_back_bit_identical(tmp_path: Path, family: str, tie: bool) -> None:
     folder = make_hf_folder(tmp_path, family, tie=tie)
