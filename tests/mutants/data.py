@@ -239,8 +239,8 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "the template writes the date of today",
-        '{"date_string": TEMPLATE_DATE} | arguments',
-        "arguments",
+        "self._text = _with_fixed_clock(tokenizer.chat_template)",
+        "self._text = tokenizer.chat_template",
         CHAT,
     ),
     Mutant(
