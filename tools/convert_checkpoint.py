@@ -40,6 +40,7 @@ from megatron_gad.config.output import ModelName
 from megatron_gad.environment import environment_rank, environment_world_size
 from megatron_gad.models.hub import find_model
 from megatron_gad.training import parallel
+from megatron_gad.training.checkpoint_files import damage_of
 from megatron_gad.training.conversion import (
     find_checkpoint,
     find_hf_source,
@@ -158,11 +159,16 @@ def _with_folders(arguments: Arguments) -> Arguments:
 
 
 def _check_folder(arguments: Arguments) -> None:
-    """Raise ValueError with all that is wrong with the Hugging Face folder that is read."""
-    if arguments.from_hf is None:
-        return
-    folder = read_folder("--from-hf", str(arguments.from_hf))
-    problems = list(folder_problems(folder, is_scorer=arguments.model == "discriminator"))
+    """Raise ValueError with all that is wrong with the folder that is read."""
+    problems: list[str] = []
+    if arguments.from_hf is not None:
+        folder = read_folder("--from-hf", str(arguments.from_hf))
+        problems += folder_problems(folder, is_scorer=arguments.model == "discriminator")
+    if arguments.from_megatron is not None:
+        checkpoint = find_checkpoint(arguments.from_megatron)
+        damage = damage_of(checkpoint)
+        if damage:
+            problems.append(f"the checkpoint {checkpoint} {damage}; copy it again, or name another")
     if problems:
         raise ValueError("\n".join(problems))
 

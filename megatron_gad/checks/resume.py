@@ -8,14 +8,20 @@ nothing beyond rounding.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.models.hub import with_model_names
-from megatron_gad.training.checkpoint_files import LATEST, STATE, iteration_folder
+from megatron_gad.training.checkpoint_files import (
+    LATEST,
+    STATE,
+    damage_of,
+    iteration_folder,
+    whole_iterations,
+)
 
 Change = Literal["refused", "told", "free"]
 
@@ -107,13 +113,31 @@ def check_override(config: RunConfig) -> Iterator[str]:
 def check_resume(config: RunConfig) -> Changes:
     """Compare a configuration with the checkpoint that its run would go on from, if there is one.
 
-    Reads files only. What is wrong with the checkpoints themselves is found when one is loaded.
+    Reads files only; of the checkpoint, which files it has and their sizes.
     """
     for source in (config.checkpoint.save, config.checkpoint.load):
         folder = _newest(Path(source)) if source else None
         if folder is not None:
-            return changes_since(config, json.loads((folder / STATE).read_text()), folder)
+            changes = changes_since(config, json.loads((folder / STATE).read_text()), folder)
+            return replace(changes, refused=[*_damage(folder), *changes.refused])
     return Changes([], [])
+
+
+def _damage(folder: Path) -> Iterator[str]:
+    """Yield what a checkpoint has lost, and which one is left to go on from."""
+    damage = damage_of(folder)
+    if not damage:
+        return
+    others = [
+        number
+        for number in whole_iterations(folder.parent)
+        if number < int(folder.name.removeprefix("iter_").removesuffix(".old"))
+        and not damage_of(iteration_folder(folder.parent, number))
+    ]
+    remedy = "or begin anew with another --save"
+    if others:
+        remedy = f"or go on from the one before: write {others[-1]} into {folder.parent / LATEST}"
+    yield f"the checkpoint {folder} {damage}; copy it again if there is a copy, {remedy}"
 
 
 def changes_since(config: RunConfig, state: Mapping[str, Any], folder: Path) -> Changes:

@@ -22,6 +22,7 @@ from megatron_gad.training.checkpoint_files import (
     LATEST,
     STATE,
     iteration_folder,
+    note_files,
     whole_iterations,
 )
 from megatron_gad.training.checkpoint_pickles import check_pickles
@@ -96,6 +97,7 @@ def save_checkpoint(
             dist_checkpointing.save(state_dict, str(draft / name))
     parallel.barrier()
     if parallel.is_writer:
+        note_files(draft)
         (draft / STATE).write_text(json.dumps(state, indent=1))
         _publish(run_folder, draft, target, iteration)
         _prune(run_folder, iteration, keep_last)

@@ -7,6 +7,7 @@ from typing import Any
 
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "run_state.json"
+FILES = "files.json"  # name -> bytes of all other files of a checkpoint
 
 
 def iteration_folder(run_folder: Path, iteration: int) -> Path:
@@ -41,3 +42,28 @@ def whole_iterations(run_folder: Path) -> list[int]:
 def read_state(run_folder: Path, iteration: int) -> dict[str, Any]:
     """Return the run state of a checkpoint."""
     return json.loads((iteration_folder(run_folder, iteration) / STATE).read_text())
+
+
+def note_files(folder: Path) -> None:
+    """Write down which files a checkpoint has, and their sizes, before it is called whole."""
+    sizes = {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    (folder / FILES).write_text(json.dumps(sizes, indent=1))
+
+
+def damage_of(folder: Path) -> str:
+    """Return what a checkpoint has lost since it was written; empty if nothing, or not known."""
+    if not (folder / FILES).exists():
+        return ""
+    sizes: dict[str, int] = json.loads((folder / FILES).read_text())
+    lost = [name for name in sizes if not (folder / name).is_file()]
+    if lost:
+        return f"lacks {', '.join(lost[:4])}" + (f" and {len(lost) - 4} more" if lost[4:] else "")
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"holds {name} with {found:,} of its {size:,} bytes"
+    return ""

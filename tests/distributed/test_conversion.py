@@ -82,7 +82,9 @@ def test_weights_written_at_tp2_pp2_come_back_on_one_rank(
     assert_same_weights(tmp_path / "hf", converted / case)
 
 
-def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None:
+def test_a_runs_checkpoint_becomes_what_the_run_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     flags = ["--stages", "warmup", "--warmup.steps", "2", "--export", "student", "discriminator"]
     flags += ["--warmup.prompts-per-step", "2", "--warmup.discriminator-only-steps", "0"]
     # Weights are saved whole, so one run says it for interleaved chunks and shared rows.
@@ -101,6 +103,9 @@ def test_a_runs_checkpoint_becomes_what_the_run_exported(tmp_path: Path) -> None
     for folder in (tmp_path / "student", tmp_path / "run/student_hf"):
         stops = json.loads((folder / "generation_config.json").read_text())
         assert stops == {"eos_token_id": SPECIAL_TOKENS.index(END)}
+    lost = next((tmp_path / "run").glob("iter_*/student/*.distcp"))
+    lost.unlink()
+    assert f"lacks student/{lost.name}; copy" in refusal(capsys, *command, str(tmp_path / "again"))
 
 
 @pytest.fixture

@@ -230,3 +230,33 @@ def test_a_setting_that_the_checkpoint_does_not_know_is_no_change(
     assert rule_of("gad.kl_in") == "refused"
     assert not check_resume(config).refused
     assert dataclasses.asdict(config)["gad"]["kl_in"] == "reward"
+
+
+def test_a_checkpoint_that_lost_a_file_is_named_with_the_one_before(
+    configure, saved: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    config = configure(run)
+    assert check_resume(config).refused == []
+    newest = run / "iter_0000002"
+    shutil.copytree(run / "iter_0000001", newest)
+    (run / "latest_checkpointed_iteration.txt").write_text("2")
+    weights = next(newest.rglob("*.distcp"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    (problem,) = check_resume(config).refused
+    name = weights.relative_to(newest)
+    assert f"{newest} holds {name} with {len(whole) - 1:,} of its {len(whole):,} bytes" in problem
+    assert f"write 1 into {run}/latest_checkpointed_iteration.txt" in problem
+    weights.unlink()
+    (problem,) = check_resume(config).refused
+    assert f"{newest} lacks {name};" in problem
+    loaded = configure(tmp_path / "new", "--load", str(run))
+    assert check_resume(loaded).refused == [problem]
+
+    next((run / "iter_0000001").rglob("*.distcp")).unlink()
+    (problem,) = check_resume(config).refused
+    assert problem.endswith("if there is a copy, or begin anew with another --save")
+    (newest / "files.json").unlink()  # as of an older version
+    assert check_resume(config).refused == []
