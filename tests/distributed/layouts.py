@@ -3,7 +3,7 @@
 from megatron_gad.config.layout import ParallelConfig
 
 HEAD_STD, SEED = 0.3, 5
-CASES = ("qwen2", "qwen2-tied", "qwen3", "scorer-qwen2")
+CASES = ("mistral-yarn", "qwen2", "qwen2-tied", "qwen3", "scorer-qwen2")
 MIXTURE_CASES = ("qwen3_moe", "mixed", "mixtral", "scorer-qwen3_moe")
 LAYOUTS = {
     "tp2": ParallelConfig(tensor_model_parallel_size=2),

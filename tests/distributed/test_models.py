@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from tests.distributed import models_worker
 from tests.distributed.layouts import CASES, EVERYWHERE, HEAD_STD, MIXTURE_CASES, SEED
 from tests.ranks import run_on_ranks
-from tests.tiny import hub_tensors, make_hf_folder
+from tests.tiny import YARN_ROPE, hub_tensors, make_hf_folder
 
 VOCAB_SIZE = 97
 
@@ -24,6 +24,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_hf_folder(folder / name, family, VOCAB_SIZE, tie=tie, num_hidden_layers=4)
     for family in ("qwen3", "qwen3_moe", "mixtral"):
         make_hf_folder(folder / family, family, VOCAB_SIZE, num_hidden_layers=4)
+    yarn: dict[str, Any] = {"rope_parameters": YARN_ROPE}
+    make_hf_folder(folder / "mistral-yarn", "mistral", VOCAB_SIZE, num_hidden_layers=4, **yarn)
     # Dense and sparse layers in turns, the experts' weights not adding up to 1, a tied embedding.
     mixed: dict[str, Any] = {"decoder_sparse_step": 2, "norm_topk_prob": False, "tie": True}
     make_hf_folder(folder / "mixed", "qwen3_moe", VOCAB_SIZE, num_hidden_layers=4, **mixed)
