@@ -14,7 +14,7 @@ PACKAGE = "megatron_gad"
 LAYERS = (
     ("types", "errors", "files", "environment", "cpu_seam"),
     ("config",),
-    ("algorithms", "data", "models", "asking"),
+    ("algorithms", "data", "models"),
     ("training", "engines"),
     ("checks", "data.teacher", "evaluation"),
     ("planning",),

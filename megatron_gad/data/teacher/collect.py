@@ -12,13 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from megatron_gad.asking.endpoint import Endpoint, Target
-from megatron_gad.asking.pool import Pool, Question, Tally
 from megatron_gad.data.teacher.collection import Collection
 from megatron_gad.data.teacher.config import CollectConfig, spread
 from megatron_gad.data.teacher.prompt_file import BadPrompt, read_prompts
 from megatron_gad.data.teacher.response_file import ResponseFile
 from megatron_gad.data.teacher.wanted import RowKey, WantedRow, plan_rows
+from megatron_gad.engines.asking.endpoint import Endpoint, Target
+from megatron_gad.engines.asking.pool import Pool, Question, Tally
 from megatron_gad.files import replace_lines
 
 logger = logging.getLogger(__name__)

@@ -4,11 +4,11 @@ import asyncio
 from datetime import datetime, timezone
 from typing import Any
 
-from megatron_gad.asking.pool import Question
-from megatron_gad.asking.reply import Answer
 from megatron_gad.data.conversation import Answer as TeacherAnswer
 from megatron_gad.data.teacher.response_file import ResponseFile
 from megatron_gad.data.teacher.wanted import RowKey
+from megatron_gad.engines.asking.pool import Question
+from megatron_gad.engines.asking.reply import Answer
 
 
 class Collection:

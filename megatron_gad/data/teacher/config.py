@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from megatron_gad.asking.endpoint import Patience, Target
-from megatron_gad.asking.pool import Limits
+from megatron_gad.engines.asking.endpoint import Patience, Target
+from megatron_gad.engines.asking.pool import Limits
 
 Value = TypeVar("Value")
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_gad.asking.failure import readable
 from megatron_gad.data.conversation import Messages, read_messages
 from megatron_gad.data.forms import missing_column
 from megatron_gad.data.rows import Row, read_file_rows
+from megatron_gad.engines.asking.failure import readable
 
 logger = logging.getLogger(__name__)
 

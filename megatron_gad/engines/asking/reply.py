@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError
 
-from megatron_gad.asking.failure import Failure, Remedy, raise_reported_error, readable
+from megatron_gad.engines.asking.failure import Failure, Remedy, raise_reported_error, readable
 
 MOST_TOKENS = 10**9  # more is no count of the tokens of one answer
 NAME_CHARACTERS = 200

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
-from megatron_gad.asking.failure import Failure, Remedy, status_failure
-from megatron_gad.asking.reply import Answer, read_answer
+from megatron_gad.engines.asking.failure import Failure, Remedy, status_failure
+from megatron_gad.engines.asking.reply import Answer, read_answer
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from megatron_gad.asking.endpoint import Endpoint, Patience, Target
-from megatron_gad.asking.failure import Failure, Remedy
-from megatron_gad.asking.pool import Limits, Pool, Question, Tally
-from megatron_gad.asking.reply import Answer
+from megatron_gad.engines.asking.endpoint import Endpoint, Patience, Target
+from megatron_gad.engines.asking.failure import Failure, Remedy
+from megatron_gad.engines.asking.pool import Limits, Pool, Question, Tally
+from megatron_gad.engines.asking.reply import Answer
 from tests.hostile_teacher import MODEL, Reply, completion, hostile_teacher, http, ok
 
 Keep = Callable[[Question[str], Answer], Awaitable[str]]

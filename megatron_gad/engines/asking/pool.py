@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from megatron_gad.asking.endpoint import Endpoint, Messages
-from megatron_gad.asking.failure import Failure, Remedy
-from megatron_gad.asking.reply import Answer
+from megatron_gad.engines.asking.endpoint import Endpoint, Messages
+from megatron_gad.engines.asking.failure import Failure, Remedy
+from megatron_gad.engines.asking.reply import Answer
 
 logger = logging.getLogger(__name__)
 
