@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from megatron_gad.files import draft_of
 from megatron_gad.models.families import family_of
-from megatron_gad.models.hf_headers import INDEX, WEIGHTS
+from megatron_gad.models.hf_headers import INDEX, WEIGHTS, weight_files
 from megatron_gad.models.tensor_names import DERIVED, SCORE_HEAD
 
 SHARD_BYTES = 4 * 1000**3
@@ -41,7 +41,7 @@ def read_tensors(folder: Path, wanted: Collection[str]) -> Iterator[tuple[str, T
     Raises:
         ValueError: the folder holds no safetensors.
     """
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - a handle, not a dict
                 if name in wanted:
@@ -103,23 +103,6 @@ def _check_is_model(folder: Path) -> None:
             f"{folder} exists and holds no config.json, so it is no model to be replaced; "
             "name a new folder, or empty this one"
         )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of a folder: those of its index, or the only one.
-
-    Raises:
-        ValueError: there is neither.
-    """
-    if (folder / INDEX).exists():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return sorted({folder / name for name in index["weight_map"].values()})
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    raise ValueError(
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}; "
-        "write the model there with save_pretrained() of transformers"
-    )
 
 
 def _save_shards(

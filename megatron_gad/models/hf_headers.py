@@ -64,8 +64,7 @@ def read_headers(folder: Path) -> StoredWeights:
         index = _read_index(folder)
     except ValueError as error:
         return StoredWeights({}, (str(error),))
-    files = [folder / WEIGHTS] if index is None else sorted({folder / f for f in index.values()})
-    for file in files:
+    for file in _files_of(folder, index):
         try:
             tensors |= _read_header(file)
         except ValueError as error:
@@ -73,6 +72,24 @@ def read_headers(folder: Path) -> StoredWeights:
     if index is not None and not problems:
         problems += _index_problems(index, tensors)
     return StoredWeights(tensors, tuple(problems))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List a folder's safetensors files: those that the index names, or model.safetensors.
+
+    Raises:
+        ValueError: there is neither, or the index cannot be used.
+    """
+    try:
+        return _files_of(folder, _read_index(folder))
+    except ValueError as error:
+        raise ValueError(f"{folder} {error}") from error
+
+
+def _files_of(folder: Path, index: dict[str, str] | None) -> list[Path]:
+    if index is None:
+        return [folder / WEIGHTS]
+    return sorted({folder / name for name in index.values()})
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
@@ -122,7 +139,7 @@ def _no_weights(folder: Path) -> str:
             f"holds {shards[0].name} but neither {WEIGHTS} nor {INDEX}; download what is missing, "
             "or save the model with save_pretrained() of transformers"
         )
-    return "holds no *.safetensors; save the model with save_pretrained() of transformers"
+    return f"holds no *.safetensors; write {WEIGHTS} there with save_pretrained() of transformers"
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

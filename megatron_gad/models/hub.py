@@ -4,13 +4,12 @@ A name is found in the hub's cache on this machine (``HF_HOME``), or fetched int
 cache is not asked for again, so a run that resumes reads the files that it began with.
 """
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from megatron_gad.config.run import RunConfig
+from megatron_gad.models.hf_headers import weight_files
 
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 SNAPSHOT = re.compile(
@@ -18,7 +17,6 @@ SNAPSHOT = re.compile(
 )
 # Weights, configuration, tokenizer and chat template; no pickles and no code.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-INDEX = "model.safetensors.index.json"
 
 
 def is_hub_name(path: str) -> bool:
@@ -97,12 +95,11 @@ def _cached(name: str, revision: str) -> str | None:
 
 def _is_whole(folder: Path) -> bool:
     """Return whether a fetch into this folder went through, as far as the weights go."""
-    if not (folder / "config.json").exists():
+    try:
+        files = [folder / "config.json", *weight_files(folder)]
+    except ValueError:
         return False
-    if (folder / INDEX).exists():
-        shards: dict[str, Any] = json.loads((folder / INDEX).read_text())["weight_map"]
-        return all((folder / shard).exists() for shard in shards.values())
-    return (folder / "model.safetensors").exists()
+    return all(file.exists() for file in files)
 
 
 def _fetched(named: str, name: str, revision: str, command: str) -> str:

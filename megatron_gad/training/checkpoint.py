@@ -135,7 +135,7 @@ def load_model(folder: Path, trainer: Trainer) -> None:
     else:
         forget_moments(optimizer)
     with trainer.parallel.megatron_state.active():
-        loaded = read_sharded(_sharded_state(trainer, is_loading=held), folder)
+        loaded = _filled(_sharded_state(trainer, is_loading=held), folder)
         take_weights(trainer.modules_to_write(), loaded)
         with float32_weights_known(optimizer):
             load_optimizer(optimizer, loaded["optimizer"])
@@ -159,8 +159,16 @@ def sharded_weights(chunks: list[Any]) -> dict[str, Any]:
 
 
 def read_sharded(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Fill in what a sharded state asks for, apart from what not all kinds of layers save."""
+    """Fill in what a sharded state asks for, apart from what not all kinds of layers save.
+
+    Raises ValueError if the checkpoint is damaged, or could run code.
+    """
     check_pickles(folder)
+    return _filled(wanted, folder)
+
+
+def _filled(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fill in a sharded state from a folder whose pickles were checked."""
     models = {
         index: {key: value for key, value in chunk.items() if not key.endswith(NORM_STATE)}
         for index, chunk in wanted["model"].items()
