@@ -5,12 +5,10 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from examples.tiny.prepare import prepare
 from megatron_gad.__main__ import _obey
 from megatron_gad.checks.resume import RULES, check_override, check_resume, rule_of, settings
 from megatron_gad.config.command_line import CliOptions, load_config
@@ -23,21 +21,6 @@ from megatron_gad.stages.begin import begin_stage
 from megatron_gad.train import _write_config
 from megatron_gad.training import parallel
 from tests.stage_steps import take_step
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[parallel.Parallel]:
-    """A world of one."""
-    yield parallel.initialize(RunConfig().parallel, 0)
-    parallel.shut_down()
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Student and data of the tiny example."""
-    folder = tmp_path_factory.mktemp("assets")
-    prepare(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

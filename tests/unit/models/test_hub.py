@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from examples.tiny.prepare import prepare
 from megatron_gad.models.hub import is_hub_name, name_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -93,13 +92,6 @@ def serve(folder: Path) -> Iterator[Hub]:
         finally:
             hub.shutdown()
             thread.join()
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("assets")
-    prepare(out)
-    return out
 
 
 def start(

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from examples.tiny.prepare import prepare
 from megatron_gad.__main__ import main
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
@@ -90,14 +89,6 @@ def run_command(words: list[str]) -> int:
     _kept_alive = define_stage()
     sys.argv = ["megatron_gad", *words]
     return main()
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Student and data of the tiny example."""
-    folder = tmp_path_factory.mktemp("assets")
-    prepare(folder)
-    return folder
 
 
 @pytest.fixture

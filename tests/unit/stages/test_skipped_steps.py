@@ -2,16 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from examples.tiny.prepare import prepare
 from megatron_gad.config.command_line import load_config
-from megatron_gad.config.run import RunConfig
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
@@ -20,21 +17,6 @@ from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
 from megatron_gad.training.trainer import Trainer
 from tests.stage_steps import take_step
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Student and data of the tiny example."""
-    folder = tmp_path_factory.mktemp("assets")
-    prepare(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[parallel.Parallel]:
-    """A world of one."""
-    yield parallel.initialize(RunConfig().parallel, 0)
-    parallel.shut_down()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from examples.tiny.prepare import prepare
 from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.engines.base import request_seed
@@ -21,14 +20,6 @@ from tests.stage_steps import take_step
 SEED = 1234
 # One extra step of the discriminator, so that a step samples twice.
 GAME = {"prompts_per_step": 4, "group_size": 2, "extra_discriminator_steps": 1, "extra_prompts": 4}
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Student and data of the tiny example."""
-    folder = tmp_path_factory.mktemp("assets")
-    prepare(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

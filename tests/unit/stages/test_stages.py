@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from examples.tiny.prepare import prepare
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
@@ -24,14 +23,6 @@ from megatron_gad.stages.begin import begin_stage, find_stage, open_run, reason_
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
 from tests.stage_steps import take_step
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Student and data of the tiny example."""
-    folder = tmp_path_factory.mktemp("assets")
-    prepare(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
