@@ -6,8 +6,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-# They read the model that examples/smollm2 finds on PyPI.
-SMOLLM2 = ["gguf>=0.17,<1", "accelerate>=1,<2"]
 FOUND = re.search(r'^__version__ = "(.+)"$', (ROOT / "megatron_gad/__init__.py").read_text(), re.M)
 assert FOUND, "megatron_gad/__init__.py has no __version__"
 
@@ -51,9 +49,11 @@ setup(
         # For a torch of CUDA 13, and without build isolation; docs/installation.md has CUDA 12.
         "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
         "wandb": ["wandb>=0.18,<1"],
-        "smollm2": SMOLLM2,
+        # reads the model that examples/smollm2 finds on PyPI
+        "smollm2": ["gguf>=0.17,<1", "accelerate>=1,<2"],
         "dev": [
-            *SMOLLM2,
+            "gguf>=0.17,<1",
+            "accelerate>=1,<2",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",
