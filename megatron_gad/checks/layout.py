@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from megatron_gad.checks.found import ModelFolder, Models
-from megatron_gad.checks.values import POSITIVE, violations
+from megatron_gad.checks.values import MINUTES, POSITIVE, violations
 from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
 from megatron_gad.config.layout import OwnLayout, ParallelConfig
 from megatron_gad.models.layout_rules import (
@@ -26,8 +26,8 @@ def check_parallel(
     parallel: ParallelConfig, compute: ComputeConfig, world_size: int
 ) -> Iterator[str]:
     """Yield what is wrong with the layout, apart from the models' shapes."""
-    positive = dict.fromkeys((*SIZES, "distributed_timeout_minutes"), POSITIVE)
-    yield from violations("parallel", parallel, positive)
+    rules = dict.fromkeys(SIZES, POSITIVE) | {"distributed_timeout_minutes": MINUTES}
+    yield from violations("parallel", parallel, rules)
     yield from _layout_problems("parallel", parallel, compute, world_size)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_gad.checks.values import BETA, NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.checks.values import BETA, DEADLINE_OR_NONE, NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
@@ -155,7 +155,8 @@ def check_watchdog(
     watchdog: WatchdogConfig, layout: ParallelConfig, world_size: int
 ) -> Iterator[str]:
     """Yield what is wrong with the deadlines of the phases."""
-    yield from violations("watchdog", watchdog, dict.fromkeys(asdict(watchdog), NOT_NEGATIVE))
+    rules = dict.fromkeys(asdict(watchdog), DEADLINE_OR_NONE)
+    yield from violations("watchdog", watchdog, rules | {"max_skipped_steps": NOT_NEGATIVE})
     minutes = layout.distributed_timeout_minutes
     for phase in ("rollout_s", "phase_s") if world_size > 1 else ():
         seconds = getattr(watchdog, phase)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron_gad.checks.found import ModelFolder
-from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.checks.values import DEADLINE, NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run_control import WatchdogConfig
 from megatron_gad.engines.sglang.launch import ALLOCATOR_VARIABLES, count_servers
@@ -68,10 +68,11 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
         the model, those on one host, on whose GPUs its servers are.
     """
     positive = ("tensor_parallel_size", "update_weight_buffer_size")
-    positive += ("max_running_requests", "start_timeout_s", "request_timeout_s", "weight_timeout_s")
-    positive += ("health_timeout_s", "mem_fraction_static")
+    positive += ("max_running_requests", "mem_fraction_static")
     positive += ("num_servers",) if sglang.num_servers is not None else ()
     rules = dict.fromkeys(positive, POSITIVE)
+    deadlines = ("start_timeout_s", "request_timeout_s", "weight_timeout_s", "health_timeout_s")
+    rules |= dict.fromkeys(deadlines, DEADLINE)
     rules |= dict.fromkeys(("verify_interval", "max_restarts"), NOT_NEGATIVE)
     yield from violations("sglang", sglang, rules)
     if sglang.mem_fraction_static >= 1:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_gad.config.run_control import WatchdogConfig
-from megatron_gad.errors import HUNG, ORPHANED
+from megatron_gad.errors import FAILED, HUNG, ORPHANED
 from megatron_gad.files import replace_text
 
 HEARTBEATS_FOLDER = "heartbeats"
@@ -108,6 +108,15 @@ class Watchdog:
             self._phase = ("between", "phase_s", time.monotonic())
 
     def _watch(self) -> None:
+        try:
+            self._watch_until_over()
+        finally:
+            if not self._is_over.is_set():
+                # Nobody would notice from here on that the run hangs, or that its launcher is gone.
+                say(f"rank {self._rank} ends: its watchdog failed\n{traceback.format_exc()}")
+                os._exit(FAILED)
+
+    def _watch_until_over(self) -> None:
         next_beat = 0.0
         while not self._is_over.wait(POLL_S * self._slowness):
             self._arm_backstop()

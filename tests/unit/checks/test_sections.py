@@ -40,6 +40,11 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
         "equal; give a value above 0, 0.8 is the paper's",
     ),
     (
+        {"watchdog": {"start_s": 1e10}},
+        "watchdog.start_s = 10000000000.0 is not allowed; give a value from 0 (never) to 31536000 "
+        "(a year)",
+    ),
+    (
         {"rollout": {"engine": "sglang"}},
         "rollout.engine = 'sglang', but that package is not installed; install "
         "megatron-gad[sglang], name an interpreter that has it in sglang.python, name running "

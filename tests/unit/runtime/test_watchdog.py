@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gad.config.run_control import WatchdogConfig
+from megatron_gad.errors import FAILED
 from megatron_gad.runtime import watchdog
 from megatron_gad.runtime.watchdog import (
     ALARM,
@@ -19,6 +20,7 @@ from megatron_gad.runtime.watchdog import (
     describe_ranks,
     read_heartbeats,
 )
+from tests.ranks import statuses_of_ranks
 
 
 def test_the_rank_that_is_not_heard_from_is_told_from_those_that_wait() -> None:
@@ -73,6 +75,22 @@ def test_a_disk_that_takes_no_heartbeat_is_said_once_and_ends_nothing(
         time.sleep(0.3)
         assert watch._thread.is_alive()
     assert capfd.readouterr().err.count("cannot write") == 1
+
+
+def _wait_with(config: WatchdogConfig, folder: Path) -> None:
+    """Be a run that goes nowhere."""
+    with Watchdog(config, folder, rank=0, world_size=1, has_launcher=False):
+        time.sleep(600)
+
+
+def test_a_run_ends_with_its_watchdog(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    # More seconds than the system's clock takes, past the checks that refuse them.
+    config = WatchdogConfig(start_s=1e12)
+    assert statuses_of_ranks(_wait_with, 1, config, tmp_path, log=log, timeout_s=300) == [FAILED]
+    said = log.read_text()
+    assert "rank 0 ends: its watchdog failed" in said
+    assert "OverflowError" in said
 
 
 def test_the_alarm_of_a_run_before_is_none_whatever_the_clocks_say(tmp_path: Path) -> None:
