@@ -8,6 +8,7 @@ from functools import partial
 
 from megatron_gad.checks.resume import check_override, check_resume
 from megatron_gad.checks.run import check_config
+from megatron_gad.checks.secrets import masked
 from megatron_gad.config.command_line import CliOptions, load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.cpu_seam import install_if_needed
@@ -38,7 +39,7 @@ def _tell(rank: int, error: BaseException) -> int:
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
     # An error can be this rank's alone, so every rank reports; only one at full length.
     message = str(error) if rank == 0 else f"rank {rank}: {str(error).splitlines()[0]}"
-    print(f"megatron_gad: {message}", file=sys.stderr)
+    print(f"megatron_gad: {masked(message)}", file=sys.stderr)
     return STOPPED if isinstance(error, RunStoppedError) else BAD_INPUT
 
 
@@ -64,7 +65,7 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
     if problems:
         if rank == 0:
             print(f"megatron_gad: {len(problems)} problem(s) in the configuration", file=sys.stderr)
-            print("\n".join(f"  - {problem}" for problem in problems), file=sys.stderr)
+            print("\n".join(f"  - {masked(each)}" for each in problems), file=sys.stderr)
         return BAD_INPUT
     if options.dry_run:
         if rank == 0:

@@ -1,11 +1,34 @@
 """What a process is told through its environment, readable before any group exists."""
 
 import os
+from pathlib import Path
+
+# The key that SGLang servers at URLs ask for.
+SERVER_KEY = "SGLANG_API_KEY"
 
 
 def environment_variable(name: str) -> str:
     """Return what a user set, empty if nothing."""
     return os.environ.get(name, "")
+
+
+def secret(name: str) -> str:
+    """Return a key from the variable of this name, or from the file that <name>_FILE names.
+
+    Empty if there is neither. Raises ValueError, without the key, if it cannot be used.
+    """
+    place, key = name, environment_variable(name)
+    file = environment_variable(f"{name}_FILE")
+    if not key and file:
+        place = f"the file {file} ({name}_FILE)"
+        try:
+            key = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{place} cannot be read: {type(error).__name__}") from None
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{place} holds no key: give one line of printable ASCII characters")
+    return key
 
 
 def environment_rank() -> int:

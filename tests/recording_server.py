@@ -13,12 +13,13 @@ from typing import Any
 class RecordingServer:
     """What a server was asked, in order, and its answers that are not 200 with ``{}``.
 
-    calls: (method, path, body). answers: {path: (status, object)}.
+    calls: (method, path, body). headers: of each call. answers: {path: (status, object)}.
     """
 
     url: str
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     calls: list[tuple[str, str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def paths(self) -> list[str]:
@@ -35,6 +36,7 @@ def recording_server() -> Iterator[RecordingServer]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             recorded.calls.append((self.command, self.path, json.loads(body) if body else None))
+            recorded.headers.append(dict(self.headers.items()))
             status, answer = recorded.answers.get(self.path, (200, {}))
             self.send_response(status)
             self.end_headers()

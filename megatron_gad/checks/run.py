@@ -11,6 +11,7 @@ from megatron_gad.checks.layout import (
     check_parallel,
 )
 from megatron_gad.checks.models import check_models
+from megatron_gad.checks.secrets import check_secrets
 from megatron_gad.checks.sections import (
     check_algorithm,
     check_data,
@@ -57,6 +58,7 @@ def check_config(config: RunConfig, world_size: int) -> list[str]:
         *_of_computing(config, found, layouts),
         *_of_models(config, found, layouts),
         *_of_files(config),
+        *check_secrets(config),
         *check_algorithm(config.gad),
         *check_rollout(config.rollout),
         *check_watchdog(config.watchdog, config.parallel, world_size),

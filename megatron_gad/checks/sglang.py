@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
 from megatron_gad.checks.found import ModelFolder
+from megatron_gad.checks.secrets import masked
 from megatron_gad.checks.values import DEADLINE, NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run_control import WatchdogConfig
@@ -80,11 +82,7 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
             f"sglang.mem_fraction_static = {sglang.mem_fraction_static} leaves nothing of the "
             "device to training; give a value below 1, 0.5 is the default"
         )
-    if len(sglang.urls) % data_size:
-        yield (
-            f"sglang.urls names {len(sglang.urls)} servers, which cannot be shared out evenly "
-            f"between {data_size} data ranks; name a multiple of {data_size}, or none"
-        )
+    yield from _check_urls(sglang, data_size)
     num_servers = max(1, count_servers(sglang, num_own_gpus))
     num_gpus = num_servers * sglang.tensor_parallel_size
     if not sglang.urls and num_gpus > num_own_gpus:
@@ -94,21 +92,11 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
             f"{num_own_gpus} rank(s) on a host, whose GPUs its servers share; use fewer or smaller "
             "servers"
         )
-    if sglang.urls and sglang.weight_transport == "tensor":
-        yield (
-            "sglang.weight_transport = 'tensor' shares memory with servers that the run starts, "
-            "but sglang.urls is set; use 'broadcast' or 'disk', or leave urls out"
-        )
     if torch.cuda.is_available() and not sglang.urls:
         yield from _check_sharing(sglang)
     for name, reason in CHOSEN.items():
         if name in {given.replace("-", "_") for given in sglang.server_args}:
             yield f"sglang.server_args sets {name}, which is not free: {reason}; leave it out"
-    if sglang.urls and sglang.server_args:
-        yield (
-            f"sglang.server_args = {sglang.server_args!r} is for servers that the run starts, but "
-            "sglang.urls is set; start those servers with the arguments, or leave urls out"
-        )
     if sglang.python and not Path(sglang.python).is_file():
         yield f"sglang.python = {sglang.python!r} is no file; name the interpreter that has SGLang"
     if not sglang.urls and not sglang.python and find_spec("sglang") is None:
@@ -117,6 +105,40 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
             "megatron-gad[sglang], name an interpreter that has it in sglang.python, name running "
             "servers in sglang.urls, or use 'embedded'"
         )
+
+
+def _check_urls(sglang: SGLangConfig, data_size: int) -> Iterator[str]:
+    """Yield what is wrong with the addresses, and what does not go with them."""
+    if len(sglang.urls) % data_size:
+        yield (
+            f"sglang.urls names {len(sglang.urls)} servers, which cannot be shared out evenly "
+            f"between {data_size} data ranks; name a multiple of {data_size}, or none"
+        )
+    if sglang.urls and sglang.weight_transport == "tensor":
+        yield (
+            "sglang.weight_transport = 'tensor' shares memory with servers that the run starts, "
+            "but sglang.urls is set; use 'broadcast' or 'disk', or leave urls out"
+        )
+    for url in sglang.urls:
+        if not _is_address(url):
+            yield f"sglang.urls has {masked(url)!r}, which is no address; give http://host:port"
+    if sglang.urls and sglang.server_args:
+        yield (
+            f"sglang.server_args sets {', '.join(sglang.server_args)} of servers that the run "
+            "starts, but sglang.urls is set; start those servers with the arguments, or leave urls "
+            "out"
+        )
+
+
+def _is_address(url: str) -> bool:
+    """Return whether a URL names a host, and nothing that would be left out of requests."""
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    is_more = bool(parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc)
+    return parts.scheme == "http" and has_host and not is_more
 
 
 def _check_sharing(sglang: SGLangConfig) -> Iterator[str]:

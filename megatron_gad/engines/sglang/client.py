@@ -8,6 +8,8 @@ import threading
 from typing import Any
 from urllib.parse import urlsplit
 
+from megatron_gad.environment import SERVER_KEY, secret
+
 Json = dict[str, Any]
 
 
@@ -34,6 +36,9 @@ class SGLangClient:
             raise ValueError(f"server URL = {url!r} is not usable; give http://host:port")
         self._host, self._port = parts.hostname, parts.port or 80
         self._timeout_s = timeout_s
+        key = secret(SERVER_KEY)
+        self._headers = {"Content-Type": "application/json"}
+        self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._open: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
 
@@ -94,7 +99,7 @@ class SGLangClient:
         with self._lock:
             self._open.add(connection)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            connection.request(method, path, body, self._headers)
             response = connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -18,12 +18,15 @@ from megatron_gad.engines.sglang.launch import (
     write_model_folder,
 )
 from megatron_gad.engines.sglang.server import ServerProcess
+from megatron_gad.environment import SERVER_KEY
 from megatron_gad.models.families import load_hf_config
 from tests.e2e import tiny_run
 from tests.engines.sglang.runs import BOUND, COMMON
 from tests.engines.sglang.servers import MARKS, SERVER_PYTHON
 
 pytestmark = MARKS
+
+KEY = "the servers' key"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     config = SGLangConfig(
         python=str(SERVER_PYTHON),
         log_folder=str(folder),
-        server_args={"max_total_tokens": 16384},
+        server_args={"max_total_tokens": 16384, "api_key": KEY},
     )
     cpu = torch.device("cpu")
     arguments = server_arguments(config, cpu, torch.float32, number=0)
@@ -43,7 +46,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     process = start_server(config, model, arguments, environment, "server.log")
     try:
         process.wait_until_healthy(600)
-        yield process
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(SERVER_KEY, KEY)
+            yield process
     finally:
         process.stop()
 
