@@ -25,6 +25,7 @@ setup(
         "megatron-core>=0.16.1,<0.17",
         "psutil>=5.9,<8",  # Megatron's checkpoint writer imports it without declaring it
         "numpy>=1.26,<3",
+        "scipy>=1.15,<2",
         # the models' folders, tokenizers and the embedded engine
         "transformers>=5,<6",
         "tokenizers>=0.22,<1",
@@ -49,11 +50,16 @@ setup(
         # For a torch of CUDA 13, and without build isolation; docs/installation.md has CUDA 12.
         "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
         "wandb": ["wandb>=0.18,<1"],
+        # what `megatron-gad evaluate` measures besides a judge's verdicts
+        "evaluate": ["scikit-learn>=1.6,<2", "sacrebleu>=2.4,<3", "py3langid>=0.3,<1"],
         # reads the model that examples/smollm2 finds on PyPI
         "smollm2": ["gguf>=0.17,<1", "accelerate>=1,<2"],
         "dev": [
             "gguf>=0.17,<1",
             "accelerate>=1,<2",
+            "scikit-learn>=1.6,<2",
+            "sacrebleu>=2.4,<3",
+            "py3langid>=0.3,<1",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",

@@ -8,28 +8,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
+from scipy.special import expit, logit
 
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (any statistical table).
-_T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+CONFIDENCE = 0.95
+RESAMPLES_AT_ONCE = 200
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the range that its true value is taken to lie in."""
+    """A mean and the range that its true value is taken to lie in.
+
+    low, high: nan if one value alone says nothing about the spread.
+    count: number of prompts or seeds that it is the mean of.
+    """
 
     mean: float
     low: float
     high: float
+    count: int
+
+    @property
+    def is_within_noise(self) -> bool:
+        """Whether a difference of 0 is not ruled out; the mean is taken to be a difference."""
+        return not (self.low > 0.0 or self.high < 0.0)
 
 
 def bootstrap_interval(
     values: Sequence[float],
     generator: np.random.Generator,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     num_resamples: int = 2000,
 ) -> Interval:
     """Return the mean over prompts with its percentile bootstrap interval.
@@ -50,19 +58,27 @@ def bootstrap_interval(
         )
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence = {confidence}; use a number between 0 and 1, such as 0.95")
-    means = np.empty(num_resamples)
-    for index in range(num_resamples):
-        means[index] = sample[generator.integers(sample.size, size=sample.size)].mean()
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return Interval(float(sample.mean()), float(low), float(high))
+    mean = float(sample.mean())
+    if sample.size == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    found = stats.bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=num_resamples,
+        batch=RESAMPLES_AT_ONCE,
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=generator,
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), sample.size)
 
 
 def paired_bootstrap_interval(
     values: Sequence[float],
     baseline: Sequence[float],
     generator: np.random.Generator,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     num_resamples: int = 2000,
 ) -> Interval:
     """Return the interval of mean(values) - mean(baseline) over the same prompts.
@@ -81,6 +97,21 @@ def paired_bootstrap_interval(
     return bootstrap_interval(differences, generator, confidence, num_resamples)
 
 
+def count_interval(num_true: int, count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the share of prompts that something holds for, with Wilson's interval.
+
+    Unlike the bootstrap it has a width if the share is 0 or 1, which few prompts can come to by
+    chance.
+
+    Raises:
+        ValueError: no prompts, or more that it holds for than there are.
+    """
+    if not 0 <= num_true <= count or count == 0:
+        raise ValueError(f"{num_true} of {count} prompts; give a part of at least one")
+    found = stats.binomtest(num_true, count).proportion_ci(confidence, method="wilson")
+    return Interval(num_true / count, float(found.low), float(found.high), count)
+
+
 def seeds_interval(shares: Sequence[float]) -> Interval:
     """Return the mean of a share over training seeds with its 95 % interval, inside [0, 1].
 
@@ -90,8 +121,7 @@ def seeds_interval(shares: Sequence[float]) -> Interval:
 
     s / sqrt(n) is the standard error of m, and 1 / (m (1 - m)) the slope of the logit at m. This
     is the usual interval of a share from few clusters, here the seeds ("logit" in svyciprop of R's
-    package survey). Equal shares give an interval of no width. Over 31 seeds the t of 31 is used,
-    which errs on the wide side.
+    package survey). Equal shares give an interval of no width.
 
     shares: one number between 0 and 1 per seed, such as an accuracy.
 
@@ -99,22 +129,29 @@ def seeds_interval(shares: Sequence[float]) -> Interval:
         ValueError: fewer than two seeds, which say nothing about their spread, or a number that
             is no share.
     """
-    if len(shares) < 2:
-        raise ValueError(f"{len(shares)} seeds; give the results of 2 or more")
     outside = [share for share in shares if not 0.0 <= share <= 1.0]
     if outside:
         raise ValueError(f"{outside} are not shares; give numbers from 0 to 1, not per cent")
-    count = len(shares)
-    mean = math.fsum(shares) / count
-    deviation = math.sqrt(math.fsum((share - mean) ** 2 for share in shares) / (count - 1))
-    if deviation == 0.0:
-        return Interval(mean, mean, mean)
-    quantile = _T_QUANTILES[min(count - 1, len(_T_QUANTILES)) - 1]
-    half = quantile * deviation / (math.sqrt(count) * mean * (1.0 - mean))
-    centre = math.log(mean / (1.0 - mean))
-    return Interval(mean, _share(centre - half), _share(centre + half))
+    plain = seeds_mean_interval(shares)
+    mean = plain.mean
+    if plain.low == plain.high:
+        return plain
+    half = (plain.high - mean) / (mean * (1.0 - mean))
+    centre = logit(mean)
+    return Interval(mean, float(expit(centre - half)), float(expit(centre + half)), plain.count)
 
 
-def _share(log_odds: float) -> float:
-    # tanh neither overflows nor leaves [-1, 1].
-    return 0.5 + 0.5 * math.tanh(0.5 * log_odds)
+def seeds_mean_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of any number over training seeds with its 95 % interval of Student's t.
+
+    Raises:
+        ValueError: fewer than two seeds, which say nothing about their spread.
+    """
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} seeds; give the results of 2 or more")
+    count = len(values)
+    if min(values) == max(values):
+        return Interval(values[0], values[0], values[0], count)
+    mean = math.fsum(values) / count
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2.0, count - 1) * float(stats.sem(values))
+    return Interval(mean, float(mean - half), float(mean + half), count)

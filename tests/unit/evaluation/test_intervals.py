@@ -7,8 +7,10 @@ import pytest
 
 from megatron_gad.evaluation.intervals import (
     bootstrap_interval,
+    count_interval,
     paired_bootstrap_interval,
     seeds_interval,
+    seeds_mean_interval,
 )
 
 
@@ -84,6 +86,43 @@ def test_one_seed_and_per_cent_are_refused() -> None:
         seeds_interval([0.5])
     with pytest.raises(ValueError, match=r"\[62\.0\] are not shares"):
         seeds_interval([0.5, 62.0])
+
+
+def test_a_share_of_all_prompts_keeps_a_width() -> None:
+    # Wilson's interval of n of n begins at n / (n + z * z).
+    everything = count_interval(10, 10)
+    assert (everything.mean, everything.count) == (1.0, 10)
+    assert everything.low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-6)
+    assert everything.high == pytest.approx(1.0)
+    # 4 of 10: (0.4 + z^2 / 20 +- z sqrt(0.024 + z^2 / 400)) / (1 + z^2 / 10).
+    some = count_interval(4, 10)
+    assert some.low == pytest.approx(0.16818, abs=1e-4)
+    assert some.high == pytest.approx(0.68733, abs=1e-4)
+    with pytest.raises(ValueError, match="11 of 10"):
+        count_interval(11, 10)
+
+
+def test_a_mean_over_seeds_is_that_of_students_t() -> None:
+    # s = 1, t(2) = 4.30265: 4.30265 / sqrt(3).
+    interval = seeds_mean_interval([-1.0, 0.0, 1.0])
+    assert interval.count == 3
+    assert interval.high == pytest.approx(4.30265 / math.sqrt(3), abs=1e-4)
+    assert interval.low == pytest.approx(-interval.high)
+
+
+def test_a_difference_is_noise_unless_its_interval_leaves_out_zero() -> None:
+    generator = np.random.default_rng(0)
+    worse = paired_bootstrap_interval([0.0, 0.1] * 50, [0.5, 0.4] * 50, generator)
+    same = paired_bootstrap_interval([0.0, 1.0] * 50, [1.0, 0.0] * 50, generator)
+    assert (worse.high < 0, worse.is_within_noise) == (True, False)
+    assert (same.mean, same.is_within_noise) == (0.0, True)
+
+
+def test_one_prompt_says_nothing_about_the_spread() -> None:
+    interval = bootstrap_interval([0.7], np.random.default_rng(0))
+    assert (interval.mean, interval.count) == (0.7, 1)
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+    assert interval.is_within_noise
 
 
 def test_bad_input_is_named() -> None:
