@@ -40,7 +40,7 @@ RULES: dict[Change, dict[str, str]] = {
         "system_prompt chat_template_kwargs reasoning shuffle",
         "student": "path",
         "discriminator": "path score",
-        "gad": "discriminator_loss advantage kl_estimator kl_in reference aggregation",
+        "gad": "discriminator_loss advantage kl_estimator kl_in reference policy_loss aggregation",
         "rollout": "temperature",
     },
     "told": {
@@ -51,7 +51,7 @@ RULES: dict[Change, dict[str, str]] = {
         "data": "eval_path",
         "student": OPTIMIZER,
         "discriminator": OPTIMIZER + " head_std",
-        "gad": "kl_coef clip_range tis_cap reset_optimizer",
+        "gad": "kl_coef clip_range clip_range_high dual_clip tis_cap reset_optimizer",
         "rollout": "engine replay",
     },
     "free": {

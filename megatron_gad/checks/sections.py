@@ -111,9 +111,19 @@ def check_discriminator(discriminator: DiscriminatorConfig) -> Iterator[str]:
 
 def check_algorithm(gad: GadConfig) -> Iterator[str]:
     """Yield what is wrong with the section of the algorithm."""
-    yield from violations("gad", gad, {"kl_coef": NOT_NEGATIVE})
+    yield from violations("gad", gad, {"kl_coef": NOT_NEGATIVE, "clip_range_high": POSITIVE})
     if not 0 < gad.clip_range < 1:
         yield f"gad.clip_range = {gad.clip_range} is not allowed; give a value between 0 and 1"
+    if gad.dual_clip != 0 and not gad.dual_clip > 1:
+        yield (
+            f"gad.dual_clip = {gad.dual_clip} would cut off ratios of 1, of which every batch "
+            "begins; give a value above 1 (3 is usual), or 0 for no such bound"
+        )
+    if gad.dual_clip != 0 and gad.policy_loss == "cispo":
+        yield (
+            f"gad.dual_clip = {gad.dual_clip} bounds an objective that is clipped, but "
+            "gad.policy_loss = 'cispo' clips weights, from above already; leave one of them out"
+        )
     if gad.kl_coef > 0 and gad.kl_in == "loss" and gad.kl_estimator == "k1":
         yield (
             "gad.kl_estimator = 'k1' with kl_in = 'loss' has a gradient of zero in expectation; "

@@ -16,8 +16,13 @@ class GadConfig:
         kl_estimator: k1, k2 or k3 (http://joschu.net/blog/kl-approx.html).
         kl_in: in the loss, or subtracted from the reward.
         reference: the student as it was when the stage began, or the base model of [student] path.
+        policy_loss: clip the ratio of every token (grpo), or of every response (gspo), or only the
+            weight of a token's gradient, from above (cispo).
         clip_range: clip of the probability ratio; without effect at one update per batch.
-        aggregation: mean over all tokens, or over responses of their token means.
+        clip_range_high: its reach above 1, as in DAPO (0.28); None: clip_range.
+        dual_clip: bound of the ratio where the advantage is negative (3 is usual); 0: none.
+        aggregation: mean over all tokens; over responses of their token means; or over responses of
+            their token sums divided by data.max_response_tokens (constant).
         tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
         reset_optimizer: begin each stage without the optimizer states of the one before.
     """
@@ -28,7 +33,10 @@ class GadConfig:
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_in: Literal["loss", "reward"] = "loss"
     reference: Literal["stage_start", "base"] = "stage_start"
+    policy_loss: Literal["grpo", "gspo", "cispo"] = "grpo"
     clip_range: float = 0.2
-    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    clip_range_high: float | None = None
+    dual_clip: float = 0.0
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     tis_cap: float = 0.0
     reset_optimizer: bool = False

@@ -36,10 +36,14 @@ def take_policy_steps(
     """
     gad, temperature = run.config.gad, run.config.rollout.temperature
     options = PolicyOptions(
+        kind=gad.policy_loss,
         clip_range=gad.clip_range,
+        clip_range_high=gad.clip_range_high,
+        dual_clip=gad.dual_clip,
         kl_coef=gad.kl_coef if gad.kl_in == "loss" else 0.0,
         kl_estimator=gad.kl_estimator,
         aggregation=gad.aggregation,
+        max_length=run.config.data.max_response_tokens,
         tis_cap=gad.tis_cap,
     )
     loss = partial(policy_loss, options=options)

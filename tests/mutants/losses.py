@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant, oracle
 FOLDER = "tests/unit/algorithms/"
 ADVANTAGES = (f"{FOLDER}test_advantages.py",)
 POLICY = (f"{FOLDER}test_policy.py",)
+POLICY_KINDS = (f"{FOLDER}test_policy_kinds.py",)
 KL = (f"{FOLDER}test_kl.py",)
 MASKING = (f"{FOLDER}test_masking.py",)
 DISCRIMINATOR = (f"{FOLDER}test_discriminator.py",)
@@ -76,14 +77,14 @@ POLICY_MUTANTS = (
     ),
     Mutant(
         "the ratio is clipped from above only",
-        "ratio.clamp(1 - clip_range, 1 + clip_range)",
-        "ratio.clamp(max=1 + clip_range)",
+        "ratio.clamp(*bounds)",
+        "ratio.clamp(max=bounds[1])",
         POLICY,
     ),
     Mutant(
         "the ratio is clipped from below only",
-        "ratio.clamp(1 - clip_range, 1 + clip_range)",
-        "ratio.clamp(min=1 - clip_range)",
+        "ratio.clamp(*bounds)",
+        "ratio.clamp(min=bounds[0])",
         POLICY,
     ),
     Mutant(
@@ -97,6 +98,30 @@ POLICY_MUTANTS = (
         "clipped < unclipped",
         "clipped != unclipped",
         POLICY,
+    ),
+    Mutant(
+        "clip-higher reaches below 1 as well",
+        "return 1 - self.clip_range, 1 + high",
+        "return 1 - high, 1 + high",
+        POLICY_KINDS,
+    ),
+    Mutant(
+        "the dual clip bounds positive advantages",
+        "is_below = (advantages < 0) & (objective < least)",
+        "is_below = (advantages > 0) & (objective > least)",
+        POLICY_KINDS,
+    ),
+    Mutant(
+        "a response's ratio is a product and not its geometric mean",
+        "mean = (logprobs - old_logprobs).sum(dim=-1, keepdim=True) / num_tokens",
+        "mean = (logprobs - old_logprobs).sum(dim=-1, keepdim=True)",
+        POLICY_KINDS,
+    ),
+    Mutant(
+        "cispo's weights carry a gradient",
+        "weights = ratio.detach().clamp(max=high)",
+        "weights = ratio.clamp(max=high)",
+        POLICY_KINDS,
     ),
     Mutant(
         "the probability ratio is upside down",
@@ -186,8 +211,14 @@ POLICY_MUTANTS = (
     ),
     Mutant(
         "the mean over sequences adds up tokens",
-        "row_means = row_sums / num_tokens.clamp(min=1)",
-        "row_means = row_sums",
+        "return (row_sums / num_tokens.clamp(min=1)).sum(), num_rows",
+        "return row_sums.sum(), num_rows",
+        MASKING,
+    ),
+    Mutant(
+        "the constant of the aggregation is each response's length",
+        "return row_sums.sum() / max_length, num_rows",
+        "return (row_sums / num_tokens.clamp(min=1)).sum(), num_rows",
         MASKING,
     ),
     Mutant(

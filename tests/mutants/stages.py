@@ -2,6 +2,8 @@
 
 from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
 
+WHOLE_RATIO = oracle("the ratio of whole responses, clipped")
+DUAL = oracle("dr_grpo in full, clipped on both sides of a negative advantage")
 PUBLISHED = oracle("as published, with everything uneven")
 UPDATES = oracle("several updates of the student, clipped")
 IN_REWARD = oracle("rloo, k1 to the base in the reward")
@@ -62,6 +64,24 @@ OPTION_MUTANTS = (
         "group_advantages(rewards_PG, self.config.gad.advantage)",
         'group_advantages(rewards_PG, "grpo")',
         IN_REWARD,
+    ),
+    Mutant(
+        "gad.policy_loss is ignored",
+        "kind=gad.policy_loss,",
+        'kind="grpo",',
+        WHOLE_RATIO,
+    ),
+    Mutant(
+        "gad.clip_range_high is ignored",
+        "clip_range_high=gad.clip_range_high,",
+        "clip_range_high=None,",
+        WHOLE_RATIO,
+    ),
+    Mutant(
+        "gad.dual_clip is ignored",
+        "dual_clip=gad.dual_clip,",
+        "dual_clip=0.0,",
+        DUAL,
     ),
     Mutant(
         "gad.clip_range is ignored",

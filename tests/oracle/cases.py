@@ -67,7 +67,10 @@ BASE: dict[str, Any] = {
     "gad.kl-estimator": "k3",
     "gad.kl-in": "loss",
     "gad.reference": "stage_start",
+    "gad.policy-loss": "grpo",
     "gad.clip-range": 0.2,
+    "gad.clip-range-high": None,
+    "gad.dual-clip": 0.0,
     "gad.aggregation": "token_mean",
     "gad.tis-cap": 0.0,
     "gad.reset-optimizer": False,
@@ -152,6 +155,29 @@ CASES: dict[str, Case] = {
         gad__advantage="dr_grpo",
         adversarial__student_updates=2,
         pack_sequences=False,
+    ),
+    "the ratio of whole responses, clipped": case(
+        adversarial__student_updates=3,
+        gad__policy_loss="gspo",
+        gad__clip_range=0.004,
+        gad__clip_range_high=0.006,
+        gad__aggregation="sequence_mean",
+    ),
+    "importance weights clipped from above": case(
+        engine_error=0.3,
+        adversarial__student_updates=3,
+        gad__policy_loss="cispo",
+        gad__clip_range_high=0.02,
+        gad__tis_cap=1.1,
+        pack_sequences=False,
+    ),
+    "dr_grpo in full, clipped on both sides of a negative advantage": case(
+        adversarial__student_updates=3,
+        gad__advantage="dr_grpo",
+        gad__aggregation="constant",
+        gad__clip_range=0.03,
+        gad__clip_range_high=0.01,
+        gad__dual_clip=1.02,
     ),
     "a frozen discriminator": case(
         adversarial__freeze_discriminator=True,
@@ -253,6 +279,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"tensor-model-parallel-size": 2, "sequence-parallel": True},
         (
             "summed scores, cross-entropy, dr_grpo, k2 to the base",
+            "the ratio of whole responses, clipped",
             "resumed in every stage",
         ),
     ),
@@ -261,6 +288,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         (
             "rloo, k1 to the base in the reward",
             "groups split, single responses, padded",
+            "dr_grpo in full, clipped on both sides of a negative advantage",
         ),
     ),
 }

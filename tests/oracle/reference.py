@@ -251,8 +251,8 @@ class Reference:
         for _ in range(self.options["adversarial.student-updates"]):
             logprobs, entropies = response_logprobs(self._student, rows, self.temperature)
             old = old or [each.detach() for each in logprobs]
-            ratios = [torch.exp(now - then) for now, then in zip(logprobs, old, strict=True)]
-            terms, clipped = self._surrogates(ratios, advantages, old, engine)
+            ratios = [self._ratio(now - then) for now, then in zip(logprobs, old, strict=True)]
+            terms, clipped = self._surrogates(logprobs, ratios, advantages, old, engine)
             kl = [self._kl(*pair) for pair in zip(logprobs, anchor, strict=True)] if anchor else []
             if kl and self.options["gad.kl-in"] == "loss":
                 coefficient = self.options["gad.kl-coef"]
@@ -272,28 +272,55 @@ class Reference:
             numbers |= self.student.learn(loss)
         return numbers
 
+    def _ratio(self, gap: Tensor) -> Tensor:
+        """Return how much likelier every token of a response became, or the response as a whole."""
+        if self.options["gad.policy-loss"] == "gspo":
+            return torch.exp(gap.mean()).expand(len(gap))
+        return torch.exp(gap)
+
     def _surrogates(
         self,
+        logprobs: list[Tensor],
         ratios: list[Tensor],
         advantages: Tensor,
         old: list[Tensor],
         engine: list[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the loss of every token without its KL, and where the clip took effect."""
-        reach, cap = self.options["gad.clip-range"], self.options["gad.tis-cap"]
+        cap = self.options["gad.tis-cap"]
         terms, clipped = [], []
-        for ratio, advantage, before, sampled in zip(ratios, advantages, old, engine, strict=True):
-            bounded = ratio.clamp(1 - reach, 1 + reach)
-            is_held = bounded * advantage < ratio * advantage
-            objective = torch.where(is_held, bounded, ratio) * advantage
+        for now, ratio, advantage, before, sampled in zip(
+            logprobs, ratios, advantages, old, engine, strict=True
+        ):
+            objective, is_held = self._objective(now, ratio, float(advantage))
             weight = torch.exp(before - sampled).clamp(max=cap) if cap else torch.ones(())
             terms.append(-objective * weight)
             clipped.append(is_held)
         return terms, clipped
 
+    def _objective(self, now: Tensor, ratio: Tensor, advantage: float) -> tuple[Tensor, Tensor]:
+        """Return what is to be raised at every token of a response, and where it is held back."""
+        below = self.options["gad.clip-range"]
+        above = self.options["gad.clip-range-high"] or below
+        if self.options["gad.policy-loss"] == "cispo":
+            weight = torch.where(ratio > 1 + above, 1 + above, ratio.detach())
+            return weight * advantage * now, ratio > 1 + above
+        # A response that pays is raised up to a bound, one that does not is lowered to another.
+        is_held = ratio > 1 + above if advantage > 0 else ratio < 1 - below
+        bound = 1 + above if advantage > 0 else 1 - below
+        objective = torch.where(is_held, bound, ratio) * advantage
+        most = self.options["gad.dual-clip"]
+        if most and advantage < 0:
+            objective = torch.where(ratio > most, most * advantage, objective)
+            is_held = is_held | (ratio > most)
+        return objective, is_held if advantage else torch.zeros_like(is_held)
+
     def _average(self, terms: list[Tensor]) -> Tensor:
         if self.options["gad.aggregation"] == "token_mean":
             return torch.cat(terms).mean()
+        if self.options["gad.aggregation"] == "constant":
+            cap = self.options["data.max-response-tokens"]
+            return torch.stack([term.sum() / cap for term in terms]).mean()
         return torch.stack([term.mean() for term in terms]).mean()
 
 

@@ -25,11 +25,16 @@ def test_sequence_mean_counts_rows_that_have_a_token():
     assert (total.item(), count.item()) == (3.0 + 5.0, 2.0)
 
 
+def test_constant_divides_every_response_by_the_same_length():
+    total, count = aggregate(VALUES, MASK, "constant", max_length=4)
+    assert (total.item(), count.item()) == (9.0 / 4 + 5.0 / 4, 2.0)
+
+
 def test_an_all_masked_microbatch_gives_zero_and_still_has_a_gradient():
     values = torch.full((2, 3), NAN, requires_grad=True)
     mask = torch.zeros(2, 3, dtype=torch.bool)
-    for how in ("token_mean", "sequence_mean"):
-        total, count = aggregate(values, mask, how)
+    for how in ("token_mean", "sequence_mean", "constant"):
+        total, count = aggregate(values, mask, how, max_length=3)
         (gradient,) = torch.autograd.grad(total, values)
         assert (total.item(), count.item()) == (0.0, 0.0)
         assert torch.equal(gradient, torch.zeros(2, 3))

@@ -63,7 +63,7 @@ def test_a_clipped_token_has_no_gradient():
 
 def test_the_clip_leaves_moves_against_the_advantage_alone():
     ratio = torch.tensor([1.5, 0.5])
-    objective, is_clipped = clipped_surrogate(ratio, torch.tensor([-1.0, 1.0]), 0.2)
+    objective, is_clipped = clipped_surrogate(ratio, torch.tensor([-1.0, 1.0]), (0.8, 1.2))
     torch.testing.assert_close(objective, torch.tensor([-1.5, 0.5]))
     assert is_clipped.tolist() == [False, False]
 
