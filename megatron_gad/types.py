@@ -96,6 +96,13 @@ class Batch:
         zeros = torch.zeros_like(self.response_mask, dtype=torch.float32)
         return replace(self, advantages=torch.where(self.response_mask, per_token, zeros))
 
+    def without_rows(self, is_left_out: Tensor) -> "Batch":
+        """Return a batch of which some rows train nothing, as if they had no response.
+
+        is_left_out: [B] bool.
+        """
+        return replace(self, response_mask=self.response_mask & ~is_left_out[:, None])
+
     def with_ref_logprobs(self, ref_logprobs: Tensor) -> "Batch":
         """Return a batch that also carries the reference's logprobs, [B, T] float32."""
         return replace(self, ref_logprobs=ref_logprobs)

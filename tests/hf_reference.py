@@ -55,7 +55,9 @@ class HfScorer:
         ):
             hidden = self.model(tokens[None, :length]).last_hidden_state[0]
             values = hidden @ self.parameters["score.weight"][0]
-            scores.append(values[-1] if self.kind == "last_token" else values[mask[:length]].sum())
+            of_response = values[mask[:length]]
+            kinds = {"last_token": values[-1], "sum": of_response.sum(), "mean": of_response.mean()}
+            scores.append(kinds[self.kind])
         return ScorerOutput(torch.stack(scores))
 
 

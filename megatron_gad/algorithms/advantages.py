@@ -48,6 +48,45 @@ def group_advantages(rewards: Tensor, kind: AdvantageKind) -> Tensor:
     return torch.where(are_equal, torch.zeros_like(advantages), advantages).float()
 
 
+def length_sums(rewards: Tensor, lengths: Tensor) -> Tensor:
+    """Return what the slope of the reward over log length is the ratio of, [2] float64.
+
+        sum of (r - m) (x - mean x),  sum of (x - mean x)^2        x = log length, means of a group
+
+    Sums of several data ranks add up. A group with a reward that is not finite has no say.
+
+    rewards: [P, G] float32. lengths: [P, G], in tokens.
+    """
+    centred, centred_x = _centred(rewards), _centred(_log_lengths(lengths))
+    is_finite = rewards.isfinite().all(dim=-1, keepdim=True)
+    products = torch.where(is_finite, centred * centred_x, 0.0)
+    squares = torch.where(is_finite, centred_x.square(), 0.0)
+    return torch.stack([products.sum(), squares.sum()])
+
+
+def without_length(rewards: Tensor, lengths: Tensor, slope: float) -> Tensor:
+    """Return the rewards less what their group's lengths explain, [P, G] float32.
+
+        r - slope (x - mean x)                                       x = log length, mean of a group
+
+    With the slope from ``length_sums`` this is the residual of a regression with an intercept for
+    every group. One slope serves all groups: that of a group alone would be fitted to its noise,
+    and would explain a group of two to the end.
+
+    rewards: [P, G] float32. lengths: [P, G], in tokens.
+    """
+    return (rewards.double() - slope * _centred(_log_lengths(lengths))).float()
+
+
+def _log_lengths(lengths: Tensor) -> Tensor:
+    return lengths.double().clamp(min=1).log()
+
+
+def _centred(values: Tensor) -> Tensor:
+    values = values.double()
+    return values - values.mean(dim=-1, keepdim=True)
+
+
 def zero_advantage_share(advantages: Tensor) -> tuple[Tensor, Tensor]:
     """Return (groups that teach nothing, groups), the metric as a sum and a count.
 

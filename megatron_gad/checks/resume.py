@@ -40,7 +40,8 @@ RULES: dict[Change, dict[str, str]] = {
         "system_prompt chat_template_kwargs reasoning shuffle",
         "student": "path",
         "discriminator": "path score",
-        "gad": "discriminator_loss advantage kl_estimator kl_in reference policy_loss aggregation",
+        "gad": "discriminator_loss advantage kl_estimator kl_in reference policy_loss aggregation "
+        "mask_truncated length_correction",
         "rollout": "temperature",
     },
     "told": {

@@ -23,6 +23,9 @@ class GadConfig:
         dual_clip: bound of the ratio where the advantage is negative (3 is usual); 0: none.
         aggregation: mean over all tokens; over responses of their token means; or over responses of
             their token sums divided by data.max_response_tokens (constant).
+        mask_truncated: responses that hit the length cap teach the student nothing; their rewards
+            still count in their groups.
+        length_correction: subtract from the rewards of a group what their lengths explain.
         tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
         reset_optimizer: begin each stage without the optimizer states of the one before.
     """
@@ -38,5 +41,7 @@ class GadConfig:
     clip_range_high: float | None = None
     dual_clip: float = 0.0
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    mask_truncated: bool = False
+    length_correction: bool = False
     tis_cap: float = 0.0
     reset_optimizer: bool = False

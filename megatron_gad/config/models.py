@@ -5,7 +5,7 @@ from typing import Literal
 
 from megatron_gad.config.layout import OwnLayout
 
-ScoreKind = Literal["last_token", "sum"]
+ScoreKind = Literal["last_token", "sum", "mean"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class DiscriminatorConfig(OwnLayout, OptimizerConfig):
     Attributes:
         path: Hugging Face folder or name, as student.path; empty starts from the student's weights
             when the stage begins.
-        score: read the last token's value, or sum the values of all response tokens.
+        score: read the last token's value, or the sum or mean of the values of all response
+            tokens.
         head_std: standard deviation of the scalar head's first weights.
         split_groups: where a whole group does not fit in memory: score first, then train row by
             row on the closed-form gradients. Equal gradients for one more forward.

@@ -78,6 +78,12 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             unit="score",
         ),
         Chart(
+            "Reward of length",
+            (Line("reward/length_slope", "slope over log length", "student"),),
+            unit="score",
+            guides=((0.0, "none"),),
+        ),
+        Chart(
             "Discriminator: accuracy",
             (Line("discriminator/accuracy", "teacher scored above student", "discriminator"),),
             unit="%",

@@ -1,15 +1,16 @@
 """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from megatron_gad.algorithms.advantages import group_advantages
+from megatron_gad.algorithms.advantages import group_advantages, length_sums, without_length
 from megatron_gad.algorithms.kl import sequence_kl
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import AdversarialConfig
@@ -96,11 +97,14 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         batch = policy_batch(sampled.groups)
         batch = self._with_reference(run, batch)
         rewards_PG = self._rewards(run, batch, judged.scores_PG)
+        rewards_PG, metrics = self._without_length(run, sampled.groups, rewards_PG)
         advantages_PG = group_advantages(rewards_PG, self.config.gad.advantage)
 
         learned, agreement = None, {}
         if self.student_learns(run.progress):
             batch = batch.with_advantages(advantages_PG.flatten())
+            if self.config.gad.mask_truncated:
+                batch = batch.without_rows(_are_truncated(sampled.groups))
             learned = take_policy_steps(run, batch, sampled.groups, self.settings.student_updates)
             if not learned.is_skipped:
                 agreement = compare_all(run, learned.rows, batch, sampled.weights_lag)
@@ -109,7 +113,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             judged=[each.output for each in (judged, *extra)],
             learned=learned,
             samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG),
-            rewards=reward_metrics(run.parallel, rewards_PG, advantages_PG),
+            rewards=metrics | reward_metrics(run.parallel, rewards_PG, advantages_PG),
         )
 
     def state(self, run: Run) -> dict[str, Any]:
@@ -187,3 +191,22 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             logprobs = run.student.logprobs(batch, self.config.rollout.temperature)
         kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
         return scores_PG - gad.kl_coef * kl.view_as(scores_PG)
+
+    def _without_length(
+        self, run: Run, groups: Sequence[Group], rewards_PG: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """Return [P, G] rewards, less what lengths explain if asked for, and that slope."""
+        lengths = torch.tensor([[len(r.ids) for r in group.rollouts] for group in groups])
+        shares = run.parallel.gather_over_data(length_sums(rewards_PG, lengths))
+        products, squares = torch.stack(shares).sum(dim=0).tolist()
+        slope = products / squares if squares > 0 else 0.0
+        metrics = {"reward/length_slope": slope}
+        if not self.config.gad.length_correction:
+            return rewards_PG, metrics
+        return without_length(rewards_PG, lengths, slope), metrics
+
+
+def _are_truncated(groups: Sequence[Group]) -> Tensor:
+    """Return which rows of the groups' batch hit the length cap, [B] bool."""
+    rollouts = (rollout for group in groups for rollout in group.rollouts)
+    return torch.tensor([rollout.finish_reason == "length" for rollout in rollouts])

@@ -59,7 +59,7 @@ class LanguageHead:
 class ScoreHead:
     """Reads one score per row off the values of all tokens.
 
-    kind: the value of the last real token, or the sum over response tokens.
+    kind: the value of the last real token, or the sum or mean over response tokens.
     """
 
     kind: ScoreKind
@@ -67,8 +67,10 @@ class ScoreHead:
     def read(self, output: Tensor, piece: PairBatch, temperature: float) -> ScorerOutput:
         """output: [R, T / CP] float32; temperature is without meaning here. Returns [R] scores."""
         values = whole_rows(output, context_group())
-        if self.kind == "sum":
-            return ScorerOutput(torch.where(piece.response_mask, values, 0.0).sum(dim=1))
+        if self.kind != "last_token":
+            sums = torch.where(piece.response_mask, values, 0.0).sum(dim=1)
+            num_tokens = piece.response_mask.sum(dim=1).clamp(min=1)
+            return ScorerOutput(sums if self.kind == "sum" else sums / num_tokens)
         last = (piece.lengths - 1)[:, None]
         return ScorerOutput(values.gather(1, last).squeeze(1))
 

@@ -61,6 +61,12 @@ ADVANTAGE_MUTANTS = (
         ADVANTAGES,
     ),
     Mutant(
+        "lengths explain rewards by their number of tokens and not by its logarithm",
+        "return lengths.double().clamp(min=1).log()",
+        "return lengths.double().clamp(min=1)",
+        ADVANTAGES,
+    ),
+    Mutant(
         "a group with one advantage of zero counts as one that teaches nothing",
         "is_zero = (advantages == 0).all(dim=-1)",
         "is_zero = (advantages == 0).any(dim=-1)",

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
 
 WHOLE_RATIO = oracle("the ratio of whole responses, clipped")
+CUT = oracle("means of values, no reward for length, nothing learned from what was cut")
 DUAL = oracle("dr_grpo in full, clipped on both sides of a negative advantage")
 PUBLISHED = oracle("as published, with everything uneven")
 UPDATES = oracle("several updates of the student, clipped")
@@ -64,6 +65,18 @@ OPTION_MUTANTS = (
         "group_advantages(rewards_PG, self.config.gad.advantage)",
         'group_advantages(rewards_PG, "grpo")',
         IN_REWARD,
+    ),
+    Mutant(
+        "gad.mask_truncated is ignored",
+        "if self.config.gad.mask_truncated:",
+        "if False:",
+        CUT,
+    ),
+    Mutant(
+        "gad.length_correction is ignored",
+        "if not self.config.gad.length_correction:",
+        "if True:",
+        CUT,
     ),
     Mutant(
         "gad.policy_loss is ignored",

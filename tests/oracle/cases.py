@@ -71,6 +71,8 @@ BASE: dict[str, Any] = {
     "gad.clip-range": 0.2,
     "gad.clip-range-high": None,
     "gad.dual-clip": 0.0,
+    "gad.mask-truncated": False,
+    "gad.length-correction": False,
     "gad.aggregation": "token_mean",
     "gad.tis-cap": 0.0,
     "gad.reset-optimizer": False,
@@ -247,6 +249,14 @@ CASES: dict[str, Case] = {
     "a discriminator from another folder": case(
         stages=("seqkd", "adversarial"),
         discriminator__path="discriminator",
+    ),
+    "means of values, no reward for length, nothing learned from what was cut": case(
+        data__max_response_tokens=9,
+        discriminator__score="mean",
+        gad__length_correction=True,
+        gad__mask_truncated=True,
+        gad__advantage="dr_grpo",
+        gad__aggregation="constant",
     ),
     "no warm-up": case(stages=("seqkd", "adversarial"), gad__advantage="dr_grpo"),
     "a student that waits for the discriminator": case(

@@ -100,8 +100,13 @@ class Scorer:
         scores = []
         for of_tokens, (prompt, ids) in zip(values, rows, strict=True):
             end = len(prompt) + len(ids)
-            is_last = self._kind == "last_token"
-            scores.append(of_tokens[end - 1] if is_last else of_tokens[len(prompt) : end].sum())
+            of_response = of_tokens[len(prompt) : end]
+            kinds = {
+                "last_token": of_tokens[end - 1],
+                "sum": of_response.sum(),
+                "mean": of_response.mean(),
+            }
+            scores.append(kinds[self._kind])
         return torch.stack(scores)
 
 

@@ -115,6 +115,10 @@ class Reference:
         rows = self._sampled_rows(groups)
         anchor = self._anchored(rows)
         rewards = scores - self._penalty(rows, anchor).view_as(scores)
+        lengths = torch.tensor([[len(r.ids) for r in group.responses] for group in groups])
+        slope, fitted = _explained_by_length(rewards, lengths)
+        if self.options["gad.length-correction"]:
+            rewards = rewards - fitted
         advantages = _advantages(rewards, self.options["gad.advantage"])
         zeros = float((advantages == 0).all(dim=1).float().mean())
         spread = float(rewards.std())
@@ -122,10 +126,13 @@ class Reference:
             "reward/mean": Number(float(rewards.mean()), spread),
             "reward/std": Number(spread, spread),
             "advantage/zero_share": Number(zeros, 1.0),
+            "reward/length_slope": Number(slope, spread),
         }
         if step >= get("discriminator-only-steps"):
             engine = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
-            learned = self._reinforce(rows, advantages.float().flatten(), anchor, engine)
+            learned = self._reinforce(
+                *self._kept(groups, rows, advantages.float().flatten(), anchor, engine)
+            )
             numbers |= _named("student", learned)
         return Outcome(numbers, drawn, scores, advantages)
 
@@ -272,6 +279,14 @@ class Reference:
             numbers |= self.student.learn(loss)
         return numbers
 
+    def _kept(self, groups: Sequence[Sampled], *of_rows: Any) -> list[Any]:
+        """Leave out the rows of responses that were cut, if they are not to be learned from."""
+        if not self.options["gad.mask-truncated"]:
+            return list(of_rows)
+        is_cut = [response.is_cut for group in groups for response in group.responses]
+        kept = [row for row, cut in enumerate(is_cut) if not cut]
+        return [each and [each[row] for row in kept] for each in map(_listed, of_rows)]
+
     def _ratio(self, gap: Tensor) -> Tensor:
         """Return how much likelier every token of a response became, or the response as a whole."""
         if self.options["gad.policy-loss"] == "gspo":
@@ -333,6 +348,21 @@ def _advantages(rewards: Tensor, kind: str) -> Tensor:
         return centred
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (size - 1)
     return rewards - others
+
+
+def _explained_by_length(rewards: Tensor, lengths: Tensor) -> tuple[float, Tensor]:
+    """Fit a level for every group and one slope over log length; return it and what it explains."""
+    x = lengths.double().log()
+    if not (x - x.mean(dim=1, keepdim=True)).any():
+        return 0.0, torch.zeros_like(rewards)
+    levels = torch.eye(len(x)).double().repeat_interleave(x.shape[1], dim=0)
+    table = torch.cat([x.flatten()[:, None], levels], dim=1)
+    slope = torch.linalg.lstsq(table, rewards.double().flatten()[:, None]).solution[0, 0]
+    return float(slope), slope * (x - x.mean(dim=1, keepdim=True))
+
+
+def _listed(values: Any) -> Any:
+    return list(values) if isinstance(values, Tensor) else values
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
+from megatron_gad.algorithms.advantages import (
+    group_advantages,
+    length_sums,
+    without_length,
+    zero_advantage_share,
+)
 
 KINDS = ("grpo", "dr_grpo", "rloo")
 # Mean 3, deviations -2, -1, 0, 3: squares sum to 14, unbiased variance 14 / 3.
@@ -97,3 +102,32 @@ def test_a_group_of_one_is_refused():
 def test_an_unknown_kind_names_the_allowed_ones():
     with pytest.raises(ValueError, match=r"advantage = 'gae'; use 'grpo'"):
         group_advantages(REWARDS, "gae")  # pyright: ignore[reportArgumentType]
+
+
+# Log lengths 0, 1, 2 in both groups; rewards rise by 2 and by 1 a unit, on levels of their own.
+LENGTHS = torch.tensor([[1.0, math.e, math.e**2], [math.e**2, 1.0, math.e]])
+BY_LENGTH = torch.tensor([[5.0, 7.0, 9.0], [-8.0, -10.0, -9.0]])
+
+
+def test_the_slope_over_log_length_is_fitted_to_all_groups_at_once():
+    # Products of deviations: 2 * 2 * 1 and 2 * 1 * 1; squares: 2 and 2.
+    torch.testing.assert_close(length_sums(BY_LENGTH, LENGTHS), torch.tensor([6.0, 4.0]).double())
+    left = without_length(BY_LENGTH, LENGTHS, slope=1.5)
+    expected = torch.tensor([[6.5, 7.0, 7.5], [-8.0 - 1.5, -10.0 + 1.5, -9.0]])
+    torch.testing.assert_close(left, expected)
+
+
+def test_what_is_left_of_the_rewards_has_no_slope_and_the_same_means():
+    rewards = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    lengths = torch.randint(1, 90, (5, 4), generator=torch.Generator().manual_seed(1))
+    products, squares = length_sums(rewards, lengths).tolist()
+    left = without_length(rewards, lengths, products / squares)
+    assert abs(products) > 0.5
+    assert abs(float(length_sums(left, lengths)[0])) < 1e-5
+    torch.testing.assert_close(left.mean(dim=1), rewards.mean(dim=1))
+
+
+def test_a_group_with_a_reward_that_is_not_finite_leaves_the_slope_alone():
+    spoilt = torch.cat([BY_LENGTH, torch.tensor([[1.0, math.inf, math.nan]])])
+    lengths = torch.cat([LENGTHS, LENGTHS[:1]])
+    assert torch.equal(length_sums(spoilt, lengths), length_sums(BY_LENGTH, LENGTHS))

@@ -95,7 +95,7 @@ def test_encoding_the_teacher_once_equals_encoding_it_per_pair(
 
 @pytest.mark.parametrize("num_trained", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("score", ["last_token", "sum"])
+@pytest.mark.parametrize("score", ["last_token", "sum", "mean"])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_split_groups_change_neither_scores_nor_metrics_nor_weights(
     place: Parallel, folder: Path, kind: Any, num_trained: int, score: str, rows: int
@@ -192,7 +192,7 @@ def test_equal_texts_on_one_row_equal_a_row_for_each(
     assert output.metrics["margin"] == pytest.approx(float(margins.mean()), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("score", ["last_token", "sum"])
+@pytest.mark.parametrize("score", ["last_token", "sum", "mean"])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("pack_sequences", [False, True])
 @pytest.mark.parametrize("split_groups", [False, True])

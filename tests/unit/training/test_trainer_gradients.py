@@ -73,7 +73,7 @@ def test_the_students_loss_and_gradients_equal_those_of_transformers(
 
 
 @pytest.mark.parametrize("loss_kind", ["bradley_terry", "cross_entropy"])
-@pytest.mark.parametrize("kind", ["last_token", "sum"])
+@pytest.mark.parametrize("kind", ["last_token", "sum", "mean"])
 def test_the_discriminators_loss_and_gradients_equal_those_of_transformers(
     place: Parallel, folder: Path, kind: str, loss_kind: Any
 ) -> None:
@@ -132,7 +132,7 @@ def test_splitting_and_padding_keep_the_students_gradient(
     assert_same(weights(split), weights(whole), relative=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["last_token", "sum"])
+@pytest.mark.parametrize("kind", ["last_token", "sum", "mean"])
 @pytest.mark.parametrize(("rows", "width"), [(4, 0), (1, 0), (8, 20)])
 def test_splitting_and_padding_keep_the_discriminators_gradient(
     place: Parallel, qwen2: Path, kind: str, rows: int, width: int
@@ -162,7 +162,7 @@ def test_packing_keeps_the_students_gradient(
     assert_same(gradients(packed), expected, relative=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["last_token", "sum"])
+@pytest.mark.parametrize("kind", ["last_token", "sum", "mean"])
 def test_packing_keeps_the_discriminators_scores_and_gradient(
     place: Parallel, folder: Path, kind: str
 ) -> None:
