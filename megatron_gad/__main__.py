@@ -4,9 +4,11 @@ import gc
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import partial
 
-from megatron_gad.checks.resume import check_override, check_resume
+from megatron_gad.checks.limits import check_limits
+from megatron_gad.checks.resume import Changes, check_override, check_resume
 from megatron_gad.checks.run import check_config
 from megatron_gad.checks.secrets import masked
 from megatron_gad.config.command_line import CliOptions, load_config
@@ -17,8 +19,19 @@ from megatron_gad.environment import (
     environment_world_size,
     launched_without_torchrun,
 )
-from megatron_gad.errors import BAD_INPUT, FAILED, INTERRUPTED, STOPPED, RunStoppedError
+from megatron_gad.errors import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    NO_STORAGE,
+    STOPPED,
+    RunStoppedError,
+)
 from megatron_gad.models.hub import with_model_folders
+from megatron_gad.storage import StorageError
+
+# What is told in words, without a traceback.
+STATUS = {ValueError: BAD_INPUT, RunStoppedError: STOPPED, StorageError: NO_STORAGE}
 
 
 def main() -> int:
@@ -28,19 +41,28 @@ def main() -> int:
     try:
         config, options = load_config(sys.argv[1:])
         return _obey(config, options, rank)
-    except (ValueError, RunStoppedError) as error:
+    except tuple(STATUS) as error:
         return _tell(rank, error)
 
 
 def _tell(rank: int, error: BaseException) -> int:
     """Print what ends this rank; returns the exit status."""
-    if not isinstance(error, (ValueError, RunStoppedError)):
+    status = next((number for kind, number in STATUS.items() if isinstance(error, kind)), None)
+    if status is None:
         traceback.print_exception(error)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
     # An error can be this rank's alone, so every rank reports; only one at full length.
     message = str(error) if rank == 0 else f"rank {rank}: {str(error).splitlines()[0]}"
     print(f"megatron_gad: {masked(message)}", file=sys.stderr)
-    return STOPPED if isinstance(error, RunStoppedError) else BAD_INPUT
+    return status
+
+
+def _refuse(problems: Sequence[str], rank: int) -> int:
+    """Print what is wrong with a configuration; returns the exit status."""
+    if rank == 0:
+        print(f"megatron_gad: {len(problems)} problem(s) in the configuration", file=sys.stderr)
+        print("\n".join(f"  - {masked(each)}" for each in problems), file=sys.stderr)
+    return BAD_INPUT
 
 
 def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
@@ -54,19 +76,18 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
             "several Slurm tasks were started without torchrun, so each would be a run of its own; "
             "start one task per node, and torchrun in it (examples/lmsys_qwen2.5_7b/slurm.sbatch)"
         )
-    config = with_model_folders(config, may_fetch=not options.dry_run)
     world_size = options.world_size or environment_world_size()
-    changes = check_resume(config)
-    problems = [
-        *check_config(config, world_size),
-        *check_override(config),
-        *changes.refused,
-    ]
+    problems, changes = list(check_limits(config)), Changes([], [])
+    if not problems:
+        config = with_model_folders(config, may_fetch=not options.dry_run)
+        changes = check_resume(config)
+        problems = [
+            *check_config(config, world_size),
+            *check_override(config),
+            *changes.refused,
+        ]
     if problems:
-        if rank == 0:
-            print(f"megatron_gad: {len(problems)} problem(s) in the configuration", file=sys.stderr)
-            print("\n".join(f"  - {masked(each)}" for each in problems), file=sys.stderr)
-        return BAD_INPUT
+        return _refuse(problems, rank)
     if options.dry_run:
         if rank == 0:
             from megatron_gad.planning.describe import describe_run  # noqa: PLC0415 - see _train

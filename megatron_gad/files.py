@@ -8,8 +8,9 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,15 +56,30 @@ def draft_of(path: Path) -> Path:
     return path.with_name(path.name + ".draft")
 
 
+def delete_tree(path: Path) -> None:
+    """Delete a folder, or a link to one without what it leads to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the draft of a file to write; at the end it takes the file's place.
 
-    An error in the block leaves the file as it was.
+    An error in the block leaves the file as it was, and no draft. A link that somebody put in the
+    draft's place is not written through.
     """
     draft = draft_of(path)
-    yield draft
-    os.replace(draft, path)
+    draft.unlink(missing_ok=True)
+    try:
+        yield draft
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def replace_text(path: Path, text: str, errors: str = UNENCODABLE) -> None:

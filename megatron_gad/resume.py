@@ -32,6 +32,7 @@ def save(run: Run, stage: Stage | None = None) -> None:
 
     stage: that the run is in the middle of; None between two.
     """
+    run.lock.check_is_there()
     models = {"student": run.student}
     if run.has_discriminator:
         models["discriminator"] = run.discriminator

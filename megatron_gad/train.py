@@ -29,6 +29,7 @@ from megatron_gad.runtime.watchdog import Watchdog
 from megatron_gad.stages.begin import begin_stage, open_run, reason_to_end
 from megatron_gad.stages.stage import Stage
 from megatron_gad.stages.step_result import StepResult
+from megatron_gad.storage import storage_error, telling_of_storage
 from megatron_gad.training import parallel
 
 logger = logging.getLogger(__name__)
@@ -38,16 +39,17 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
     """Train through all stages; go on from the newest checkpoint where there is one.
 
     Writes everything under ``config.checkpoint.save``. Raises ValueError for bad input and
-    RunStoppedError where the run must not go on; the newest checkpoint is then still whole. Ends
+    RunStoppedError where the run must not go on; the newest checkpoint is then still whole.
+    Raises StorageError where the disk does not take or give what it should. Ends
     the process where the run hangs, where its launcher is gone, and where this rank of several
     has an error that the others may not have.
 
     tell: prints such an error and returns the exit status.
     """
-    stop = StopRequest()
+    stop, folder = StopRequest(), Path(config.checkpoint.save)
     # SIGUSR1 comes long before the time is up, and is heard from here on. The others end a run that
     # has trained nothing at once: a launcher sends them where another rank failed while it started.
-    with stop.hearing(signal.SIGUSR1), _watchdog(config) as watch:
+    with stop.hearing(signal.SIGUSR1), telling_of_storage(folder), _watchdog(config) as watch:
         place = parallel.initialize(config.parallel, config.seed)
         try:
             _check_models_are_the_same(config, place)
@@ -60,7 +62,7 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
                         _walk_stages(run, stop)
                 except BaseException as error:
                     if place.world_size > 1 and not isinstance(error, RunStoppedError):
-                        leave(tell(error), parts)
+                        leave(tell(storage_error(error, folder) or error), parts)
                     raise
         finally:
             parallel.shut_down()

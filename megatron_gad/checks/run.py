@@ -16,6 +16,7 @@ from megatron_gad.checks.sections import (
     check_algorithm,
     check_data,
     check_discriminator,
+    check_exports,
     check_optimizer,
     check_replay,
     check_rollout,
@@ -88,6 +89,8 @@ def _of_models(config: RunConfig, found: Found, layouts: Layouts) -> Iterator[st
 
 def _of_files(config: RunConfig) -> Iterator[str]:
     yield from check_run_directory(config.checkpoint, config.log)
+    if config.checkpoint.save:
+        yield from check_exports(config.checkpoint, config.stages)
     yield from check_data(config.data)
 
 

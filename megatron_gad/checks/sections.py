@@ -5,7 +5,7 @@ The stages' sections are checked in ``stages``, the models' files in ``models``.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +59,25 @@ def check_run_directory(checkpoint: CheckpointConfig, log: LogConfig) -> Iterato
             f"log.wandb_project = {log.wandb_project!r}, but wandb is not installed; "
             "install megatron-gad[wandb], or leave it out"
         )
+
+
+def check_exports(checkpoint: CheckpointConfig, stages: Sequence[str]) -> Iterator[str]:
+    """Yield why a folder of a model could not be written when all training is done."""
+    suffixes = ["", *(f"_{stage}" for stage in stages if checkpoint.export_stages)]
+    for name in (f"{model}_hf{suffix}" for model in checkpoint.export for suffix in suffixes):
+        folder = Path(checkpoint.save) / name
+        # A link is followed, and what it leads to replaced.
+        target = Path(os.path.realpath(folder))
+        remedy = f"move it away, or leave {name.partition('_')[0]!r} out of checkpoint.export"
+        if target.is_symlink() or target.is_file():
+            yield f"{folder}, to which the run exports, is a file or a link in a circle; {remedy}"
+        elif target.is_dir() and any(target.iterdir()) and not (target / "config.json").exists():
+            yield (
+                f"{folder}, to which the run exports, holds files and no config.json, so it is "
+                f"no model to be replaced; {remedy}"
+            )
+        elif not _can_be_written(target.parent):
+            yield f"{target.parent}, which {folder} leads to, cannot be written to; {remedy}"
 
 
 def _can_be_written(folder: Path) -> bool:

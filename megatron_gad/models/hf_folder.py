@@ -1,6 +1,7 @@
 """Reading the tensors of a Hugging Face model folder, and writing a whole folder."""
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from megatron_gad.files import draft_of
+from megatron_gad.files import delete_tree, draft_of
 from megatron_gad.models.families import family_of
 from megatron_gad.models.hf_headers import INDEX, WEIGHTS, weight_files
 from megatron_gad.models.tensor_names import DERIVED, SCORE_HEAD
@@ -78,11 +79,13 @@ def save_hf_folder(
     Raises:
         ValueError: out_folder holds something else than a model.
     """
-    out_folder = Path(out_folder)
+    # Where a link leads to, which may be another disk: the link stays.
+    out_folder = Path(out_folder).resolve()
     if out_folder.exists() and any(out_folder.iterdir()):
         _check_is_model(out_folder)
     beside = draft_of(out_folder)
-    shutil.rmtree(beside, ignore_errors=True)
+    if os.path.lexists(beside):
+        delete_tree(beside)
     beside.mkdir(parents=True)
     dtype_by_name = _save_shards(named_tensors, beside)
     config = _config_json(hf_config, dtype_by_name)
@@ -117,7 +120,7 @@ def _save_shards(
 
     def close_shard() -> None:
         shards.append(folder / f"shard-{len(shards)}")
-        save_file(shard, shards[-1], metadata={"format": "pt"})
+        save_with_usual_mode(shard, shards[-1])
         shard.clear()
 
     for name, tensor in named_tensors:
@@ -139,6 +142,14 @@ def _save_shards(
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return dtype_by_name
+
+
+def save_with_usual_mode(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file that others may read as the umask says; save_file lets nobody."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def _write_stop_ids(file: Path, stop_ids: Sequence[int]) -> None:

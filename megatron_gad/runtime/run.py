@@ -60,7 +60,7 @@ class Run:
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
         check_is_shared(self.folder, parallel)
-        self._lock = RunFolderLock(self.folder, parallel)
+        self.lock = RunFolderLock(self.folder, parallel)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
         self.codec = ChatCodec.from_config(config.student.path, config.data)
         self.prompts = load_run_prompts(config, self.codec, parallel)
@@ -163,7 +163,7 @@ class Run:
     def close(self) -> None:
         """Stop the engine and finish all files, also if one of them fails."""
         with contextlib.ExitStack() as parts:
-            parts.callback(self._lock.close)
+            parts.callback(self.lock.close)
             parts.callback(self.writer.close)
             parts.callback(self.sampler.close)
 

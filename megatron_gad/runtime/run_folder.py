@@ -1,5 +1,6 @@
 """One run directory for all ranks: is it the same one, and what does it say?"""
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -12,6 +13,7 @@ from typing import TextIO, TypeVar
 from uuid import uuid4
 
 from megatron_gad.files import sync
+from megatron_gad.storage import lost_folder
 from megatron_gad.training.parallel import Parallel
 
 T = TypeVar("T")
@@ -66,6 +68,19 @@ class RunFolderLock:
         self._path = folder / LOCK_FILE
         self._file: TextIO | None = None
         ask_first_rank(parallel, lambda: self._take(time.monotonic() + patience_s))
+
+    def check_is_there(self) -> None:
+        """Raise StorageError on the rank that writes if the directory was taken away, or replaced.
+
+        Files that are open go on into nothing, and the next checkpoint would be in a new folder.
+        """
+        if self._file is not None:
+            own = os.fstat(self._file.fileno())
+            with contextlib.suppress(OSError):
+                found = self._path.stat()
+                if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
+                    return
+            raise lost_folder(self._path.parent)
 
     def close(self) -> None:
         """Let others have the directory."""

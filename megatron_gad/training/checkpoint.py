@@ -6,7 +6,6 @@ reader never meets half of one.
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
-from megatron_gad.files import draft_of, sync
+from megatron_gad.files import delete_tree, draft_of, replacing, sync
 from megatron_gad.training.checkpoint_files import (
     LATEST,
     STATE,
@@ -220,10 +219,9 @@ def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> Non
         target.rename(replaced)
     draft.rename(target)
     sync(run_folder)
-    marker = draft_of(run_folder / LATEST)
-    marker.write_text(str(iteration))
-    sync(marker)
-    marker.rename(run_folder / LATEST)
+    with replacing(run_folder / LATEST) as marker:
+        marker.write_text(str(iteration))
+        sync(marker)
     sync(run_folder)
     if replaced.exists():
         _delete(replaced)
@@ -246,6 +244,6 @@ def _delete(folder: Path, first_name: Path | None = None) -> None:
     first_name: what to call it before, so that half of it does not look like a whole one.
     """
     try:
-        shutil.rmtree(folder.rename(first_name) if first_name else folder)
+        delete_tree(folder.rename(first_name) if first_name else folder)
     except OSError as error:
         logger.warning("%s is deleted later: %s", folder, error)

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-LATEST = "latest_checkpointed_iteration.txt"
+from megatron_gad.storage import LATEST
+
 STATE = "run_state.json"
 FILES = "files.json"  # name -> bytes of all other files of a checkpoint
 

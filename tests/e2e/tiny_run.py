@@ -55,20 +55,33 @@ def run(save: Path, *flags: str, num_ranks: int = 1) -> list[dict[str, Any]]:
     """Run to the end and return the metrics of every step; output goes to ``<save>.log``."""
     if not (save / "assets").exists():
         shutil.copytree(assets(), save / "assets")
+    statuses, said = outcome(
+        save, log_of(save), *flags, num_ranks=num_ranks, inputs=save / "assets"
+    )
+    assert set(statuses) == {0}, f"exit statuses {statuses}\n" + said[-4000:]
+    return metrics(save)
+
+
+def outcome(
+    save: Path, log: Path, *flags: str, num_ranks: int = 1, inputs: Path | None = None
+) -> tuple[list[int | None], str]:
+    """Run, and return the statuses of its ranks with what they said, which goes to ``log``.
+
+    inputs: folder of student and data; by default one outside of the run directory.
+    """
+    inputs = inputs or assets()
     paths = {
         "--save": save,
-        "--data.path": save / "assets/train.jsonl",
-        "--data.eval-path": save / "assets/eval.jsonl",
-        "--student.path": save / "assets/student",
+        "--data.path": inputs / "train.jsonl",
+        "--data.eval-path": inputs / "eval.jsonl",
+        "--student.path": inputs / "student",
     }
     command = [str(ROOT / "examples/tiny/run.toml"), "--no-tensorboard"]
     command += [word for flag, path in paths.items() for word in (flag, str(path))]
     # A restored run has the same student and data under paths of its own.
     command += ["--override-config", "data.path", "student.path"]
-    log = log_of(save)
     statuses = statuses_of_ranks(_command, num_ranks, [*command, *flags], log=log, timeout_s=900)
-    assert set(statuses) == {0}, f"exit statuses {statuses}\n" + log.read_text()[-4000:]
-    return metrics(save)
+    return statuses, log.read_text()
 
 
 def run_script(save: Path, *flags: str) -> list[dict[str, Any]]:
@@ -112,6 +125,12 @@ def log_of(save: Path) -> Path:
 def compared(record: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a step's metrics that does not depend on the clock."""
     return {key: value for key, value in record.items() if not key.startswith(NOT_COMPARED)}
+
+
+def compared_over_restarts(record: dict[str, Any]) -> dict[str, Any]:
+    """Return that part without what is measured at a swap that only a restart needs."""
+    left = compared(record)
+    return {key: x for key, x in left.items() if not key.startswith("engine/logprob_gap")}
 
 
 def wait_for_steps(process: subprocess.Popen, save: Path, count: int) -> None:

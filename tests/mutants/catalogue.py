@@ -1,6 +1,6 @@
 """All mutants, by subject."""
 
-from tests.mutants import data, ends, engines, layouts, losses, models, stages, training
+from tests.mutants import data, ends, engines, faults, layouts, losses, models, stages, training
 from tests.mutants.mutant import Mutant
 
 SUBJECTS: dict[str, tuple[Mutant, ...]] = {
@@ -12,6 +12,7 @@ SUBJECTS: dict[str, tuple[Mutant, ...]] = {
     "Turns of the two models": stages.TURN_MUTANTS,
     "Begin and end of a stage": ends.END_MUTANTS,
     "Going on from a checkpoint": ends.RESUME_MUTANTS,
+    "Trouble from outside": faults.FAULT_MUTANTS,
     "Order of the data": data.ORDER_MUTANTS,
     "Masks and rows": data.MASK_MUTANTS,
     "Text and tokens": data.TEXT_MUTANTS,

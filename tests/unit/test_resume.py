@@ -13,6 +13,7 @@ from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.stages.begin import begin_stage
 from megatron_gad.stages.seqkd import SeqkdStage
+from megatron_gad.storage import StorageError
 from megatron_gad.train import _run_stage
 from megatron_gad.training import parallel
 from megatron_gad.training.checkpoint_files import (
@@ -52,6 +53,31 @@ def test_the_runs_own_checkpoint_comes_before_the_one_that_load_names(build, tmp
     again = build(own, "--stages", "seqkd", "--load", str(other))
     assert load_latest(again)
     assert again.progress.iteration == 7
+
+
+def test_no_draft_of_a_checkpoint_is_written_through_a_link(build, tmp_path) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("mine")
+    save_folder = tmp_path / "run"
+    run = build(save_folder, "--stages", "seqkd")
+    (save_folder / "iter_0000001.draft").symlink_to(folder)
+    (save_folder / f"{LATEST}.draft").symlink_to(file)
+    run_and_save(run, 1)
+    assert list(folder.iterdir()) == []
+    assert file.read_text() == "mine"
+    assert (save_folder / LATEST).read_text() == "1"
+    assert load_latest(build(save_folder, "--stages", "seqkd"))
+
+
+def test_a_folder_that_took_the_run_directorys_place_gets_no_checkpoint(build, tmp_path) -> None:
+    run = build(tmp_path / "run", "--stages", "seqkd")
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "other").rename(tmp_path / "run")
+    with pytest.raises(StorageError, match="No such file or directory; bring it back"):
+        run_and_save(run, 1)
+    assert not list((tmp_path / "run").glob("iter_*"))
 
 
 def test_stages_may_be_added_behind_those_that_were_begun(build, tmp_path) -> None:

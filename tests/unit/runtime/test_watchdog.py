@@ -87,7 +87,7 @@ def test_a_run_ends_with_its_watchdog(tmp_path: Path) -> None:
     log = tmp_path / "log"
     # More seconds than the system's clock takes, past the checks that refuse them.
     config = WatchdogConfig(start_s=1e12)
-    assert statuses_of_ranks(_wait_with, 1, config, tmp_path, log=log, timeout_s=300) == [FAILED]
+    assert statuses_of_ranks(_wait_with, 1, config, tmp_path, log=log, timeout_s=120) == [FAILED]
     said = log.read_text()
     assert "rank 0 ends: its watchdog failed" in said
     assert "OverflowError" in said
