@@ -77,6 +77,7 @@ class Batch:
     response_mask: [B, T] bool, True where the token trains.
     rollout_logprobs, ref_logprobs, old_logprobs: [B, T] float32, 0 where response_mask is False.
     advantages: [B, T] float32, 0 where response_mask is False.
+    rows_per_unit: adjacent rows that a loss reads together, such as the 2 of a preference pair.
     """
 
     tokens: Tensor
@@ -86,6 +87,7 @@ class Batch:
     ref_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     advantages: Tensor | None = None
+    rows_per_unit: int = 1
 
     def with_advantages(self, advantages: Tensor) -> "Batch":
         """Return a batch with advantages spread over response tokens.

@@ -27,6 +27,21 @@ def check_stage_names(stages: Sequence[str]) -> Iterator[str]:
         )
 
 
+def check_ranking(sections: Sequence[StageSection], load: str) -> Iterator[str]:
+    """Yield why a stage has no discriminator that could rank for it.
+
+    load: a checkpoint to begin from, which may hold one.
+    """
+    taught = bool(load)
+    for section in sections:
+        if section.ranks_by_discriminator and not taught:
+            yield (
+                f"stages has {section.name!r}, which ranks by a discriminator that no stage before "
+                "it teaches; put 'warmup' before it, or give checkpoint.load of a run that has one"
+            )
+        taught = taught or (section.uses_discriminator and not section.ranks_by_discriminator)
+
+
 def check_offload(sections: Sequence[StageSection], compute: ComputeConfig) -> Iterator[str]:
     """Yield what keeps an optimizer on the host from training the models of the stages."""
     if compute.optimizer_cpu_offload and any(each.uses_discriminator for each in sections):

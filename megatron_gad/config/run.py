@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.flags import FLAT
+from megatron_gad.config.further_stages import BestOfNConfig, PreferenceConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
@@ -16,7 +17,7 @@ from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 from megatron_gad.config.stage_section import StageSection, stage_kinds
 from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 
-StageName = Literal["seqkd", "warmup", "adversarial"]
+StageName = Literal["seqkd", "preference", "warmup", "best_of_n", "adversarial"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class RunConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     seqkd: SeqkdConfig = field(default_factory=SeqkdConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     gad: GadConfig = field(default_factory=GadConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -19,6 +19,8 @@ class StageWork:
     student_forwards, student_trained, discriminator_forwards, discriminator_trained: rows that
         pass forward only, or forward and backward, through each model.
     steps: of the whole stage; None if only ``epochs`` are known.
+    student_unit: rows that the student's loss reads together.
+    has_reference: log-probabilities of an earlier student enter, whose weights the host keeps.
     is_game: the student learns from the scores of its own samples.
     overlaps: the engine samples for the next step while this one trains.
     """
@@ -33,6 +35,8 @@ class StageWork:
     discriminator_trained: float = 0
     steps: int | None = None
     epochs: float = 1.0
+    student_unit: int = 1
+    has_reference: bool = False
     is_game: bool = False
     overlaps: bool = False
 
@@ -55,11 +59,13 @@ class StageSection(ABC):
     """The section of one stage. A subclass with a ``name`` makes the table [name] known.
 
     name: of the stage and its table.
+    order: stages run in ascending order of this; a new one comes after the others.
     batch_key: the field that counts the prompts of a step.
     positive, not_negative: fields that have to be above 0, or 0 or more.
     fixed: fields that must not change within the stage when a run resumes. Changes of the others
         are told.
     uses_gad: the stage follows the settings of [gad] that are not the discriminator's.
+    ranks_by_discriminator: a discriminator that another stage has taught chooses what is learned.
 
     Attributes:
         epochs: length in passes over the data.
@@ -67,6 +73,7 @@ class StageSection(ABC):
     """
 
     name: ClassVar[str]
+    order: ClassVar[int] = 100
     batch_key: ClassVar[str] = "prompts_per_step"
     positive: ClassVar[tuple[str, ...]] = ()
     not_negative: ClassVar[tuple[str, ...]] = ()
@@ -74,6 +81,7 @@ class StageSection(ABC):
     uses_discriminator: ClassVar[bool] = True
     uses_engine: ClassVar[bool] = True
     uses_gad: ClassVar[bool] = False
+    ranks_by_discriminator: ClassVar[bool] = False
 
     epochs: float = 1.0
     steps: int | None = None
@@ -125,6 +133,21 @@ class StageSection(ABC):
         yield from ()
 
 
+@dataclass(frozen=True)
+class OwnRateSection(StageSection):
+    """A stage that may give the student a rate of its own.
+
+    Attributes:
+        student_lr: learning rate of this stage; default: student.lr.
+    """
+
+    student_lr: float | None = None
+
+    def student_rate(self, default: float) -> float:
+        """Its own rate, if it has one."""
+        return default if self.student_lr is None else self.student_lr
+
+
 def stage_kinds() -> tuple[type[StageSection], ...]:
     """Return the sections of all stages that are known, in the order in which stages may run."""
     kinds: list[type[StageSection]] = []
@@ -133,4 +156,4 @@ def stage_kinds() -> tuple[type[StageSection], ...]:
         base = bases.pop(0)
         kinds += [base] if "name" in vars(base) else []
         bases[:0] = base.__subclasses__()
-    return tuple(kinds)
+    return tuple(sorted(kinds, key=lambda kind: kind.order))

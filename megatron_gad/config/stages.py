@@ -6,7 +6,7 @@ from math import log
 
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
-from megatron_gad.config.stage_section import StageSection, StageWork
+from megatron_gad.config.stage_section import OwnRateSection, StageSection, StageWork
 
 # The Bradley-Terry loss of a discriminator that cannot tell the two sides apart.
 CHANCE_LOSS = log(2.0)
@@ -24,6 +24,7 @@ class SeqkdConfig(StageSection):
     """
 
     name = "seqkd"
+    order = 10
     batch_key = "batch_size"
     positive = ("lr",)
     not_negative = ("patience",)
@@ -69,21 +70,19 @@ class SeqkdConfig(StageSection):
 
 
 @dataclass(frozen=True)
-class SamplingSection(StageSection):
+class SamplingSection(OwnRateSection):
     """A stage that samples groups of responses, which the discriminator scores.
 
     Attributes:
         prompts_per_step: prompts of a step over all data ranks.
         group_size: samples of each prompt.
         discriminator_only_steps: the student starts to learn after this many steps.
-        student_lr: learning rate of this stage; None takes student.lr.
         discriminator_lr: learning rate of this stage; None takes discriminator.lr.
     """
 
     prompts_per_step: int = 256
     group_size: int = 8
     discriminator_only_steps: int = 0
-    student_lr: float | None = None
     discriminator_lr: float | None = None
 
     @property
@@ -100,10 +99,6 @@ class SamplingSection(StageSection):
     def num_judged(self) -> int:
         """Rows of a step's groups that the discriminator reads: the teacher's too."""
         return self.num_rollouts + self.prompts_per_step
-
-    def student_rate(self, default: float) -> float:
-        """Its own rate, if it has one."""
-        return default if self.student_lr is None else self.student_lr
 
     def discriminator_rate(self, default: float) -> float:
         """Its own rate, if it has one."""
@@ -129,6 +124,7 @@ class WarmupConfig(SamplingSection):
     """
 
     name = "warmup"
+    order = 30
     positive = ("group_size", "student_lr", "discriminator_lr")
     not_negative = ("discriminator_only_steps", "stop_below", "refuse_above")
     fixed = ("prompts_per_step", "group_size", "train_student", "discriminator_only_steps")
@@ -196,6 +192,7 @@ class AdversarialConfig(SamplingSection):
     """
 
     name = "adversarial"
+    order = 50
     positive = ("discriminator_interval", "student_updates", "student_lr", "discriminator_lr")
     not_negative = (
         "discriminator_samples",
@@ -256,6 +253,7 @@ class AdversarialConfig(SamplingSection):
             discriminator_trained=self.num_judged * learns + 2 * extra,
             steps=self.steps,
             epochs=self.epochs,
+            has_reference=gad.kl_coef > 0,
             is_game=True,
             overlaps=self.samples_ahead,
         )

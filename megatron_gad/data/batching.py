@@ -37,6 +37,17 @@ def policy_batch(groups: Sequence[Group]) -> Batch:
     return Batch(tokens, lengths, response_mask, rollout_logprobs=logprobs)
 
 
+def preference_batch(groups: Sequence[Group]) -> Batch:
+    """Return per rollout the row of the teacher's response and then its own: [2 * P * G, T]."""
+    rows = [
+        (group.prompt.ids, ids)
+        for group in groups
+        for rollout in group.rollouts
+        for ids in (group.prompt.teacher_ids, rollout.ids)
+    ]
+    return Batch(*_padded(rows), rows_per_unit=2)
+
+
 def pair_batch(groups: Sequence[Group], num_trained: int = 0) -> PairBatch:
     """Return per group the teacher's row, then those of the rollouts' ``text_ids``.
 
@@ -82,8 +93,8 @@ def untrained_rows(batch: AnyBatch, multiple_of: int = 1) -> AnyBatch:
 
 
 def rows_per_unit(batch: Batch | PairBatch) -> int:
-    """Return how many adjacent rows belong together: those of a group, or one."""
-    return 1 + batch.group_size if isinstance(batch, PairBatch) else 1
+    """Return how many adjacent rows a loss over pairs reads together: 1 if it is none."""
+    return 1 + batch.group_size if isinstance(batch, PairBatch) else batch.rows_per_unit
 
 
 def distinct_rows(batch: Batch | PairBatch) -> tuple[list[int], Tensor]:

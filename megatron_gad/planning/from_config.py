@@ -47,7 +47,6 @@ def plan_request(
         lengths=lengths,
         precision=_precision(compute),
         is_fp8=compute.fp8_format is not None,
-        has_reference=config.gad.kl_coef > 0 and any(work.is_game for work in works),
         micro_batch_size=compute.micro_batch_size,
         max_tokens_per_microbatch=compute.max_tokens_per_microbatch,
         split_groups=config.discriminator.split_groups,

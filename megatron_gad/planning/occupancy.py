@@ -80,7 +80,8 @@ def _activations(request: Request, layout: Layout) -> dict[str, int]:
     """Return the activations of the student's and the discriminator's largest microbatch."""
     own, found = layout.of_discriminator, {"student": 0, "discriminator": 0}
     for stage in request.stages:
-        tokens, count = _largest_microbatch(request, 1, stage.student_trained, layout.data)
+        unit, trained = stage.student_unit, stage.student_trained
+        tokens, count = _largest_microbatch(request, unit, trained, layout.data)
         batch = Microbatch(tokens, count, request.logprob_chunk_size, request.joins_attention)
         needed = activation_bytes(request.student, layout, request.precision, batch)
         found["student"] = max(found["student"], needed)
@@ -124,7 +125,7 @@ def _memory_plan(
         request.engine.keeps_weights,
     )
     # The reference, and the student's own weights while it is lent them.
-    host = 2 * student.weights if request.has_reference and discriminator else 0
+    host = 2 * student.weights if request.has_reference else 0
     host += student.optimizer if "student" in leaves else 0
     host += student.weights if "student" in leaves and not request.has_reference else 0
     host += discriminator.kept if discriminator and "discriminator" in leaves else 0

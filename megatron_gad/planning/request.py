@@ -41,7 +41,7 @@ class Request:
         tokens. split_groups: the discriminator's too; otherwise it takes whole groups.
     joins_attention: packed rows are attended one by one; see Microbatch.is_joined.
     logprob_chunk_size: tokens whose logits are held at once.
-    is_fp8: matrices are multiplied in FP8. has_reference: the KL's reference lives on the host.
+    is_fp8: matrices are multiplied in FP8.
     num_data_prompts: usable rows of the data set; None where nobody counted them.
     engine: where it lives and how much cache it takes.
     """
@@ -54,7 +54,6 @@ class Request:
     lengths: Lengths
     precision: Precision
     is_fp8: bool = False
-    has_reference: bool = True
     micro_batch_size: int = 4
     max_tokens_per_microbatch: int | None = None
     split_groups: bool = False
@@ -73,6 +72,11 @@ class Request:
     def has_discriminator(self) -> bool:
         """Whether any stage has one."""
         return any(stage.uses_discriminator for stage in self.stages)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the host keeps the weights of an earlier student for any stage."""
+        return any(stage.has_reference for stage in self.stages)
 
     @property
     def engine_rests(self) -> bool:

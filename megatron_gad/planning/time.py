@@ -114,7 +114,7 @@ def stage_time(request: Request, layout: Layout, memory: MemoryPlan, work: Stage
 def student_seconds(request: Request, layout: Layout, work: StageWork) -> float:
     """Return the seconds of the student's passes, the reference's included."""
     passes = (work.student_forwards, work.student_trained)
-    return _model_seconds(request, layout, passes, 1, is_scorer=False)
+    return _model_seconds(request, layout, passes, work.student_unit, is_scorer=False)
 
 
 def discriminator_seconds(request: Request, layout: Layout, work: StageWork) -> float:
@@ -233,7 +233,7 @@ def move_seconds(request: Request, memory: MemoryPlan, work: StageWork) -> float
     moved = 2 * memory.student.kept if "student" in memory.leaves else 0
     if memory.discriminator and "discriminator" in memory.leaves:
         moved += 2 * memory.discriminator.kept
-    if request.has_reference and work.is_game:
+    if work.has_reference:
         moved += (1 if "student" in memory.leaves else 3) * memory.student.weights
     return moved / bandwidth + (assume.engine_seconds if "engine" in memory.leaves else 0.0)
 

@@ -55,7 +55,7 @@ def reference_work(work: StageWork) -> StageWork:
             discriminator_forwards=rows,
             discriminator_trained=2 * rows,
         )
-    if work.uses_discriminator:
+    if work.discriminator_trained:
         return replace(
             work, student_trained=rows, discriminator_forwards=0, discriminator_trained=2 * rows
         )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from megatron_gad.reporting.run_record import RunRecord, finite_values
 
-CROSS_ENTROPY_STAGES = ("seqkd", "warmup")
+CROSS_ENTROPY_STAGES = ("seqkd", "warmup", "best_of_n")
+PAIR_STAGES = ("preference",)
 GAME_STAGES = ("adversarial",)
 CHANCE_LOSS = 0.6931  # ln 2: a discriminator that tosses a coin
 
@@ -46,13 +47,29 @@ class Chart:
 CHARTS: dict[str, tuple[Chart, ...]] = {
     "Learning": (
         Chart(
-            "Student: cross-entropy on the teacher's text",
+            "Student: cross-entropy on what it fits",
             (
                 Line("student/loss", "training", "student"),
                 Line("student/eval_loss", "held-out", "teacher"),
             ),
             unit="nats a token",
             stages=CROSS_ENTROPY_STAGES,
+        ),
+        Chart(
+            "Student: loss of pairs",
+            (Line("student/loss", "loss", "student"),),
+            guides=((CHANCE_LOSS, "chance"),),
+            stages=PAIR_STAGES,
+        ),
+        Chart(
+            "Student: pairs in which it moved towards the teacher",
+            (Line("student/accuracy", "share of pairs", "student"),),
+            unit="%",
+            guides=((0.5, "chance"),),
+        ),
+        Chart(
+            "Student: margin of the teacher's response",
+            (Line("student/margin", "margin", "student"),),
         ),
         Chart(
             "Student: policy loss in the game",
@@ -129,6 +146,11 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
                 Line("response/truncated_share", "cut at the cap", "discriminator"),
                 Line("response/retokenized_share", "read back as other tokens", "student"),
             ),
+            unit="%",
+        ),
+        Chart(
+            "Samples that are fitted",
+            (Line("response/chosen_share", "chosen", "student"),),
             unit="%",
         ),
     ),

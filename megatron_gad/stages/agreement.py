@@ -14,6 +14,7 @@ from megatron_gad.data.batching import policy_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Sampler
+from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, Group, Metrics
 
@@ -112,11 +113,15 @@ def check_gap(
     return gap
 
 
-def compare_first(run: Run, groups: Sequence[Group]) -> Metrics:
-    """Compare both on a few groups, which the engine sampled from the weights that both hold."""
+def compare_first(run: Run, groups: Sequence[Group], earlier: Reference | None = None) -> Metrics:
+    """Compare both on a few groups, which the engine sampled from the weights that both hold.
+
+    earlier: the student's weights that the engine holds; default: those of the student as it is.
+    """
     batch = policy_batch(groups)
     with run.turn("compare"):
-        logprobs = run.student.logprobs(batch, run.config.rollout.temperature)
+        source = run.student if earlier is None else earlier
+        logprobs = source.logprobs(batch, run.config.rollout.temperature)
     gap = check_gap(run.student, run.sampler, logprobs, batch, _bound(run.config))
     return {"engine/logprob_gap_max": gap.largest, "engine/logprob_gap_mean": gap.mean}
 

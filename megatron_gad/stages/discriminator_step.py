@@ -28,9 +28,11 @@ class Judged:
     """What the discriminator made of groups.
 
     scores_PG: [P, G] float32 of the student's responses, from before any update.
+    teacher_scores_P: [P] float32 of the teacher's.
     """
 
     scores_PG: Tensor
+    teacher_scores_P: Tensor
     output: StepOutput
 
 
@@ -56,8 +58,8 @@ def judge_groups(
     else:
         with run.turn("score"):
             output = discriminator.evaluate(pairs, partial(discriminator_loss, kind=kind))
-    _, scores_PG = split_scores(moved.back(output.rows), pairs.group_size)
-    return Judged(scores_PG, output)
+    teacher_P, scores_PG = split_scores(moved.back(output.rows), pairs.group_size)
+    return Judged(scores_PG, teacher_P, output)
 
 
 def judge(

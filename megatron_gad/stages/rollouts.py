@@ -8,6 +8,7 @@ from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Ahead, Request, describe_rollouts
 from megatron_gad.stages.agreement import compare_first
 from megatron_gad.training.exchange import rebalance
+from megatron_gad.training.reference import Reference
 from megatron_gad.types import Group, Metrics, Prompt
 
 # What engine and trainer are compared on after a swap: a few prompts, because everything waits, and
@@ -19,25 +20,25 @@ Sampled = tuple[list[list[Group]], Metrics]
 
 
 def sample_groups(
-    run: Run, prompts: Sequence[Prompt], group_size: int
+    run: Run, prompts: Sequence[Prompt], group_size: int, earlier: Reference | None = None
 ) -> tuple[list[Group], Metrics]:
-    """Sample from the student as it is.
+    """Sample from the student as it is, or as it was earlier.
 
     Returns this data rank's groups to train on, which need not be those of its prompts.
     """
     sampling = SamplingConfig.of_step(run.config, run.progress.iteration, group_size)
-    (groups,), metrics = sample_now(run, [Request(prompts, sampling)])
+    (groups,), metrics = sample_now(run, [Request(prompts, sampling)], earlier)
     return rebalance(groups, group_cost, run.parallel), metrics
 
 
-def sample_now(run: Run, requests: Sequence[Request]) -> Sampled:
-    """Swap weights in if the engine's are old, sample, and compare engine and trainer."""
-    metrics = _swap_weights(run)
+def sample_now(run: Run, requests: Sequence[Request], earlier: Reference | None = None) -> Sampled:
+    """Swap weights in if the engine's are others, sample, and compare engine and trainer."""
+    metrics = _swap_weights(run, earlier)
     with run.turn("rollout"):
         sampled = run.sampler.sample(requests)
     if metrics:
         first = [Group(group.prompt, group.rollouts[:1]) for group in sampled[0][:PROBE_PROMPTS]]
-        metrics |= compare_first(run, first)
+        metrics |= compare_first(run, first, earlier)
     return sampled, metrics | run.parallel.mean_over_data(describe_rollouts(sampled[0]))
 
 
@@ -73,11 +74,12 @@ def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bo
     return sampled, metrics
 
 
-def _swap_weights(run: Run) -> Metrics:
+def _swap_weights(run: Run, earlier: Reference | None = None) -> Metrics:
     """Give the engine the student's weights; nothing is reported if it holds them already."""
-    version = run.progress.weights_version
+    source = run.student if earlier is None else earlier
+    version = run.progress.weights_version if earlier is None else earlier.version
     if run.sampler.weights_version == version:
         return {}
     with run.turn("swap"):
-        num_bytes = run.sampler.load_weights(run.student.hf_weights(), version)
+        num_bytes = run.sampler.load_weights(source.hf_weights(), version)
     return {"swap/bytes": float(num_bytes)}

@@ -63,18 +63,21 @@ def reward_metrics(parallel: Parallel, rewards_PG: Tensor, advantages_PG: Tensor
 
 
 def sample_rows(
-    groups: Sequence[Group], scores_PG: Tensor, advantages_PG: Tensor | None, most: int = 4
+    groups: Sequence[Group],
+    scores_PG: Tensor | None = None,
+    advantages_PG: Tensor | None = None,
+    most: int = 4,
 ) -> list[dict[str, Any]]:
     """Return the first groups as rows for the samples file.
 
-    scores_PG: [P, G] float32. advantages_PG: the same shape; None in stages without.
+    scores_PG, advantages_PG: [P, G] float32; None in stages without.
     """
     rows = []
     for p, group in enumerate(groups[:most]):
         rollouts = [
             {
                 "text": rollout.text,
-                "score": float(scores_PG[p, g]),
+                "score": None if scores_PG is None else float(scores_PG[p, g]),
                 "advantage": None if advantages_PG is None else float(advantages_PG[p, g]),
                 "length": len(rollout.ids),
                 "finish_reason": rollout.finish_reason,

@@ -11,18 +11,28 @@ from megatron_gad.data.batching import teacher_batch
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.skipped_steps import note_step
 from megatron_gad.training.exchange import rebalance
-from megatron_gad.training.forward_backward import StepOutput
+from megatron_gad.training.forward_backward import LossFunction, StepOutput
 from megatron_gad.types import Batch, Group, Prompt
 
 
 def learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> StepOutput:
     """Take one step of cross-entropy on the teacher's responses."""
     prompts = rebalance(prompts, prompt_cost, run.parallel)
-    batch = teacher_batch(prompts)
+    rows = [prompt.index for prompt in prompts]
+    return take_student_step(run, teacher_batch(prompts), supervised_loss, rows)
+
+
+def take_student_step(
+    run: Run, batch: Batch, loss: LossFunction, rows: Sequence[int]
+) -> StepOutput:
+    """Take one step of the student at temperature 1.
+
+    rows: the number in the data set of the prompt of every row of the batch.
+    """
     with run.turn("student"):
-        learned = run.student.train(batch, supervised_loss)
+        learned = run.student.train(batch, loss)
     run.progress.weights_version += not learned.is_skipped
-    note_step(run, "student", learned, batch, [prompt.index for prompt in prompts])
+    note_step(run, "student", learned, batch, rows)
     return learned
 
 

@@ -34,7 +34,7 @@ class WarmupStage(SamplingStage[WarmupConfig]):
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
         judged = judge_groups(run, groups)
         learned = learn_from_teacher(run, prompts) if self.student_learns(run.progress) else None
-        samples = sample_rows(groups, judged.scores_PG, None)
+        samples = sample_rows(groups, judged.scores_PG)
         return StepResult.of(metrics, judged=[judged.output], learned=learned, samples=samples)
 
     def after_step(self, run: Run, metrics: Metrics) -> None:

@@ -48,7 +48,8 @@ def split_batch(
 
     multiple: the number of microbatches is a multiple of this.
     """
-    needs_groups = isinstance(batch, PairBatch) and with_loss and batch.score_gradients is None
+    is_by_row = isinstance(batch, PairBatch) and batch.score_gradients is not None
+    needs_groups = with_loss and not is_by_row and rows_per_unit(batch) > 1
     tokens_of_row: list[int] = batch.lengths.tolist()
     text_of_row: list[int] = distinct_rows(batch)[1].tolist()
     units = _groups(batch) if needs_groups else _alike(text_of_row)

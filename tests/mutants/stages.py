@@ -38,8 +38,8 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "the comparison with the engine has no temperature",
-        "logprobs = run.student.logprobs(batch, run.config.rollout.temperature)\n    gap = ",
-        "logprobs = run.student.logprobs(batch, 1.0)\n    gap = ",
+        "logprobs = source.logprobs(batch, run.config.rollout.temperature)\n    gap = ",
+        "logprobs = source.logprobs(batch, 1.0)\n    gap = ",
         PUBLISHED,
     ),
     Mutant(
@@ -50,8 +50,8 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "the teacher's responses are learned at the sampling temperature",
-        "run.student.train(batch, supervised_loss)",
-        "run.student.train(batch, supervised_loss, run.config.rollout.temperature)",
+        "learned = run.student.train(batch, loss)\n",
+        "learned = run.student.train(batch, loss, run.config.rollout.temperature)\n",
         PUBLISHED,
     ),
     Mutant(

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from megatron_gad.training.parallel import Parallel
 from tests.oracle.cases import Case
+from tests.oracle.further_stages import Oracle
 from tests.oracle.models import Learner
 from tests.oracle.product import Product, Step
-from tests.oracle.reference import Outcome, Reference
+from tests.oracle.reference import Outcome
 
 RELATIVE = 1e-5
 LOGPROB = 1e-4
@@ -22,7 +23,7 @@ MEAN_WEIGHT, MEAN_OF_TENSOR = 1e-7, 3e-7
 def compare(name: str, case: Case, assets: Path, save: Path, place: Parallel) -> None:
     """Raise AssertionError at the first step in which the run is not what the oracle says."""
     options = case.options(assets, save)
-    run, oracle = Product(options, place, case.engine_error), Reference(options)
+    run, oracle = Product(options, place, case.engine_error), Oracle(options)
     while run.stage is not None:
         if not run.is_inside_stage:
             run.begin_stage()
@@ -37,7 +38,7 @@ def compare(name: str, case: Case, assets: Path, save: Path, place: Parallel) ->
     run.close()
 
 
-def _problems(step: Step, oracle: Reference) -> Iterator[str]:
+def _problems(step: Step, oracle: Oracle) -> Iterator[str]:
     """Let the oracle take the step, and yield what differs."""
     if step.stage == "seqkd":
         outcome = oracle.seqkd()
@@ -45,6 +46,10 @@ def _problems(step: Step, oracle: Reference) -> Iterator[str]:
         yield from _asked_otherwise(step, oracle)
         if step.stage == "warmup":
             outcome = oracle.warmup(step.number, step.groups)
+        elif step.stage == "preference":
+            outcome = oracle.preference(step.number, step.groups)
+        elif step.stage == "best_of_n":
+            outcome = oracle.best_of_n(step.groups)
         else:
             outcome = oracle.adversarial(step.number, step.groups, step.extra)
     for key, expected in outcome.numbers.items():
@@ -59,7 +64,7 @@ def _problems(step: Step, oracle: Reference) -> Iterator[str]:
     yield from _other_samples(step, outcome, oracle)
 
 
-def _asked_otherwise(step: Step, oracle: Reference) -> Iterator[str]:
+def _asked_otherwise(step: Step, oracle: Oracle) -> Iterator[str]:
     """Yield where the engine was asked for other rows or prompts."""
     wanted = {
         "temperature": oracle.temperature,
@@ -95,7 +100,7 @@ def _other_logprobs(step: Step, outcome: Outcome) -> Iterator[str]:
             yield f"logprobs: {response.drawn_logprobs}, the oracle has {expected.tolist()}"
 
 
-def _other_samples(step: Step, outcome: Outcome, oracle: Reference) -> Iterator[str]:
+def _other_samples(step: Step, outcome: Outcome, oracle: Oracle) -> Iterator[str]:
     """Yield where what the run shows of its responses is not what it was trained on."""
     for p, group in enumerate(step.groups):
         asked = oracle.texts.rows[group.row]["content"][0]["content"]
@@ -124,7 +129,7 @@ def _other_samples(step: Step, outcome: Outcome, oracle: Reference) -> Iterator[
                     yield f"{key} of {text!r}: {sample[key]}, the oracle has {float(table[p, g])}"
 
 
-def _parted_weights(run: Product, oracle: Reference) -> Iterator[str]:
+def _parted_weights(run: Product, oracle: Oracle) -> Iterator[str]:
     """Yield which weights differ after the step."""
     yield from _parted("student", run, oracle.student)
     if oracle.discriminator is not None:

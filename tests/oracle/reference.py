@@ -72,7 +72,8 @@ class Reference:
         student_steps, discriminator_steps = self._turns(stage, steps)
         resets = self.options["gad.reset-optimizer"]
         self.student.begin(get("student-lr"), student_steps, resets)
-        self.discriminator.begin(get("discriminator-lr"), discriminator_steps, resets)
+        rate = self.options["discriminator.lr"] if stage == "best_of_n" else get("discriminator-lr")
+        self.discriminator.begin(rate, discriminator_steps, resets)
         is_base = self.options["gad.reference"] == "base"
         self._anchor = (
             load(AutoModelForCausalLM, self._folder) if is_base else copy.deepcopy(self._student)
@@ -81,17 +82,17 @@ class Reference:
     def seqkd(self) -> Outcome:
         """Fit the teacher's responses."""
         rows = self.next_rows(self.options["seqkd.batch-size"])
-        return Outcome(_named("student", self._imitate(rows)))
+        return Outcome(named("student", self._imitate(rows)))
 
     def warmup(self, step: int, groups: Sequence[Sampled]) -> Outcome:
         """Teach the discriminator, then let the student imitate the teacher."""
         get = self._in("warmup")
         numbers, drawn = self._described(groups), self._drawn(self._student, groups)
-        judged, scores = self._judge(groups, 0, learns=True)
-        numbers |= _named("discriminator", judged)
+        judged, scores, _ = self._judge(groups, 0, learns=True)
+        numbers |= named("discriminator", judged)
         if get("train-student") and step >= get("discriminator-only-steps"):
             rows = [group.row for group in groups]
-            numbers |= _named("student", self._imitate(rows))
+            numbers |= named("student", self._imitate(rows))
         return Outcome(numbers, drawn, scores)
 
     def adversarial(
@@ -107,8 +108,8 @@ class Reference:
         numbers = self._described(groups)
 
         learns = step % get("discriminator-interval") == 0 and not get("freeze-discriminator")
-        judged, scores = self._judge(groups, get("discriminator-samples"), learns)
-        numbers |= _named("discriminator", judged)
+        judged, scores, _ = self._judge(groups, get("discriminator-samples"), learns)
+        numbers |= named("discriminator", judged)
         for fresh in extra:
             self._judge(fresh, 0, learns=True)
 
@@ -133,16 +134,16 @@ class Reference:
             learned = self._reinforce(
                 *self._kept(groups, rows, advantages.float().flatten(), anchor, engine)
             )
-            numbers |= _named("student", learned)
+            numbers |= named("student", learned)
         return Outcome(numbers, drawn, scores, advantages)
 
     def next_rows(self, count: int) -> list[int]:
         """Return the next rows of the data, which are taken as they stand in the file."""
         first, self._num_prompts = self._num_prompts, self._num_prompts + count
-        return list(range(first, first + count))
+        return [row % len(self.texts.rows) for row in range(first, first + count)]
 
     def _in(self, stage: str) -> Callable[[str], Any]:
-        return lambda key: self.options[f"{stage}.{key}"]
+        return lambda key: self.options[f"{stage.replace('_', '-')}.{key}"]
 
     def _make_discriminator(self) -> None:
         path = self.options["discriminator.path"]
@@ -153,6 +154,8 @@ class Reference:
     def _turns(self, stage: str, steps: int) -> tuple[int, int]:
         """Return how many steps student and discriminator take in a stage."""
         get = self._in(stage)
+        if stage == "best_of_n":
+            return steps, 0
         student = sum(step >= get("discriminator-only-steps") for step in range(steps))
         if stage == "warmup":
             return student if get("train-student") else 0, steps
@@ -190,8 +193,11 @@ class Reference:
 
     def _judge(
         self, groups: Sequence[Sampled], num_trained: int, learns: bool
-    ) -> tuple[dict[str, Number], Tensor]:
-        """Return what the discriminator reports, and its scores from before it learns."""
+    ) -> tuple[dict[str, Number], Tensor, Tensor]:
+        """Return what the discriminator reports, and its scores from before it learns.
+
+        Of the student's responses, [P, G], and of the teacher's, [P, 1].
+        """
         rows: list[Row] = []
         for group in groups:
             prompt, (teacher, students) = self.texts.prompt(group.row), self.texts.read(group)
@@ -215,10 +221,12 @@ class Reference:
         if learns:
             assert self.discriminator is not None
             numbers |= self.discriminator.learn(loss)
-        return numbers, scores[:, 1:].detach()
+        return numbers, scores[:, 1:].detach(), scores[:, :1].detach()
 
     def _imitate(self, data_rows: Sequence[int]) -> dict[str, Number]:
-        rows = [(self.texts.prompt(row), self.texts.teacher(row)) for row in data_rows]
+        return self._fit([(self.texts.prompt(row), self.texts.teacher(row)) for row in data_rows])
+
+    def _fit(self, rows: Sequence[Row]) -> dict[str, Number]:
         logprobs, entropies = response_logprobs(self._student, rows, temperature=1.0)
         loss = -torch.cat(logprobs).mean()
         entropy = plain(torch.cat(entropies).mean())
@@ -369,5 +377,5 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _named(who: str, numbers: dict[str, Number]) -> dict[str, Number]:
+def named(who: str, numbers: dict[str, Number]) -> dict[str, Number]:
     return {f"{who}/{name}": value for name, value in numbers.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
-from megatron_gad.algorithms.preference import dpo_loss
+from megatron_gad.algorithms.preference import preference_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.types import Batch, LanguageOutput, Loss, PairBatch, ScorerOutput
 
@@ -87,7 +87,8 @@ CASES = {
     "gspo": _language_case(partial(policy_loss, options=replace(POLICY, kind="gspo"))),
     "cispo": _language_case(partial(policy_loss, options=replace(POLICY, kind="cispo"))),
     "policy, k2": _language_case(partial(policy_loss, options=replace(POLICY, kl_estimator="k2"))),
-    "dpo": _language_case(partial(dpo_loss, beta=0.3), rows_per_unit=2),
+    "dpo": _language_case(partial(preference_loss, kind="dpo", beta=0.3), rows_per_unit=2),
+    "simpo": _language_case(partial(preference_loss, kind="simpo", beta=0.3), rows_per_unit=2),
     "bradley_terry": _scorer_case("bradley_terry"),
     "cross_entropy": _scorer_case("cross_entropy"),
 }

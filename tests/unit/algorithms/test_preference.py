@@ -1,4 +1,4 @@
-"""The DPO loss on two pairs, by hand."""
+"""The losses on two pairs, by hand."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_gad.algorithms.preference import dpo_loss, sequence_logprobs
+from megatron_gad.algorithms.preference import preference_loss, sequence_logprobs
 from megatron_gad.types import Batch, LanguageOutput
 
 LOGPROBS = torch.tensor([[0.0, -1.0, -2.0], [0.0, -4.0, 7.0], [0.0, -1.0, -1.0], [0.0, -1.0, 7.0]])
@@ -32,9 +32,9 @@ def test_sequence_logprobs_sum_the_response():
     torch.testing.assert_close(sequence_logprobs(LOGPROBS, BATCH.response_mask), expected)
 
 
-def test_two_pairs_by_hand():
+def test_dpo_of_two_pairs_by_hand():
     logprobs = LOGPROBS.clone().requires_grad_()
-    loss = dpo_loss(_output(logprobs), BATCH, beta=0.5)
+    loss = preference_loss(_output(logprobs), BATCH, "dpo", beta=0.5)
     (gradient,) = torch.autograd.grad(loss.total, logprobs)
 
     assert loss.total.item() == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.exp(1)))
@@ -47,8 +47,26 @@ def test_two_pairs_by_hand():
     torch.testing.assert_close(gradient, expected)
 
 
+def test_simpo_of_two_pairs_by_hand():
+    logprobs = LOGPROBS.clone().requires_grad_()
+    # Without a reference; the target margin is half of beta.
+    batch = replace(BATCH, ref_logprobs=None)
+    loss = preference_loss(_output(logprobs), batch, "simpo", beta=2.0)
+    (gradient,) = torch.autograd.grad(loss.total, logprobs)
+
+    # Means over response tokens: -1.5, -4 | -1, -1. Margins: 5 and 0, less the target of 1.
+    assert loss.total.item() == pytest.approx(math.log1p(math.exp(-4)) + math.log1p(math.exp(1)))
+    assert loss.metrics["accuracy"][0].item() == 1.0
+    assert loss.metrics["margin"][0].item() == pytest.approx(5.0)
+    win, lose = 2 / (1 + math.exp(4)), 2 / (1 + math.exp(-1))
+    expected = torch.tensor(
+        [[0, -win / 2, -win / 2], [0, win, 0], [0, -lose / 2, -lose / 2], [0, lose, 0]]
+    )
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_a_student_equal_to_the_reference_pays_log_2():
-    loss = dpo_loss(_output(LOGPROBS), BATCH.with_ref_logprobs(LOGPROBS), beta=0.1)
+    loss = preference_loss(_output(LOGPROBS), BATCH.with_ref_logprobs(LOGPROBS), "dpo", beta=0.1)
     assert (loss.total / loss.count).item() == pytest.approx(math.log(2))
 
 
@@ -56,14 +74,14 @@ def test_a_student_equal_to_the_reference_pays_log_2():
 def test_a_pair_with_an_empty_response_does_not_count(empty_row):
     mask = BATCH.response_mask.clone()
     mask[empty_row] = False
-    loss = dpo_loss(_output(LOGPROBS), replace(BATCH, response_mask=mask), beta=0.5)
+    loss = preference_loss(_output(LOGPROBS), replace(BATCH, response_mask=mask), "dpo", beta=0.5)
     assert loss.count.item() == 1.0
     assert loss.total.item() == pytest.approx(math.log1p(math.exp(-2)))
 
 
 def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match=r"batch\.ref_logprobs is None.*with_ref_logprobs"):
-        dpo_loss(_output(LOGPROBS), replace(BATCH, ref_logprobs=None), beta=0.1)
+        preference_loss(_output(LOGPROBS), replace(BATCH, ref_logprobs=None), "dpo", beta=0.1)
     odd = replace(BATCH, response_mask=BATCH.response_mask[:3])
     with pytest.raises(ValueError, match="3 rows; whole pairs"):
-        dpo_loss(_output(LOGPROBS[:3]), odd, beta=0.1)
+        preference_loss(_output(LOGPROBS[:3]), odd, "dpo", beta=0.1)

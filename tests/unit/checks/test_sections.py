@@ -217,6 +217,34 @@ def test_a_stage_that_does_not_run_is_not_checked(good: RunConfig) -> None:
     assert check_config(replace(bad, stages=("warmup",)), world_size=1) == []
 
 
+def test_a_stage_that_ranks_needs_a_discriminator_that_was_taught(good: RunConfig) -> None:
+    ranking = replace(good, stages=("best_of_n",))
+    assert check_config(ranking, world_size=1) == [
+        "stages has 'best_of_n', which ranks by a discriminator that no stage before it teaches; "
+        "put 'warmup' before it, or give checkpoint.load of a run that has one"
+    ]
+    assert check_config(replace(good, stages=("warmup", "best_of_n")), world_size=1) == []
+    loaded = replace(ranking.checkpoint, load=good.data.path)
+    assert not any("ranks" in m for m in check_config(replace(ranking, checkpoint=loaded), 1))
+
+
+@pytest.mark.parametrize(
+    ("keep", "margin", "is_refused"),
+    [(8, None, True), (9, 0.0, True), (8, 0.0, False), (7, None, False)],
+)
+def test_the_best_have_to_be_some_of_the_samples(
+    good: RunConfig, keep: int, margin: float | None, is_refused: bool
+) -> None:
+    section = replace(good.best_of_n, group_size=8, keep=keep, min_margin=margin)
+    found = check_config(replace(good, stages=("warmup", "best_of_n"), best_of_n=section), 1)
+    expected = (
+        f"best_of_n.keep = {keep} of best_of_n.group_size = 8 samples chooses nothing, and the "
+        "student would learn to stay as it is; keep fewer, or keep all and give "
+        "best_of_n.min_margin"
+    )
+    assert found == ([expected] if is_refused else [])
+
+
 def test_an_optimizer_on_the_host_trains_no_discriminator(good: RunConfig) -> None:
     def messages(config: RunConfig) -> list[str]:
         found = check_config(config, world_size=1)

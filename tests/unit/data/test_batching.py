@@ -9,6 +9,7 @@ from torch import Tensor
 from megatron_gad.data.batching import (
     pair_batch,
     policy_batch,
+    preference_batch,
     take_rows,
     teacher_batch,
     untrained_rows,
@@ -46,6 +47,22 @@ def rows_of(batch: Batch | PairBatch, values: Tensor | None = None) -> list[list
     """Each row's first ``length`` entries of a [B, T] tensor; of the tokens by default."""
     table = batch.tokens if values is None else values
     return [row[:length].tolist() for row, length in zip(table, batch.lengths, strict=True)]
+
+
+def test_preference_rows_are_the_teachers_response_and_then_what_was_sampled() -> None:
+    batch = preference_batch(GROUPS[:2])
+    assert rows_of(batch) == [
+        [1, 2, 3, 4, END],
+        [1, 2, 5, END],
+        [1, 2, 3, 4, END],
+        [1, 2, 6, 7, END],  # the ids that were sampled, not those that D reads
+        [1, 2, 3, 8, END],
+        [1, 2, 3, END],
+        [1, 2, 3, 8, END],
+        [1, 2, 3, 4],
+    ]
+    assert batch.response_mask[3].tolist() == [False, False, True, True, True]
+    assert batch.rows_per_unit == 2
 
 
 def test_teacher_rows_are_prompt_and_response_and_train_on_the_response() -> None:

@@ -34,6 +34,7 @@ ROWS = 256 * 8
 ADVERSARIAL = StageWork(
     kind="adversarial",
     is_game=True,
+    has_reference=True,
     num_prompts=256,
     group_size=8,
     num_samples=ROWS,

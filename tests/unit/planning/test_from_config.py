@@ -55,7 +55,9 @@ def test_options_of_the_algorithm_change_the_passes() -> None:
     base = RunConfig(
         stages=("adversarial",),
         adversarial=AdversarialConfig(
-            *(1.0, None, 16, 8),
+            epochs=1.0,
+            prompts_per_step=16,
+            group_size=8,
             discriminator_interval=4,
             extra_discriminator_steps=3,
             extra_prompts=10,
@@ -66,8 +68,9 @@ def test_options_of_the_algorithm_change_the_passes() -> None:
     assert work.discriminator_trained == 144 / 4 + 2 * 30
     assert work.discriminator_forwards == 144 * 3 / 4
     assert (work.num_samples, work.student_trained) == (128 + 30, 256)
-    no_reference = replace(base, gad=replace(base.gad, kl_coef=0.0))
-    assert stage_works(no_reference)[0].student_forwards == 0
+    assert work.has_reference
+    (no_reference,) = stage_works(replace(base, gad=replace(base.gad, kl_coef=0.0)))
+    assert (no_reference.student_forwards, no_reference.has_reference) == (0, False)
     in_reward = replace(base, gad=replace(base.gad, kl_in="reward"))
     assert stage_works(in_reward)[0].student_forwards == 256
     split = replace(base, discriminator=replace(base.discriminator, split_groups=True))

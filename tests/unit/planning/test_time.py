@@ -119,12 +119,13 @@ def test_a_swap_moves_all_weights_once() -> None:
 
 
 def test_who_leaves_is_copied_out_and_in_once_a_step() -> None:
-    request = make_request("7B", has_reference=False)
+    work = replace(ADVERSARIAL, has_reference=False)
+    request = make_request("7B", stages=(work,))
     nobody, *others = memory_plans(request, TP4)
-    assert move_seconds(request, nobody, ADVERSARIAL) == 0.0
+    assert move_seconds(request, nobody, work) == 0.0
     away = next(plan for plan in others if plan.leaves == {"student"})
     moved = 2 * (away.student.weights + away.student.optimizer)
-    assert move_seconds(request, away, ADVERSARIAL) == pytest.approx(moved / (64e9 * 0.4))
+    assert move_seconds(request, away, work) == pytest.approx(moved / (64e9 * 0.4))
 
 
 def test_a_reference_costs_three_copies_of_the_weights_and_one_where_the_student_leaves() -> None:

@@ -49,7 +49,7 @@ def test_cross_entropy_and_policy_loss_are_kept_apart(tmp_path):
     curves = {
         title: [point[1] for point in chart_of(folder, title).pointer["lines"][0]["points"]]
         for title in (
-            "Student: cross-entropy on the teacher's text",
+            "Student: cross-entropy on what it fits",
             "Student: policy loss in the game",
         )
     }

@@ -10,6 +10,7 @@ import torch
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.algorithms.preference import preference_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.stages.discriminator_step import judge
@@ -51,6 +52,21 @@ def test_a_bound_by_tokens_changes_nothing_of_the_students_step(
     assert output.metrics == pytest.approx(expected.metrics, rel=2e-6, abs=1e-6)
     # Rows come back in the order of the batch, although they are sorted by length.
     torch.testing.assert_close(output.rows, expected.rows, atol=5e-6, rtol=5e-6)
+    assert_same_gradients(bounded, whole)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("max_tokens", [1, 24, 1000])
+def test_pairs_that_a_loss_reads_together_stay_together(
+    place: Parallel, qwen2: Path, max_tokens: int, is_packed: bool
+) -> None:
+    batch = replace(student_batch(V), rows_per_unit=2)
+    loss = partial(preference_loss, kind="simpo", beta=2.0)
+    whole = make_student(qwen2, place, compute=WHOLE)
+    compute = ComputeConfig(max_tokens_per_microbatch=max_tokens, pack_sequences=is_packed)
+    bounded = make_student(qwen2, place, compute=compute)
+    expected, output = whole.train(batch, loss), bounded.train(batch, loss)
+    assert output.metrics == pytest.approx(expected.metrics, rel=2e-6, abs=1e-6)
     assert_same_gradients(bounded, whole)
 
 
