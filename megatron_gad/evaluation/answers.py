@@ -1,16 +1,94 @@
 """Answers of a model folder to a list of prompts, sampled or greedy."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import SamplingConfig
-from megatron_gad.engines.embedded import EmbeddedEngine
+from megatron_gad.engines.build import build_engine
+from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.hf_headers import weight_files
+from megatron_gad.models.tensor_names import DERIVED
 from megatron_gad.types import Message, Prompt
+
+OUTPUT_LAYER = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer. was_cut: it reached the limit of tokens before its end."""
+
+    text: str
+    was_cut: bool
+
+
+class Answerer:
+    """A model folder in an engine; use it as a context manager."""
+
+    def __init__(
+        self,
+        hf_folder: str | Path,
+        sampling: SamplingConfig,
+        max_prompt_tokens: int = 2048,
+        rollout: RolloutConfig | None = None,
+        sglang: SGLangConfig | None = None,
+    ) -> None:
+        """Load the weights, into a server if the engine is one that starts here.
+
+        hf_folder: Hugging Face folder with safetensors weights and tokenizer.
+        sampling: temperature 0 is greedy; the stop ids are taken from the folder.
+        rollout: names the engine, by default the embedded one in float32.
+        """
+        rollout = rollout or RolloutConfig()
+        self._codec = ChatCodec.from_folder(hf_folder, max_prompt_tokens, sampling.max_new_tokens)
+        self._sampling = replace(sampling, stop_ids=self._codec.stop_ids)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.float32 if rollout.engine == "embedded" else torch.bfloat16
+        self._engine = build_engine(rollout, hf_folder, device, dtype, sglang)
+        self._engine.load_weights(folder_weights(hf_folder), version=0)
+
+    def __enter__(self) -> "Answerer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+    def answer(
+        self, conversations: Sequence[Sequence[Message]], first_index: int = 0
+    ) -> list[list[Answered]]:
+        """Return ``sampling.num_samples`` answers per conversation, in their order.
+
+        first_index: number of the first conversation among all. The draws depend on a
+            conversation's number, so that the answers do not depend on what is asked at once.
+
+        Raises ValueError for a conversation longer than ``max_prompt_tokens``.
+        """
+        prompts = [
+            Prompt(
+                first_index + place, tuple(messages), "", self._codec.encode_prompt(messages), ()
+            )
+            for place, messages in enumerate(conversations)
+        ]
+        limit = self._codec.max_prompt_tokens
+        too_long = [prompt.index for prompt in prompts if len(prompt.ids) > limit]
+        if too_long:
+            raise ValueError(
+                f"{len(too_long)} conversations are longer than {limit} tokens, the first is number"
+                f" {too_long[0]}; raise max_prompt_tokens or leave them out"
+            )
+        return [
+            [
+                Answered(self._codec.decode_response(each.ids), each.finish_reason == "length")
+                for each in group.rollouts
+            ]
+            for group in self._engine.generate(prompts, self._sampling)
+        ]
 
 
 def answer(
@@ -19,33 +97,21 @@ def answer(
     sampling: SamplingConfig,
     max_prompt_tokens: int = 2048,
 ) -> list[str]:
-    """Return one response text per conversation, in their order.
-
-    hf_folder: Hugging Face folder with safetensors weights and tokenizer.
-    conversations: the turns before the response.
-    sampling: temperature 0 is greedy; stop ids are taken from the folder, one sample is drawn.
+    """Return one response text per conversation, in their order, from the embedded engine.
 
     Raises ValueError for a conversation longer than ``max_prompt_tokens``.
     """
-    codec = ChatCodec.from_folder(hf_folder, max_prompt_tokens, sampling.max_new_tokens)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = EmbeddedEngine(hf_folder, device, torch.float32)
-    engine.load_weights(_folder_weights(Path(hf_folder)), version=0)
-    prompts = [
-        Prompt(index, tuple(messages), "", codec.encode_prompt(messages), ())
-        for index, messages in enumerate(conversations)
-    ]
-    too_long = [p.index for p in prompts if len(p.ids) > max_prompt_tokens]
-    if too_long:
-        raise ValueError(
-            f"{len(too_long)} conversations are longer than {max_prompt_tokens} tokens, the first "
-            f"is number {too_long[0]}; raise max_prompt_tokens or leave them out"
-        )
-    drawn = engine.generate(prompts, replace(sampling, stop_ids=codec.stop_ids, num_samples=1))
-    engine.close()
-    return [codec.decode_response(group.rollouts[0].ids) for group in drawn]
+    with Answerer(hf_folder, replace(sampling, num_samples=1), max_prompt_tokens) as answerer:
+        return [answers[0].text for answers in answerer.answer(conversations)]
 
 
-def _folder_weights(folder: Path):
-    for file in sorted(folder.glob("*.safetensors")):
-        yield from load_file(file).items()
+def folder_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield a folder's parameters by name; an output layer that is the embeddings once more, not.
+
+    Raises ValueError: the folder holds no safetensors.
+    """
+    is_tied = bool(getattr(load_hf_config(folder), "tie_word_embeddings", False))
+    for file in weight_files(Path(folder)):
+        for name, tensor in load_file(file).items():
+            if not name.endswith(DERIVED) and not (is_tied and name == OUTPUT_LAYER):
+                yield name, tensor
