@@ -30,6 +30,7 @@ setup(
         "transformers>=5,<6",
         "tokenizers>=0.22,<1",
         "safetensors>=0.5,<1",
+        "xxhash>=3,<5",  # digests of checkpoints
         "jinja2>=3.1,<4",
         # data
         "datasets>=4,<6",

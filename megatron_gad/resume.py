@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from megatron_gad.checks.resume import changes_since, settings
+from megatron_gad.runtime.newest_checkpoint import find_checkpoint
 from megatron_gad.runtime.run import Progress, Run
 from megatron_gad.runtime.run_folder import ask_first_rank
 from megatron_gad.stages.begin import resume_stage
@@ -14,14 +15,10 @@ from megatron_gad.training.checkpoint import (
     load_model,
     load_snapshot,
     save_checkpoint,
-    undo_half_replacing,
 )
 from megatron_gad.training.checkpoint_files import (
-    LATEST,
     iteration_folder,
-    latest_iteration,
     read_state,
-    whole_iterations,
 )
 
 logger = logging.getLogger(__name__)
@@ -40,6 +37,7 @@ def save(run: Run, stage: Stage | None = None) -> None:
     snapshots = {name: (run.student, snapshot) for name, snapshot in kept.items()}
     state = {
         "settings": settings(run.config),
+        "data_fingerprint": run.data_fingerprint if run.parallel.is_writer else "",
         "progress": asdict(run.progress),
         "stages": list(run.config.stages),
         **run.order_states(),
@@ -64,15 +62,19 @@ def load_latest(run: Run) -> Stage | None:
     Raises ValueError where the checkpoint belongs to a run with other stages, or with settings that
     must not change, and warns of those that may.
     """
-    found = ask_first_rank(run.parallel, lambda: _find_checkpoint(run))
+    found = find_checkpoint(run.config.checkpoint, run.parallel)
     if found is None:
         return None
     source, iteration = found
     state = read_state(source, iteration)
     _check_stages(run, source, state)
     _check_settings(run, iteration_folder(source, iteration), state)
+    ask_first_rank(
+        run.parallel, lambda: _check_data(run, iteration_folder(source, iteration), state)
+    )
     names = {field.name for field in fields(Progress)}
     run.progress = Progress(**{k: v for k, v in state["progress"].items() if k in names})
+    run.last_update = run.progress.iteration
     folder = iteration_folder(source, iteration)
     load_model(folder / "student", run.student)
     if "discriminator" in state["schedule_steps"]:
@@ -91,28 +93,6 @@ def load_latest(run: Run) -> Stage | None:
 def _stage_state(state: dict) -> dict:
     """Return what a checkpoint holds of its stage; version 0.1 kept it beside the rest."""
     return state.get("stage", {**state["progress"], "ahead": state.get("ahead", [])})
-
-
-def _find_checkpoint(run: Run) -> tuple[Path, int] | None:
-    """Return folder and iteration to go on from: the run's own, or else what --load names."""
-    undo_half_replacing(run.folder)
-    iteration = latest_iteration(run.folder)
-    if iteration is not None:
-        return run.folder, iteration
-    whole = whole_iterations(run.folder)
-    if whole:
-        raise ValueError(
-            f"checkpoint.save = {str(run.folder)!r} holds whole checkpoints of the iterations "
-            f"{whole}, but no {LATEST}; write the one to go on from into that file, or begin anew "
-            "with another --save"
-        )
-    if not run.config.checkpoint.load:
-        return None
-    source = Path(run.config.checkpoint.load)
-    iteration = latest_iteration(source)
-    if iteration is None:
-        raise ValueError(f"checkpoint.load = {str(source)!r}: there is no checkpoint in it")
-    return source, iteration
 
 
 def _check_stages(run: Run, source: Path, state: dict) -> None:
@@ -135,3 +115,16 @@ def _check_settings(run: Run, folder: Path, state: dict) -> None:
     if run.parallel.is_writer:
         for change in changes.told:
             logger.warning("resuming with another setting: %s", change)
+
+
+def _check_data(run: Run, folder: Path, state: dict) -> None:
+    """Refuse other texts than those that the run began with, where nobody accepted others."""
+    config = run.config
+    is_accepted = "data.path" in config.checkpoint.override_config
+    if is_accepted or state.get("data_fingerprint", run.data_fingerprint) == run.data_fingerprint:
+        return
+    raise ValueError(
+        f"data.path = {config.data.path!r} holds other texts than those that {folder} was trained "
+        "on; give it the data that the run began with, begin a run of its own with another "
+        "--save, or accept the change with --override-config data.path"
+    )

@@ -131,6 +131,7 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
     with progress(total, stage.name, run.parallel.is_writer) as bar:
         bar.update(where.step_in_stage)
         reason = reason_to_end(run, stage)  # a stopped stage may have been at its end
+        is_due = False
         while not reason:
             result = _take_step(run, stage)
             reason = reason_to_end(run, stage)
@@ -138,8 +139,12 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
             advance(bar, result.metrics)
             if stop.everywhere(run.parallel):
                 break
-            if not reason and interval and where.iteration % interval == 0:
+            is_due = is_due or (bool(interval) and where.iteration % interval == 0)
+            # Whether weights are usable is not known while steps are skipped, and older checkpoints
+            # would go for it.
+            if is_due and not reason and not any(run.skips_in_a_row.values()):
                 save(run, stage)
+                is_due = False
     return reason
 
 
@@ -185,6 +190,11 @@ def _export(run: Run, suffix: str) -> None:
         trainer = run.student if name == "student" else run.discriminator
         weights = trainer.hf_weights()
         with run.turn("export"):
+            if not trainer.has_finite_weights():
+                raise RunStoppedError(
+                    f"{name}_hf{suffix} is not written, because the weights are not finite; go on "
+                    "from the newest checkpoint with a lower learning rate or a smaller clip_grad"
+                )
             if run.parallel.is_writer:
                 folder = run.folder / f"{name}_hf{suffix}"
                 source, stop_ids = run.config.student.path, run.codec.stop_ids

@@ -13,7 +13,7 @@ PACKAGE = "megatron_gad"
 # only, or to modules of the same entry.
 LAYERS = (
     ("types", "errors", "files", "environment", "cpu_seam"),
-    ("storage",),
+    ("storage", "manifest"),
     ("config",),
     ("algorithms", "data", "models"),
     ("training", "engines"),

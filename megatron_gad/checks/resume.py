@@ -12,15 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_gad.checks.run_state import (
+    damage_message,
+    damage_of_run,
+    earlier_whole,
+    iteration_of,
+)
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.models.hub import with_model_names
 from megatron_gad.training.checkpoint_files import (
-    LATEST,
     STATE,
-    damage_of,
     iteration_folder,
-    whole_iterations,
+    marked_iteration,
 )
 
 Change = Literal["refused", "told", "free"]
@@ -60,7 +64,8 @@ RULES: dict[Change, dict[str, str]] = {
         "compute": "micro_batch_size max_tokens_per_microbatch recompute_granularity "
         "recompute_method recompute_num_layers optimizer_cpu_offload "
         "pack_sequences logprob_chunk_size",
-        "checkpoint": "save load override_config save_interval keep_last export export_stages",
+        "checkpoint": "save load override_config verify_checkpoint save_interval keep_last export "
+        "export_stages",
         "log": "log_interval samples_interval tensorboard wandb_project",
         "discriminator": LAYOUT + " split_groups",
         "rollout": "max_batch_size logprob_gap_bound record",
@@ -114,31 +119,42 @@ def check_override(config: RunConfig) -> Iterator[str]:
 def check_resume(config: RunConfig) -> Changes:
     """Compare a configuration with the checkpoint that its run would go on from, if there is one.
 
-    Reads files only; of the checkpoint, which files it has and their sizes.
+    Reads files only; of the checkpoint, its run state, which files it has and their sizes.
     """
-    for source in (config.checkpoint.save, config.checkpoint.load):
-        folder = _newest(Path(source)) if source else None
+    own, source = Path(config.checkpoint.save), config.checkpoint.load
+    try:
+        folder, going_back = _own_checkpoint(own)
         if folder is not None:
             changes = changes_since(config, json.loads((folder / STATE).read_text()), folder)
-            return replace(changes, refused=[*_damage(folder), *changes.refused])
-    return Changes([], [])
+            return replace(changes, told=[*going_back, *changes.told])
+        folder = _marked(Path(source)) if source else None
+        damage = damage_of_run(folder) if folder is not None else ""
+        if folder is None:
+            return Changes([], [])
+        if damage:
+            return Changes([damage_message(folder, damage)], [])
+        return changes_since(config, json.loads((folder / STATE).read_text()), folder)
+    except ValueError as error:
+        return Changes([str(error)], [])
 
 
-def _damage(folder: Path) -> Iterator[str]:
-    """Yield what a checkpoint has lost, and which one is left to go on from."""
-    damage = damage_of(folder)
-    if not damage:
-        return
-    others = [
-        number
-        for number in whole_iterations(folder.parent)
-        if number < int(folder.name.removeprefix("iter_").removesuffix(".old"))
-        and not damage_of(iteration_folder(folder.parent, number))
-    ]
-    remedy = "or begin anew with another --save"
-    if others:
-        remedy = f"or go on from the one before: write {others[-1]} into {folder.parent / LATEST}"
-    yield f"the checkpoint {folder} {damage}; copy it again if there is a copy, {remedy}"
+def _own_checkpoint(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint that a run would go on from in place, and what it would go back over.
+
+    Raises ValueError if there are some and none is whole.
+    """
+    folder = _marked(run_folder)
+    damage = damage_of_run(folder) if folder is not None else ""
+    if folder is None or not damage:
+        return folder, []
+    newest, before = iteration_of(folder), earlier_whole(run_folder, iteration_of(folder))
+    if not before:
+        raise ValueError(damage_message(folder, damage))
+    told = (
+        f"the checkpoint {folder} {damage}; it is moved aside, and the run goes back to iteration "
+        f"{before[-1]}: {newest - before[-1]} step(s) are taken again"
+    )
+    return iteration_folder(run_folder, before[-1]), [told]
 
 
 def changes_since(config: RunConfig, state: Mapping[str, Any], folder: Path) -> Changes:
@@ -182,12 +198,14 @@ def _has_begun(key: str, state: Mapping[str, Any]) -> bool:
     return section in ("", "data", "student") or (stage is not None and section == stage.name)
 
 
-def _newest(run_folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, also one that a crash left under its other name."""
-    marker = run_folder / LATEST
-    text = marker.read_text().strip() if marker.exists() else ""
-    if not text.isdigit():
+def _marked(run_folder: Path) -> Path | None:
+    """Return the checkpoint that a marker names, also one that a crash left under its other name.
+
+    Raises ValueError if it names none.
+    """
+    iteration = marked_iteration(run_folder)
+    if iteration is None:
         return None
-    folder = iteration_folder(run_folder, int(text))
-    found = [each for each in (folder, folder.with_name(folder.name + ".old")) if each.is_dir()]
-    return next((each for each in found if (each / STATE).exists()), None)
+    folder = iteration_folder(run_folder, iteration)
+    replaced = folder.with_name(folder.name + ".old")
+    return replaced if replaced.is_dir() and not folder.is_dir() else folder

@@ -15,6 +15,8 @@ class CheckpointConfig:
         load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
         override_config: settings, such as "data.path", that may differ from the checkpoint's though
             they change what the run means.
+        verify_checkpoint: compare a checkpoint's files, and an exported model's, with their digests
+            before going on from it; sizes are compared in any case.
         save_interval: steps between checkpoints; 0: only at the end of each stage.
         keep_last: older checkpoints than this many are deleted, once the next one is written: the
             disk has to hold one more; 0 keeps all.
@@ -25,6 +27,7 @@ class CheckpointConfig:
     save: str = "runs/run"
     load: str = ""
     override_config: tuple[str, ...] = ()
+    verify_checkpoint: bool = True
     save_interval: int = 50
     keep_last: int = 2
     export: tuple[ModelName, ...] = ("student",)

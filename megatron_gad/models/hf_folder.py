@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_gad.files import delete_tree, draft_of
+from megatron_gad.manifest import look_at, names_in, write_manifest
 from megatron_gad.models.families import family_of
 from megatron_gad.models.hf_headers import INDEX, WEIGHTS, weight_files
 from megatron_gad.models.tensor_names import DERIVED, SCORE_HEAD
 
 SHARD_BYTES = 4 * 1000**3
+SUFFIX = ".safetensors"
 GENERATION = "generation_config.json"
 # The files copied beside the weights; whatever else a folder holds stays behind.
 COPIED = (
@@ -95,6 +97,9 @@ def save_hf_folder(
             shutil.copyfile(file, beside / file.name)
     if stop_ids:
         _write_stop_ids(beside / GENERATION, stop_ids)
+    # Of the weights alone: the texts beside them may be edited.
+    weights = [name for name in names_in(beside) if name == INDEX or name.endswith(SUFFIX)]
+    write_manifest(beside, look_at(beside, weights))
     shutil.rmtree(out_folder, ignore_errors=True)
     beside.rename(out_folder)
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,9 +21,10 @@ from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
-from megatron_gad.runtime.run_prompts import load_run_prompts
+from megatron_gad.runtime.run_prompts import fingerprint_of, load_run_prompts
 from megatron_gad.runtime.sampler import Ahead, Sampler
 from megatron_gad.runtime.turns import Turns, Watch, no_watch
+from megatron_gad.training.checkpoint_digests import check_model_folder
 from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Prompt
@@ -78,6 +80,7 @@ class Run:
         self.turn.add("student", self.student)
         self.progress = Progress()
         self.skips_in_a_row = {"student": 0, "discriminator": 0}
+        self.last_update = 0  # the step in which a model last learned
         self._discriminator: Trainer | None = None
         self.start_orders()
 
@@ -135,6 +138,11 @@ class Run:
         self.order.load_state_dict(states["order"])
         self.extra_order.load_state_dict(states["extra_order"])
 
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """What tells the texts of the run's data from others."""
+        return fingerprint_of(self.prompts)
+
     @property
     def epoch(self) -> float:
         """Passes over the data of the stage, with their fraction."""
@@ -172,6 +180,10 @@ class Run:
 
 
 def _build_student(config: RunConfig, parallel: Parallel, settings: TrainerSettings) -> Trainer:
+    if config.checkpoint.verify_checkpoint:
+        for key in ("student", "discriminator"):
+            if path := getattr(config, key).path:
+                check_model_folder(f"{key}.path", path, parallel)
     hf_config: PretrainedConfig = load_hf_config(config.student.path)
     student = Trainer.language_model(hf_config, config.student, parallel, settings)
     student.load_hf_weights(config.student.path)

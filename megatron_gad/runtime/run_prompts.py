@@ -1,5 +1,7 @@
 """The prompts of a run: read by one rank for all, and told about once."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +17,7 @@ from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Prompt
 
 PROMPTS_FOLDER = "prompts"
+MOST_FINGERPRINTED = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -44,3 +47,17 @@ def load_run_prompts(
         for warning in loaded.warnings:
             logger.warning("%s: %s", path, warning)
     return loaded.prompts
+
+
+def fingerprint_of(prompts: Sequence[Prompt]) -> str:
+    """Return what tells the texts of prompts from others; of many rows, evenly spaced ones count.
+
+    As they were written: how they are tokenised may depend on a library's version, and on the date.
+    """
+    digest = hashlib.blake2b(str(len(prompts)).encode(), digest_size=16)
+    stride = -(-len(prompts) // MOST_FINGERPRINTED)
+    for row in range(0, len(prompts), stride):
+        prompt = prompts[row]
+        text = json.dumps([prompt.index, prompt.messages, prompt.teacher_text], default=str)
+        digest.update(text.encode())
+    return digest.hexdigest()

@@ -10,8 +10,10 @@ from torch import Tensor
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
 from megatron_gad.training.checkpoint_files import (
+    LATEST,
+    describe_newest,
     iteration_folder,
-    latest_iteration,
+    whole_iterations,
 )
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.types import Batch, PairBatch
@@ -35,6 +37,7 @@ def note_step(
     """
     if not output.is_skipped:
         run.skips_in_a_row[name] = 0
+        run.last_update = run.progress.iteration + 1
         return
     run.skips_in_a_row[name] += 1
     count = run.skips_in_a_row[name]
@@ -85,16 +88,29 @@ def _state_of_weights(run: Run) -> str:
         with run.turn("discriminator"):
             is_finite["discriminator"] = run.discriminator.has_finite_weights()
     broken = [name for name, finite in is_finite.items() if not finite]
-    newest = latest_iteration(run.folder) if run.parallel.is_writer else None
-    where = "there is no checkpoint yet"
-    if newest is not None:
-        where = f"the newest checkpoint is {iteration_folder(run.folder, newest)}"
+    where = describe_newest(run.folder) if run.parallel.is_writer else ""
     if broken:
         return (
             f"The weights of the {' and the '.join(broken)} are not finite already; {where}. Go on "
-            "from a checkpoint from before that, with a lower learning rate or a smaller clip_grad"
+            "from one that is finite, with a lower learning rate or a smaller clip_grad"
         )
     return (
         f"All weights are finite; {where}, and the same command goes on from it. Look at these "
         "rows; if they are in order, lower the learning rate or clip_grad, or raise lr_warmup_steps"
+        + _way_back(run)
+    )
+
+
+def _way_back(run: Run) -> str:
+    """Name the newest checkpoint whose weights are known to be usable, where it is an older one.
+
+    The last update may have made weights that nothing can be computed with, though each is finite.
+    """
+    whole = whole_iterations(run.folder) if run.parallel.is_writer else []
+    used = [iteration for iteration in whole if iteration < run.last_update]
+    if not used or used == whole:
+        return ""
+    return (
+        f". If it fails again, go back to {iteration_folder(run.folder, used[-1])}, with whose "
+        f"weights a later step was taken: write {used[-1]} into {run.folder / LATEST}"
     )

@@ -16,13 +16,15 @@ import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
-from megatron_gad.files import delete_tree, draft_of, replacing, sync
+from megatron_gad.errors import RunStoppedError
+from megatron_gad.files import delete_tree, draft_of, sync
+from megatron_gad.training.checkpoint_digests import write_digests
 from megatron_gad.training.checkpoint_files import (
-    LATEST,
     STATE,
+    describe_newest,
     iteration_folder,
-    note_files,
     whole_iterations,
+    write_marker,
 )
 from megatron_gad.training.checkpoint_pickles import check_pickles
 from megatron_gad.training.distributed_optimizer import (
@@ -37,6 +39,7 @@ from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 
 DISTRIBUTED = "use_distributed_optimizer"
+MODEL = "model_name"
 # Norms of Transformer Engine keep an empty state beside their weights, others keep none.
 NORM_STATE = "layernorm._extra_state"
 
@@ -68,6 +71,8 @@ def save_checkpoint(
     """Write a checkpoint, publish it, delete all but it and the ``keep_last`` - 1 before (0: none).
 
     Every rank calls it.
+
+    Raises RunStoppedError, and publishes nothing, if numbers of a model are not finite.
     """
     target = iteration_folder(run_folder, iteration)
     draft = draft_of(target)
@@ -79,13 +84,7 @@ def save_checkpoint(
     parallel.barrier()
     for name, trainer in residents.models.items():
         with residents.turn(trainer), trainer.parallel.megatron_state.active():
-            optimizer = trainer.optimizer_to_write()
-            fill_moments(optimizer)
-            facts = {
-                "has_moments": has_moments(optimizer),
-                DISTRIBUTED: trainer.settings.layout.use_distributed_optimizer,
-            }
-            dist_checkpointing.save({**_sharded_state(trainer), **facts}, str(draft / name))
+            _save_model(name, trainer, draft)
     for name, (trainer, snapshot) in residents.snapshots.items():
         with (
             residents.turn(trainer),
@@ -94,13 +93,34 @@ def save_checkpoint(
         ):
             state_dict = sharded_weights(trainer.modules_to_read())
             dist_checkpointing.save(state_dict, str(draft / name))
-    parallel.barrier()
     if parallel.is_writer:
-        note_files(draft)
         (draft / STATE).write_text(json.dumps(state, indent=1))
+    write_digests(draft, parallel)
+    if parallel.is_writer:
         _publish(run_folder, draft, target, iteration)
         _prune(run_folder, iteration, keep_last)
     parallel.barrier()
+
+
+def _save_model(name: str, trainer: Trainer, draft: Path) -> None:
+    """Write one model and its optimizer, if all of their numbers are finite."""
+    optimizer = trainer.optimizer_to_write()
+    fill_moments(optimizer)
+    if not trainer.has_usable_state():
+        if trainer.parallel.is_writer:
+            _delete(draft)
+        where = describe_newest(draft.parent) if trainer.parallel.is_writer else ""
+        raise RunStoppedError(
+            f"{draft.name.removesuffix('.draft')} is not saved, because weights or optimizer "
+            f"states of the {name} are not finite, or too large to compute with; {where}. Go on "
+            "from it with a lower learning rate or a smaller clip_grad"
+        )
+    facts = {
+        MODEL: name,
+        "has_moments": has_moments(optimizer),
+        DISTRIBUTED: trainer.settings.layout.use_distributed_optimizer,
+    }
+    dist_checkpointing.save({**_sharded_state(trainer), **facts}, str(draft / name))
 
 
 def undo_half_replacing(run_folder: Path) -> None:
@@ -116,10 +136,16 @@ def undo_half_replacing(run_folder: Path) -> None:
 def load_model(folder: Path, trainer: Trainer) -> None:
     """Restore a trainer's parameters and optimizer; any layout may load what any layout saved.
 
-    Raises ValueError where one of them shards its optimizer's states and the other does not.
+    Raises ValueError where one of them shards its optimizer's states and the other does not, and
+    where the folder holds another model than its name says.
     """
     check_pickles(folder)
     facts = dist_checkpointing.load_common_state_dict(str(folder))
+    if facts.get(MODEL, folder.name) != folder.name:
+        raise ValueError(
+            f"{folder} holds the {facts[MODEL]}, not the {folder.name}; give the folders of "
+            f"{folder.parent} back the names that they were written with"
+        )
     shards = trainer.settings.layout.use_distributed_optimizer
     if facts[DISTRIBUTED] != shards:
         raise ValueError(
@@ -219,10 +245,7 @@ def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> Non
         target.rename(replaced)
     draft.rename(target)
     sync(run_folder)
-    with replacing(run_folder / LATEST) as marker:
-        marker.write_text(str(iteration))
-        sync(marker)
-    sync(run_folder)
+    write_marker(run_folder, iteration)
     if replaced.exists():
         _delete(replaced)
 

@@ -33,6 +33,11 @@ from megatron_gad.training.checkpoint import (
     sharded_weights,
     take_weights,
 )
+from megatron_gad.training.checkpoint_digests import (
+    changed_since,
+    check_model_folder,
+    write_digests,
+)
 from megatron_gad.training.checkpoint_files import (
     LATEST,
     iteration_folder,
@@ -68,6 +73,7 @@ def hf_to_megatron(
     """
     hf_config = load_hf_config(hf_folder)
     target = _free_target(out, model)
+    check_model_folder("--from-hf", str(hf_folder), place)
     dtype = _hf_dtype(hf_folder, model)
     chunks = build_chunks(hf_config, model, layout, dtype, place)
     load_hf_weights(chunks, hf_config, hf_folder)
@@ -77,7 +83,7 @@ def hf_to_megatron(
         draft.mkdir(parents=True)
     place.barrier()
     dist_checkpointing.save(sharded_weights(chunks), str(draft))
-    place.barrier()
+    write_digests(draft, place)
     if place.is_writer:
         draft.rename(target)
         _note_source(out, model, hf_folder)
@@ -112,6 +118,7 @@ def megatron_to_hf(
     if out.exists():
         raise ValueError(f"{out} exists already; remove it or name another folder")
     folder = _model_folder(checkpoint, model)
+    _check_digests(checkpoint, folder, place)
     stored = checkpoint_tensors(folder)
     hf_config = load_hf_config(hf_source)
     dtype = stored["decoder.final_layernorm.weight"].dtype
@@ -171,7 +178,9 @@ def find_checkpoint(folder: Path) -> Path:
     iteration = latest_iteration(folder)
     if iteration is not None:
         return iteration_folder(folder, iteration)
-    found = sorted(path for path in folder.glob("iter_*") if not path.name.endswith(".draft"))
+    found = sorted(
+        path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdigit()
+    )
     if len(found) == 1:
         return found[0]
     raise ValueError(
@@ -249,6 +258,14 @@ def _stop_ids(hf_source: Path) -> tuple[int, ...]:
         return ChatCodec.from_folder(hf_source, 1, 1).stop_ids
     except ValueError:  # without a tokenizer and its template no run has begun there
         return ()
+
+
+def _check_digests(checkpoint: Path, folder: Path, place: Parallel) -> None:
+    """Raise ValueError if a checkpoint of a run, or a converted model, is not what was written."""
+    for each in (checkpoint, folder):
+        changed = changed_since(each, place)
+        if changed:
+            raise ValueError(f"{each} {changed}; copy it again, or name another checkpoint")
 
 
 def _model_folder(checkpoint: Path, model: ModelName) -> Path:

@@ -138,7 +138,7 @@ class TrainerMemory:
         self._optimizer = optimizer
         self._device = device
         self.weights = HostCopy(self._weights, device)
-        self._states = HostCopy(self._optimizer_states, device)
+        self._states = HostCopy(self.optimizer_states, device)
         self._gradient_sizes: dict[int, int] = {}
 
     @property
@@ -190,6 +190,16 @@ class TrainerMemory:
         gradients = sum(storage.nbytes() for storage in self._gradients().values())
         return DeviceBytes(self.weights.device_bytes, gradients, self._states.device_bytes)
 
+    def optimizer_states(self) -> Iterator[Tensor]:
+        """Yield moments and float32 main parameters; without these the weights are their own."""
+        own = self.weights.storages
+        for part in torch_optimizers(self._optimizer):
+            groups = [group["params"] for group in part.param_groups]
+            states = [value for state in part.state.values() for value in state.values()]
+            for value in (*(p for group in groups for p in group), *states):
+                if isinstance(value, Tensor):
+                    yield from (x for x in _plain(value) if x.untyped_storage()._cdata not in own)
+
     def _parameters(self) -> Iterator[Any]:
         return (parameter for module in self._modules for parameter in module.parameters())
 
@@ -201,16 +211,6 @@ class TrainerMemory:
         buffers = storages((p.main_grad for p in self._parameters()), self._device)
         # With Megatron's mxfp8 weights, refused so far, the two would share a buffer.
         return {key: value for key, value in buffers.items() if key not in own}
-
-    def _optimizer_states(self) -> Iterator[Tensor]:
-        """Yield moments and float32 main parameters; without these the weights are their own."""
-        own = self.weights.storages
-        for part in torch_optimizers(self._optimizer):
-            groups = [group["params"] for group in part.param_groups]
-            states = [value for state in part.state.values() for value in state.values()]
-            for value in (*(p for group in groups for p in group), *states):
-                if isinstance(value, Tensor):
-                    yield from (x for x in _plain(value) if x.untyped_storage()._cdata not in own)
 
 
 def storages(tensors: Iterable[Tensor], device: torch.device) -> dict[int, UntypedStorage]:

@@ -30,6 +30,7 @@ from megatron_gad.training.distributed_optimizer import (
     reload_main_parameters,
     set_main_parameters,
 )
+from megatron_gad.training.finite import are_finite
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.offload import TrainerMemory, to_host
@@ -195,7 +196,15 @@ class Trainer:
     def has_finite_weights(self) -> bool:
         """Return whether all weights are finite; all ranks call it and get the same answer."""
         self.memory.wake_weights()
-        own = all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters())
+        return all(self.parallel.gather_over_world(are_finite(self._parameters())))
+
+    def has_usable_state(self) -> bool:
+        """Return whether weights, main weights and moments are finite, and no norm overflows.
+
+        All ranks call it and get the same answer.
+        """
+        self.memory.wake_states()
+        own = are_finite([*self._parameters(), *self.memory.optimizer_states()], squares=True)
         return all(self.parallel.gather_over_world(own))
 
     def snapshot(self) -> list[Tensor]:

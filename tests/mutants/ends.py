@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
 PUBLISHED = oracle("as published, with everything uneven")
 RESUMED = oracle("resumed in every stage")
 MOMENTS = in_stages("test_the_first_update_of_a_stage_shows_whether_moments_were_kept")
+BACK = "tests/unit/test_going_back.py::"
 RESUME = "tests/unit/test_resume.py::"
 BEST = in_stages("test_seqkd_hands_over_its_best_weights")
 SEPARATES = in_stages("test_warmup_ends_when_the_discriminator_separates")
@@ -204,5 +205,38 @@ RESUME_MUTANTS = (
         "if state[key] != own[key]:",
         "if False:",
         ("tests/unit/data/test_order.py",),
+    ),
+    Mutant(
+        "a file that changed since it was written is read without a word",
+        "return _look_at(file) == written",
+        "return True",
+        ("tests/unit/test_manifest.py",),
+    ),
+    Mutant(
+        "a damaged checkpoint gets a name that the next one deletes",
+        "folder.rename(next(each for each in free if not each.exists()))",
+        "folder.rename(folder.with_suffix('.draft'))",
+        (f"{BACK}test_one_flipped_bit_sends_the_run_back_with_a_loud_line",),
+    ),
+    Mutant(
+        "weights that are not finite are saved",
+        "if not trainer.has_usable_state():",
+        "if False:",
+        (f"{BACK}test_broken_weights_are_never_published",),
+    ),
+    Mutant(
+        "other texts in as many rows are accepted",
+        "digest.update(text.encode())",
+        "pass",
+        (f"{BACK}test_other_texts_in_as_many_rows_are_refused",),
+    ),
+    Mutant(
+        "checkpoints are written while steps are skipped",
+        "if is_due and not reason and not any(run.skips_in_a_row.values()):",
+        "if is_due and not reason:",
+        (
+            "tests/unit/stages/test_skipped_steps.py::"
+            "test_no_checkpoint_is_written_while_steps_are_skipped_and_a_usable_one_is_named",
+        ),
     ),
 )

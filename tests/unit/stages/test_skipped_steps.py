@@ -12,9 +12,12 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.stages.begin import begin_stage
 from megatron_gad.stages.stage import Stage
+from megatron_gad.train import _run_stage
 from megatron_gad.training import parallel
+from megatron_gad.training.checkpoint_files import whole_iterations
 from megatron_gad.training.trainer import Trainer
 from tests.stage_steps import take_step
 
@@ -154,13 +157,14 @@ def test_one_bad_row_is_named_and_a_resumed_run_skips_it_again(
     tokens = [{*prompt.ids, *prompt.teacher_ids} for prompt in run.prompts]
     token = max(tokens[5] - set().union(*tokens[:5], *tokens[6:]))
     assert take_step(run, stage).metrics["student/skipped_steps"] == 0.0
-    break_embedding(run.student, token)
     save(run, stage)
+    break_embedding(run.student, token)
     with pytest.raises(RunStoppedError, match=r"not finite at the rows 5 of data\.path"):
         take_step(run, stage)
     again = build("seqkd", watchdog={"max_skipped_steps": 2}, **sections)
     resumed = load_latest(again)
     assert resumed is not None
+    break_embedding(again.student, token)
     version = again.progress.weights_version
     assert take_step(again, resumed).metrics["student/skipped_steps"] == 1.0
     assert again.progress.weights_version == version
@@ -180,6 +184,36 @@ def test_weights_too_large_to_compute_with_stop_the_run_and_say_so(start) -> Non
     with pytest.raises(RunStoppedError, match=words):
         for _ in range(5):
             take_step(run, stage)
+
+
+def test_no_checkpoint_is_written_while_steps_are_skipped_and_a_usable_one_is_named(start) -> None:
+    """The fourth step's update leaves weights of which each is finite, and no logit is."""
+    run, stage = start("seqkd", watchdog={"max_skipped_steps": 2}, **checkpoint_every_step())
+    learn = stage.step
+
+    def step(run: Run):
+        result = learn(run)
+        if run.progress.iteration == 3:
+            with torch.no_grad():
+                for parameter in run.student.modules_to_write()[0].parameters():
+                    parameter.mul_(1e15)
+        return result
+
+    stage.step = step
+    with pytest.raises(RunStoppedError) as stopped:
+        _run_stage(run, stage, StopRequest())
+    assert run.progress.iteration == 5
+    assert whole_iterations(run.folder) == [3, 4]
+    newest, usable = (run.folder / f"iter_000000{number}" for number in (4, 3))
+    for words in (
+        f"All weights are finite; the newest checkpoint is {newest}, whose weights were found fin",
+        f"If it fails again, go back to {usable}, with whose weights a later step was taken",
+    ):
+        assert words in str(stopped.value)
+
+
+def checkpoint_every_step() -> dict[str, Any]:
+    return {"checkpoint": {"save_interval": 1, "keep_last": 2}, "seqkd": {"steps": 20}}
 
 
 def test_a_loss_that_is_not_finite_is_no_part_of_the_running_loss(start) -> None:
