@@ -17,7 +17,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["megatron_gad", "megatron_gad.*"]),
-    package_data={"megatron_gad.reporting": ["templates/*"]},
+    package_data={
+        "megatron_gad.reporting": ["templates/*"],
+        "megatron_gad.evaluation.judge": ["prompts/*"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=[
         "torch>=2.6,<3",

@@ -1,0 +1,1 @@
+"""Verdicts of a model at a chat endpoint."""
