@@ -49,7 +49,8 @@ class Oracle(Reference):
             )
         margins = beta * (won - lost)
         loss = -logsigmoid(margins - target).mean()
-        spread = float(margins.detach().abs().mean()) + 1e-3
+        # The errors of log-probabilities, a few hundredths of a thousandth, enter as they are.
+        spread = float(margins.detach().abs().mean()) + beta
         found = {
             "loss": plain(loss),
             "accuracy": Number(float((margins > 0).float().mean()), 1.0),
