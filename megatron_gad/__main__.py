@@ -7,13 +7,16 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
+from megatron_gad.checks.found import find
+from megatron_gad.checks.inputs import open_codecs
 from megatron_gad.checks.limits import check_limits
-from megatron_gad.checks.resume import Changes, check_override, check_resume
-from megatron_gad.checks.run import check_config
+from megatron_gad.checks.resume import check_override, check_resume
+from megatron_gad.checks.run import check_found
 from megatron_gad.checks.secrets import masked
 from megatron_gad.config.command_line import CliOptions, load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.cpu_seam import install_if_needed
+from megatron_gad.data.codecs import Codecs
 from megatron_gad.environment import (
     environment_rank,
     environment_world_size,
@@ -77,28 +80,30 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
             "start one task per node, and torchrun in it (examples/lmsys_qwen2.5_7b/slurm.sbatch)"
         )
     world_size = options.world_size or environment_world_size()
-    problems, changes = list(check_limits(config)), Changes([], [])
-    if not problems:
-        config = with_model_folders(config, may_fetch=not options.dry_run)
-        changes = check_resume(config)
-        problems = [
-            *check_config(config, world_size),
-            *check_override(config),
-            *changes.refused,
-        ]
+    problems = list(check_limits(config))
+    if problems:
+        return _refuse(problems, rank)
+    config = with_model_folders(config, may_fetch=not options.dry_run)
+    changes = check_resume(config)
+    found = find(config, world_size)
+    problems = [
+        *check_found(config, found),
+        *check_override(config),
+        *changes.refused,
+    ]
     if problems:
         return _refuse(problems, rank)
     if options.dry_run:
         if rank == 0:
             from megatron_gad.planning.describe import describe_run  # noqa: PLC0415 - see _train
 
-            print(describe_run(config, world_size, changes=changes.told))
+            print(describe_run(config, world_size, changes=changes.told, models=found.models))
         return 0
-    _train(config, rank)
+    _train(config, rank, open_codecs(config, found.models))
     return 0
 
 
-def _train(config: RunConfig, rank: int) -> None:
+def _train(config: RunConfig, rank: int, codecs: Codecs) -> None:
     logging.basicConfig(format=" [%(asctime)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("megatron_gad").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     # Megatron takes seconds to import; --help and every mistake should not wait for it.
@@ -108,7 +113,7 @@ def _train(config: RunConfig, rank: int) -> None:
 
     gc.freeze()
     gc.enable()
-    train(config, partial(_tell, rank))
+    train(config, partial(_tell, rank), codecs)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_gad.checks.inputs import read_all_rows
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import to_toml
+from megatron_gad.data.codecs import Codecs
 from megatron_gad.environment import (
     environment_rank,
     environment_world_size,
@@ -35,7 +37,7 @@ from megatron_gad.training import parallel
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
+def train(config: RunConfig, tell: Callable[[BaseException], int], codecs: Codecs) -> None:
     """Train through all stages; go on from the newest checkpoint where there is one.
 
     Writes everything under ``config.checkpoint.save``. Raises ValueError for bad input and
@@ -45,17 +47,21 @@ def train(config: RunConfig, tell: Callable[[BaseException], int]) -> None:
     has an error that the others may not have.
 
     tell: prints such an error and returns the exit status.
+    codecs: what turns text into ids, from folders that were checked.
     """
     stop, folder = StopRequest(), Path(config.checkpoint.save)
     # SIGUSR1 comes long before the time is up, and is heard from here on. The others end a run that
     # has trained nothing at once: a launcher sends them where another rank failed while it started.
     with stop.hearing(signal.SIGUSR1), telling_of_storage(folder), _watchdog(config) as watch:
-        place = parallel.initialize(config.parallel, config.seed)
+        store = parallel.meet()
+        # One process for all, and before there is anything to take down again.
+        read = parallel.ask_first_process(store, lambda: read_all_rows(config, codecs))
+        place = parallel.initialize(config.parallel, config.seed, store)
         try:
             _check_models_are_the_same(config, place)
             with contextlib.ExitStack() as parts:
                 try:
-                    run = open_run(config, place, watch)
+                    run = open_run(config, place, watch, codecs, read or {})
                     parts.callback(_report, run.folder, run.parallel.is_writer)
                     parts.callback(run.close)
                     with stop.hearing(signal.SIGTERM, signal.SIGINT):
@@ -197,7 +203,9 @@ def _export(run: Run, suffix: str) -> None:
                 )
             if run.parallel.is_writer:
                 folder = run.folder / f"{name}_hf{suffix}"
-                source, stop_ids = run.config.student.path, run.codec.stop_ids
+                source, stop_ids = run.codecs.student_folder, run.codec.stop_ids
+                if name == "discriminator" and run.codecs.scorer is not None:
+                    source, stop_ids = run.codecs.scorer_folder, ()
                 save_hf_folder(weights, trainer.hf_config, source, folder, stop_ids)
             else:
                 for _ in weights:

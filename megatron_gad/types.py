@@ -27,6 +27,8 @@ class Prompt:
     ids: prompt token ids, ending with the assistant header of the chat template.
     teacher_ids: response token ids, with the end token unless the text was cut.
     teacher_truncated: True if the teacher's text was cut: by the cap, or where it comes from.
+    scorer_ids, scorer_teacher_ids: the same by tokenizer and template of a discriminator that has
+        its own; empty if it reads the student's ids. ``runtime/sampler.py`` fills in the second.
     """
 
     index: int
@@ -35,6 +37,8 @@ class Prompt:
     ids: tuple[int, ...]
     teacher_ids: tuple[int, ...]
     teacher_truncated: bool = False
+    scorer_ids: tuple[int, ...] = ()
+    scorer_teacher_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Rollout:
     text: decoded without special tokens; filled in by ``runtime/sampler.py``.
     text_ids: ``text`` put through the same path as the teacher's text; what the discriminator
         reads. Filled in by ``runtime/sampler.py``.
+    scorer_ids: what a discriminator with a tokenizer of its own reads instead, filled in likewise.
     """
 
     ids: tuple[int, ...]
@@ -55,6 +60,7 @@ class Rollout:
     weights_version: int
     text: str = ""
     text_ids: tuple[int, ...] = ()
+    scorer_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,10 @@ class Found:
 
 
 def find(config: RunConfig, world_size: int) -> Found:
-    """Look up what a configuration names, and what this machine has; starts nothing."""
+    """Look up what a configuration names, and what this machine has; starts nothing.
+
+    world_size: ranks that the run will have.
+    """
     return Found(
         models=read_models(config.student.path, config.discriminator.path),
         machine=this_machine(),
@@ -87,19 +90,20 @@ def find(config: RunConfig, world_size: int) -> Found:
 
 def read_models(student: str, discriminator: str) -> Models:
     """Read both folders; discriminator is empty if it starts from the student."""
-    own = _with_tokenizer(read_folder("student.path", student))
+    own = with_tokenizer(read_folder("student.path", student))
     if discriminator:
-        other = _with_tokenizer(read_folder("discriminator.path", discriminator))
-        return Models(own, other, True)
+        other = read_folder("discriminator.path", discriminator)
+        return Models(own, with_tokenizer(other, needs_template=False), True)
     shared = replace(own, named=f"{own.named}, from which the discriminator starts")
     return Models(own, shared, False)
 
 
-def _with_tokenizer(folder: ModelFolder) -> ModelFolder:
+def with_tokenizer(folder: ModelFolder, needs_template: bool = True) -> ModelFolder:
     """Read the tokenizer of a folder; how it is read depends on config.json."""
     if folder.shape is None:
         return folder
-    return replace(folder, tokenizer=read_tokenizer(Path(folder.path), folder.shape))
+    found = read_tokenizer(Path(folder.path), folder.shape, needs_template)
+    return replace(folder, tokenizer=found)
 
 
 def read_folder(key: str, path: str) -> ModelFolder:

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_gad.checks.found import ModelFolder, Models
-from megatron_gad.checks.tokenizer import TOKENIZER_FILES, check_alike, check_tokenizer
+from megatron_gad.checks.tokenizer import (
+    TOKENIZER_FILES,
+    check_scorer_tokenizer,
+    check_tokenizer,
+    find_difference,
+    highest_id,
+)
 from megatron_gad.checks.weights import check_weights
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import ParallelConfig
@@ -37,8 +43,7 @@ def check_models(
     if models.has_own_discriminator:
         yield from folder_problems(discriminator, is_scorer=True)
         yield from _context_problems(discriminator, data)
-        yield from _vocabulary_problems(student, discriminator)
-        yield from check_alike(discriminator.named, student.tokenizer, discriminator.tokenizer)
+        yield from _reading_problems(student, discriminator, data)
     for folder, layout in models.beside(*layouts):
         table = "parallel." if layout == layouts[0] else "discriminator."
         if folder.shape is not None:
@@ -80,16 +85,25 @@ def _context_problems(folder: ModelFolder, data: DataConfig) -> Iterator[str]:
         )
 
 
-def _vocabulary_problems(student: ModelFolder, discriminator: ModelFolder) -> Iterator[str]:
-    """Yield a message if the discriminator cannot read all of the student's token ids."""
-    if student.shape is None or discriminator.shape is None:
-        return
-    read, written = discriminator.shape.vocab_size, student.shape.vocab_size
-    if read < written:
-        yield (
-            f"{discriminator.named} has {read} token ids, the student {written}; "
-            "both read the same ids: use a model with the student's tokenizer, or leave it out"
-        )
+def _reading_problems(
+    student: ModelFolder, discriminator: ModelFolder, data: DataConfig
+) -> Iterator[str]:
+    """Yield what keeps a discriminator from reading: its own tokens, or else the student's."""
+    found, shape = discriminator.tokenizer, discriminator.shape
+    if found.problem:
+        yield f"{discriminator.named} {found.problem}"
+    difference = find_difference(student.tokenizer, found)
+    if difference:
+        num_rows = None if shape is None else shape.vocab_size
+        yield from check_scorer_tokenizer(discriminator.named, found, num_rows, data, difference)
+    elif student.tokenizer.loaded is not None and shape is not None:
+        token, highest = highest_id(student.tokenizer)
+        if highest >= shape.vocab_size:
+            yield (
+                f"{discriminator.named} has {shape.vocab_size} token ids, and reads those of the "
+                f"student, whose tokenizer has ids up to {highest} ({token!r}); use a model with "
+                "the student's tokenizer, put its own into the folder, or leave it out"
+            )
 
 
 def _has_tokenizer(folder: Path) -> bool:

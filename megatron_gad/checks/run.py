@@ -52,7 +52,12 @@ def check_config(config: RunConfig, world_size: int) -> list[str]:
         config: what the user wrote.
         world_size: ranks that the run will have.
     """
-    found = find(config, world_size)
+    return check_found(config, find(config, world_size))
+
+
+def check_found(config: RunConfig, found: Found) -> list[str]:
+    """Return what ``check_config`` does, of what was looked up before."""
+    world_size = found.world_size
     own = config.discriminator_layout(found.models.discriminator.mixture is not None)
     layouts = (config.parallel, own)
     return [

@@ -43,7 +43,9 @@ class FoundTokenizer:
     problem: str = ""
 
 
-def read_tokenizer(folder: Path, config: PretrainedConfig) -> FoundTokenizer:
+def read_tokenizer(
+    folder: Path, config: PretrainedConfig, needs_template: bool = True
+) -> FoundTokenizer:
     """Load the tokenizer of a folder in both ways; config: what its config.json says."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not files or any(map(is_pointer, files)):
@@ -57,7 +59,7 @@ def read_tokenizer(folder: Path, config: PretrainedConfig) -> FoundTokenizer:
                 problem=f"holds a tokenizer.json that cannot be read ({error}); download it again"
             )
     try:
-        return FoundTokenizer(load_tokenizer(folder, config), stored)
+        return FoundTokenizer(load_tokenizer(folder, config, needs_template), stored)
     except ValueError as error:
         return FoundTokenizer(problem=f"has no usable tokenizer: {error}")
 
@@ -77,24 +79,10 @@ def check_tokenizer(
         yield f"{named} {found.problem}"
     if found.loaded is None:
         return
-    token, highest = max(found.loaded.get_vocab().items(), key=lambda item: item[1])
-    if num_rows is not None and highest >= num_rows:
-        yield (
-            f"{named}: the tokenizer has ids up to {highest} ({token!r}), the embedding only "
-            f"{num_rows} rows (vocab_size in config.json); resize the embedding "
-            "(model.resize_token_embeddings(len(tokenizer))) and save the model again, or take "
-            "the added tokens out"
-        )
-    text = next((text for text in _samples(found) if _is_lost(found, text)), None)
-    if text is not None:
-        ids = _ids(found, text)
-        yield (
-            f"{named}: transformers reads the folder's tokenizer as {type(found.loaded).__name__}, "
-            f"which makes {_ids_shown(ids)} of the text {_shown(text)} and gives back "
-            f"{_shown(_text(found, ids))}; tokenizer.json by itself makes "
-            f"{_ids_shown(_stored_ids(found, text))} of it and gives it back: take the tokenizer "
-            "of a model of this model_type"
-        )
+    yield from _row_problems(named, found, num_rows)
+    lost = _lost_text(named, found)
+    if lost:
+        yield lost
         return
     try:
         ChatCodec(found.loaded, 1, 1, (), data.chat_template_kwargs, data.reasoning)
@@ -102,39 +90,87 @@ def check_tokenizer(
         yield f"{named}: {error}"
 
 
-def check_alike(
-    named: str, student: FoundTokenizer, discriminator: FoundTokenizer
+def check_scorer_tokenizer(
+    named: str, found: FoundTokenizer, num_rows: int | None, data: DataConfig, difference: str
 ) -> Iterator[str]:
-    """Yield the first text that the discriminator's own tokenizer reads otherwise.
-
-    The discriminator is given the student's ids, so its own tokenizer has to make the same.
+    """Yield what keeps a discriminator from reading texts with its own tokenizer.
 
     Args:
-        named: what messages call the discriminator's folder.
-        student: the student's tokenizer.
-        discriminator: the discriminator's; nothing is said of a folder without one.
+        named: what messages call the folder.
+        found: its tokenizer.
+        num_rows: of the embedding; None if not known.
+        data: what the chat template is given.
+        difference: how it reads otherwise than the student's.
+    """
+    yield from _row_problems(named, found, num_rows)
+    lost = _lost_text(named, found)
+    if lost:
+        yield lost
+        return
+    try:
+        if not found.loaded.chat_template:
+            raise ValueError("it has no chat template to write the prompts with")
+        ChatCodec.of_scorer(found.loaded, (1, 1), data.chat_template_kwargs)
+    except ValueError as error:
+        yield (
+            f"{named}: {difference}; so it would read the texts by itself, but {error}: use an "
+            "instruct model, put a chat_template.jinja into its folder, or leave "
+            "discriminator.path out"
+        )
+
+
+def find_difference(student: FoundTokenizer, discriminator: FoundTokenizer) -> str:
+    """Return how a discriminator's own tokenizer reads otherwise than the student's.
+
+    Empty if it reads alike, or has no tokenizer: then it is given the student's ids.
     """
     if student.loaded is None or discriminator.loaded is None:
-        return
-    remedy = "use a model with the student's tokenizer, or leave discriminator.path out"
+        return ""
     for text in _samples(student):
         ids = _ids(student, text)
         readings = [_ids(discriminator, text), _stored_ids(discriminator, text)]
         if ids not in readings:
-            yield (
-                f"{named}: its tokenizer makes {_ids_shown(readings[0])} of the text "
-                f"{_shown(text)}, the student's {_ids_shown(ids)}; the discriminator reads the "
-                f"student's ids: {remedy}"
+            return (
+                f"its tokenizer makes {_ids_shown(readings[0])} of the text {_shown(text)}, the "
+                f"student's {_ids_shown(ids)}"
             )
-            return
     for token, number in _template_tokens(student.loaded).items():
         other = discriminator.loaded.get_vocab().get(token)
         if other != number:
-            yield (
-                f"{named}: {token!r} of the student's chat template is id {number} there and "
-                f"{other} here; the discriminator reads the student's ids: {remedy}"
-            )
-            return
+            return f"{token!r} of the student's chat template is id {number} there and {other} here"
+    return ""
+
+
+def highest_id(found: FoundTokenizer) -> tuple[str, int]:
+    """Return the last token of a tokenizer that was loaded, and its id."""
+    return max(found.loaded.get_vocab().items(), key=lambda item: item[1])
+
+
+def _row_problems(named: str, found: FoundTokenizer, num_rows: int | None) -> Iterator[str]:
+    """Yield a message if the tokenizer has ids that the embedding has no row for."""
+    token, highest = highest_id(found)
+    if num_rows is not None and highest >= num_rows:
+        yield (
+            f"{named}: the tokenizer has ids up to {highest} ({token!r}), the embedding only "
+            f"{num_rows} rows (vocab_size in config.json); resize the embedding "
+            "(model.resize_token_embeddings(len(tokenizer))) and save the model again, or take "
+            "the added tokens out"
+        )
+
+
+def _lost_text(named: str, found: FoundTokenizer) -> str:
+    """Return the first text that transformers loses and tokenizer.json keeps; empty if none."""
+    text = next((text for text in _samples(found) if _is_lost(found, text)), None)
+    if text is None:
+        return ""
+    ids = _ids(found, text)
+    return (
+        f"{named}: transformers reads the folder's tokenizer as {type(found.loaded).__name__}, "
+        f"which makes {_ids_shown(ids)} of the text {_shown(text)} and gives back "
+        f"{_shown(_text(found, ids))}; tokenizer.json by itself makes "
+        f"{_ids_shown(_stored_ids(found, text))} of it and gives it back: take the tokenizer "
+        "of a model of this model_type"
+    )
 
 
 def check_texts(codec: ChatCodec, prompts: Sequence[Prompt]) -> Iterator[str]:

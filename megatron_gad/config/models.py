@@ -51,7 +51,8 @@ class DiscriminatorConfig(OwnLayout, OptimizerConfig):
 
     Attributes:
         path: Hugging Face folder or name, as student.path; empty starts from the student's weights
-            when the stage begins.
+            when the stage begins. A tokenizer there that reads otherwise than the student's is
+            used; it needs a chat template.
         score: read the last token's value, or the sum or mean of the values of all response
             tokens.
         head_std: standard deviation of the scalar head's first weights.

@@ -13,8 +13,17 @@ def group_cost(group: Group) -> int:
     rollouts' texts, and the teacher's response, equal ones once.
     """
     student = sum(len(group.prompt.ids) + len(rollout.ids) for rollout in group.rollouts)
-    texts = {group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)}
-    return student + sum(len(group.prompt.ids) + len(ids) for ids in texts)
+    prompt_ids, *texts = scored_ids(group)
+    return student + sum(len(prompt_ids) + len(ids) for ids in set(texts))
+
+
+def scored_ids(group: Group) -> list[tuple[int, ...]]:
+    """Return what the discriminator reads: prompt, the teacher's response, that of each rollout."""
+    prompt = group.prompt
+    if prompt.scorer_ids:
+        own = (rollout.scorer_ids for rollout in group.rollouts)
+        return [prompt.scorer_ids, prompt.scorer_teacher_ids, *own]
+    return [prompt.ids, prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)]
 
 
 def prompt_cost(prompt: Prompt) -> int:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from megatron_gad.data.balance import scored_ids
 from megatron_gad.types import Batch, Group, PairBatch, Prompt
 
 AnyBatch = TypeVar("AnyBatch", Batch, PairBatch)
@@ -49,7 +50,7 @@ def preference_batch(groups: Sequence[Group]) -> Batch:
 
 
 def pair_batch(groups: Sequence[Group], num_trained: int = 0) -> PairBatch:
-    """Return per group the teacher's row, then those of the rollouts' ``text_ids``.
+    """Return per group the teacher's row, then those of the rollouts, as the discriminator reads.
 
     num_trained: rollouts of each group, from its first, that enter the loss; 0: all of them.
     """
@@ -59,8 +60,8 @@ def pair_batch(groups: Sequence[Group], num_trained: int = 0) -> PairBatch:
     assert 0 <= num_trained <= group_size, (num_trained, group_size)
     rows: list[tuple[Sequence[int], Sequence[int]]] = []
     for group in groups:
-        rows.append((group.prompt.ids, group.prompt.teacher_ids))
-        rows.extend((group.prompt.ids, rollout.text_ids) for rollout in group.rollouts)
+        prompt_ids, *responses = scored_ids(group)
+        rows.extend((prompt_ids, ids) for ids in responses)
     trained = torch.arange(1 + group_size) <= (num_trained or group_size)
     return PairBatch(*_padded(rows), trained=trained.repeat(len(groups)), group_size=group_size)
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from megatron_gad.config.data import DataConfig
-from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.codecs import Codecs
 from megatron_gad.data.dataset import HUB, LoadedPrompts, load_prompts
 from megatron_gad.data.rows import find_files
 from megatron_gad.data.stored import StoredPrompts, write_prompts
@@ -22,29 +22,19 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py"
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
 
-def fill_cache(
-    folder: Path, config: DataConfig, codec: ChatCodec, hf_folder: str, held_out: bool
-) -> Path | None:
+def fill_cache(folder: Path, config: DataConfig, codecs: Codecs, held_out: bool) -> Path | None:
     """Return the file of a data set's prompts, and write it unless it is there.
 
-    Files of other contents go. None: the data is on the Hub, or too little to be worth it.
-
-    hf_folder: where the codec is from.
+    Files of other contents go. None: the files are too small to be worth it. A data set of the Hub
+    is always worth it: its rows stay those that the run began with.
 
     Raises ValueError as ``load_prompts`` does.
     """
-    path = config.eval_path if held_out else config.path
-    if not path or path.startswith(HUB):
-        return None
-    if sum(file.stat().st_size for file in find_files(Path(path), held_out).used) < MIN_BYTES:
-        return None
-    name = "eval" if held_out else "train"
-    file = folder / f"{name}-{_fingerprint(config, hf_folder, path, held_out)}.arrow"
-    facts = file.with_suffix(".json")
-    if facts.exists():
+    file = _cache_file(folder, config, codecs, held_out)
+    if file is None or file.with_suffix(".json").exists():
         return file
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{name}-*"):
+    for old in folder.glob(f"{_name(held_out)}-*"):
         old.unlink()
 
     def keep(prompts: Iterator[Prompt]) -> StoredPrompts:
@@ -52,11 +42,18 @@ def fill_cache(
             write_prompts(draft, prompts)
         return StoredPrompts(file)
 
-    loaded = load_prompts(config, codec, path, held_out, keep)
+    path = _path(config, held_out)
+    loaded = load_prompts(config, codecs.student, path, held_out, keep, codecs.scorer)
     # Last: where it is, all is.
     said = {"counts": loaded.counts, "notes": loaded.notes, "warnings": loaded.warnings}
-    replace_text(facts, json.dumps(said, indent=1))
+    replace_text(file.with_suffix(".json"), json.dumps(said, indent=1))
     return file
+
+
+def find_cache(folder: Path, config: DataConfig, codecs: Codecs, held_out: bool) -> Path | None:
+    """Return the file of a data set's prompts if an earlier start wrote it."""
+    file = _cache_file(folder, config, codecs, held_out)
+    return file if file is not None and file.with_suffix(".json").exists() else None
 
 
 def read_cache(file: Path) -> LoadedPrompts:
@@ -66,13 +63,39 @@ def read_cache(file: Path) -> LoadedPrompts:
     return LoadedPrompts(StoredPrompts(file), said["counts"], notes, warnings)
 
 
-def _fingerprint(config: DataConfig, hf_folder: str, path: str, held_out: bool) -> str:
+def _path(config: DataConfig, held_out: bool) -> str:
+    return config.eval_path if held_out else config.path
+
+
+def _name(held_out: bool) -> str:
+    return "eval" if held_out else "train"
+
+
+def _cache_file(folder: Path, config: DataConfig, codecs: Codecs, held_out: bool) -> Path | None:
+    """Return where the prompts of a data set are kept; None if they are not."""
+    path = _path(config, held_out)
+    if not path:
+        return None
+    files: list[Path] = []
+    if not path.startswith(HUB):
+        found = find_files(Path(path), held_out)
+        if sum(file.stat().st_size for file in found.used) < MIN_BYTES:
+            return None
+        files = [*found.used, *found.left_out]
+    fingerprint = _fingerprint(config, codecs, path, files)
+    return folder / f"{_name(held_out)}-{fingerprint}.arrow"
+
+
+def _fingerprint(config: DataConfig, codecs: Codecs, path: str, files: list[Path]) -> str:
     """Return what tells everything apart that the prompts depend on."""
-    files = find_files(Path(path), held_out)
-    tokenizer = sorted(file for kind in TOKENIZER_FILES for file in Path(hf_folder).glob(kind))
+    tokenizers = [
+        file
+        for folder in codecs.folders
+        for file in sorted(each for kind in TOKENIZER_FILES for each in Path(folder).glob(kind))
+    ]
     parts = [
         asdict(config) | {"eval_path": "", "path": path, "shuffle": True},
-        [_stamp(file) for file in (*files.used, *files.left_out, *tokenizer)],
+        [_stamp(file) for file in (*files, *tokenizers)],
         [version(library) for library in LIBRARIES],
         [file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))],
     ]

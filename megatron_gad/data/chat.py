@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from megatron_gad.config.data import DataConfig, Reasoning
 from megatron_gad.data.reasoning import continue_prompt, join_reasoning, split_reasoning
-from megatron_gad.data.template import MARKER, ChatTemplate
+from megatron_gad.data.template import MARKER, ChatTemplate, template_variables
 from megatron_gad.types import Message
 
 REPLACEMENT = "\ufffd"  # what decoding makes of an incomplete character
@@ -66,15 +66,37 @@ class ChatCodec:
         return [str(each) for each in self._tokenizer.all_special_tokens]
 
     @classmethod
-    def from_config(cls, hf_folder: str | Path, data: DataConfig) -> "ChatCodec":
-        """Read a folder as ``from_folder`` does, for the data section of a run."""
+    def from_config(
+        cls, hf_folder: str | Path, data: DataConfig, tokenizer: Any = None
+    ) -> "ChatCodec":
+        """Read a folder as ``from_folder`` does, for the data section of a run.
+
+        tokenizer: the folder's, if it was loaded already.
+        """
         return cls.from_folder(
             hf_folder,
             data.max_prompt_tokens,
             data.max_response_tokens,
             data.chat_template_kwargs,
             data.reasoning,
+            tokenizer,
         )
+
+    @classmethod
+    def of_scorer(
+        cls, tokenizer: Any, caps: tuple[int, int], chat_template_kwargs: Mapping[str, Any]
+    ) -> "ChatCodec":
+        """Return the codec of a discriminator that reads texts with its own tokenizer.
+
+        Reasoning is dealt with before: the texts are those that the student's codec leaves.
+
+        caps: of prompt and response, in tokens of its own.
+        chat_template_kwargs: arguments of the student's template, of which its own takes those
+            that it reads.
+        """
+        read = template_variables(tokenizer)
+        arguments = {key: value for key, value in chat_template_kwargs.items() if key in read}
+        return cls(tokenizer, *caps, (), arguments)
 
     @classmethod
     def from_folder(
@@ -84,8 +106,11 @@ class ChatCodec:
         max_response_tokens: int,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning: Reasoning = "keep",
+        tokenizer: Any = None,
     ) -> "ChatCodec":
         """Read tokenizer, chat template and generation_config.json of a Hugging Face folder.
+
+        tokenizer: the folder's, if it was loaded already.
 
         Raises ValueError when there is no such folder, tokenizer, chat template or end token, and
         for arguments of the template that it does not read.
@@ -95,7 +120,8 @@ class ChatCodec:
                 f"{hf_folder} is not a folder; give a local Hugging Face folder (download one with "
                 "`hf download NAME --local-dir FOLDER`)"
             )
-        tokenizer = load_tokenizer(hf_folder)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(hf_folder)
         stop_ids = _generation_config_stop_ids(Path(hf_folder))
         caps = max_prompt_tokens, max_response_tokens
         return cls(tokenizer, *caps, stop_ids, chat_template_kwargs, reasoning)
@@ -260,12 +286,13 @@ class ChatCodec:
         return tuple(map(self._shared_ids.__getitem__, ids))
 
 
-def load_tokenizer(hf_folder: str | Path, config: Any = None) -> Any:
+def load_tokenizer(hf_folder: str | Path, config: Any = None, needs_template: bool = True) -> Any:
     """Return the tokenizer of a Hugging Face folder; nothing is downloaded, no code of it is run.
 
     config: what its config.json says, if that was read already.
 
-    Raises ValueError when there is none that transformers can read, or no chat template.
+    Raises ValueError when there is none that transformers can read, or no chat template if one is
+    needed.
     """
     try:
         tokenizer = _untyped(AutoTokenizer).from_pretrained(
@@ -276,7 +303,7 @@ def load_tokenizer(hf_folder: str | Path, config: Any = None) -> Any:
             f"{hf_folder} holds no tokenizer that transformers can read ({error}); copy "
             "tokenizer.json and tokenizer_config.json of the model into it"
         ) from error
-    if not tokenizer.chat_template:
+    if needs_template and not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer in {hf_folder} has no chat template; use an instruct model, or put "
             "a chat_template.jinja into the folder"

@@ -12,6 +12,7 @@ from megatron_gad.data.marks import find_marks
 from megatron_gad.data.reading import Candidate, Tally, read_candidates
 from megatron_gad.data.report import data_notes, data_warnings
 from megatron_gad.data.rows import Row, read_file_rows
+from megatron_gad.data.stored import StoredPrompts
 from megatron_gad.types import Prompt
 
 HUB = "hub:"
@@ -38,6 +39,11 @@ class LoadedPrompts:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def file(self) -> Path | None:
+        """The file that the prompts are mapped from; None if they are in memory."""
+        return self.prompts.path if isinstance(self.prompts, StoredPrompts) else None
+
 
 def load_prompts(
     config: DataConfig,
@@ -45,6 +51,7 @@ def load_prompts(
     path: str,
     held_out: bool = False,
     keep: Callable[[Iterator[Prompt]], Sequence[Prompt]] = tuple,
+    scorer: ChatCodec | None = None,
 ) -> LoadedPrompts:
     """Read, check and tokenise all rows of a data set.
 
@@ -53,14 +60,17 @@ def load_prompts(
     template refuses are dropped and counted. Rows are streamed: what is held is one
     chunk, besides what is kept.
 
-    path: as ``DataConfig.path``. held_out: of a folder, read the files that are named so, which
-    are otherwise left out. keep: takes all prompts, one by one, and returns them.
+    path: as ``DataConfig.path``.
+    held_out: of a folder, read the files that are named so, which are otherwise left out.
+    keep: takes all prompts, one by one, and returns them.
+    scorer: of a discriminator with a tokenizer of its own, which has to take the prompts as well.
+
     Raises ValueError, once for all rows, when the data cannot be read as it stands, naming file,
     row and remedy, and when no row is left.
     """
     tally = Tally()
-    rows = read_candidates(_rows(config, path, held_out), config, codec, tally)
-    prompts = keep(_prompts(rows, codec, tally, path))
+    candidates = read_candidates(_rows(config, path, held_out), config, codec, tally, scorer)
+    prompts = keep(_prompts(candidates, codec, scorer, tally, path))
     tally.counts["num_prompts"] = len(prompts)
     if not prompts:
         raise ValueError(_no_usable_row(config, codec, path, tally))
@@ -72,11 +82,15 @@ def load_prompts(
 
 
 def _prompts(
-    rows: Iterable[Candidate], codec: ChatCodec, tally: Tally, path: str
+    rows: Iterable[Candidate],
+    codec: ChatCodec,
+    scorer: ChatCodec | None,
+    tally: Tally,
+    path: str,
 ) -> Iterator[Prompt]:
     for chunk in _chunks(rows):
         if tally.problems.count == 0:  # else the run ends anyway, once all problems are known
-            yield from _tokenised(chunk, codec, tally.counts)
+            yield from _tokenised(chunk, codec, scorer, tally.counts)
     tally.problems.raise_if_any(path)
 
 
@@ -113,15 +127,25 @@ def _chunks(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
 
 
 def _tokenised(
-    chunk: list[Candidate], codec: ChatCodec, counts: dict[str, int]
+    chunk: list[Candidate],
+    codec: ChatCodec,
+    scorer: ChatCodec | None,
+    counts: dict[str, int],
 ) -> Iterator[Prompt]:
-    prompt_ids = codec.encode_rendered([candidate.rendered for candidate in chunk])
-    kept = [(row, ids) for row, ids in zip(chunk, prompt_ids, strict=True) if ids is not None]
+    prompt_ids = codec.encode_rendered([row.rendered for row in chunk])
+    scorer_ids: list[tuple[int, ...] | None] = [()] * len(chunk)
+    if scorer is not None:
+        scorer_ids = scorer.encode_rendered([row.rendered_for_scorer for row in chunk])
+    kept = [
+        (row, ids, own)
+        for row, ids, own in zip(chunk, prompt_ids, scorer_ids, strict=True)
+        if ids is not None and own is not None
+    ]
     counts["num_dropped_long_prompt"] += len(chunk) - len(kept)
     responses = codec.encode_responses(
-        [row.teacher_text for row, _ in kept], [row.was_cut for row, _ in kept]
+        [row.teacher_text for row, _, _ in kept], [row.was_cut for row, _, _ in kept]
     )
-    for (row, ids), (teacher_ids, truncated) in zip(kept, responses, strict=True):
+    for (row, ids, own), (teacher_ids, truncated) in zip(kept, responses, strict=True):
         counts["num_teacher_truncated"] += truncated
         counts["num_teacher_cut_at_source"] += row.was_cut
         yield Prompt(
@@ -131,4 +155,5 @@ def _tokenised(
             ids=ids,
             teacher_ids=teacher_ids,
             teacher_truncated=truncated,
+            scorer_ids=own,
         )

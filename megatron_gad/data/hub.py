@@ -3,10 +3,20 @@
 # (the types of datasets are incomplete)
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from megatron_gad.data.rows import Row, without_nulls
 
 DEFAULT_SPLIT = "train"
+
+
+def is_here(name: str) -> bool:
+    """Return whether a data set is on this machine: in the cache of ``datasets``, or a folder."""
+    from datasets import config  # noqa: PLC0415 - see read_hub_rows
+
+    repository = name.partition(":")[0]
+    cached = Path(config.HF_DATASETS_CACHE) / repository.replace("/", "___")
+    return cached.is_dir() or Path(repository).is_dir()
 
 
 def read_hub_rows(name: str, wanted: Collection[str]) -> Iterator[Row]:

@@ -31,6 +31,7 @@ class Candidate:
     """A row that was read and rendered, before tokenisation.
 
     was_cut: the teacher's text was cut where it comes from.
+    rendered_for_scorer: by the template of a discriminator with a tokenizer of its own.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Candidate:
     teacher_text: str
     rendered: str
     was_cut: bool
+    rendered_for_scorer: str = ""
 
 
 class Problems:
@@ -82,9 +84,15 @@ class Tally:
 
 
 def read_candidates(
-    rows: Iterable[Row], config: DataConfig, codec: ChatCodec, tally: Tally
+    rows: Iterable[Row],
+    config: DataConfig,
+    codec: ChatCodec,
+    tally: Tally,
+    scorer: ChatCodec | None = None,
 ) -> Iterator[Candidate]:
     """Yield what can be used of every row: each of its answers is one of its own.
+
+    scorer: of a discriminator with a tokenizer of its own, whose template has to take the prompts.
 
     Raises ValueError for a file whose first row is in no known form.
     """
@@ -102,16 +110,20 @@ def read_candidates(
             reasons = [_reason_to_drop(read, *each, codec, tally) for each in _pairs(read, texts)]
             is_usable = "" in reasons
             rendered = _render(read, codec, tally) if is_usable else None
+            for_scorer = ""
+            if scorer is not None and rendered is not None:
+                for_scorer = _render(read, scorer, tally, "the discriminator's tokenizer: ")
         except ValueError as error:
             tally.problems.add(row.place, str(error))
             continue
         for (answer, text), reason in zip(_pairs(read, texts), reasons, strict=True):
             index += 1
             tally.counts["num_rows"] += 1
-            if reason or rendered is None:
+            if reason or rendered is None or for_scorer is None:
                 tally.counts[reason or "num_dropped_refused_by_template"] += 1
                 continue
-            yield Candidate(index - 1, read.messages, text, rendered, answer.ending == "cut")
+            was_cut = answer.ending == "cut"
+            yield Candidate(index - 1, read.messages, text, rendered, was_cut, for_scorer)
 
 
 def _pairs(read: Read, texts: list[str]) -> list[tuple[Answer, str]]:
@@ -154,17 +166,19 @@ def _reason_to_drop(read: Read, answer: Answer, text: str, codec: ChatCodec, tal
     return "" if codec.visible(text).strip() else "num_dropped_empty_response"
 
 
-def _render(read: Read, codec: ChatCodec, tally: Tally) -> str | None:
+def _render(read: Read, codec: ChatCodec, tally: Tally, whose: str = "") -> str | None:
     """Return the prompt as the template writes it; None if it refuses the conversation.
+
+    whose: begins what is said of it.
 
     Raises ValueError if the template leaves a part of it out.
     """
     try:
         rendered = codec.render_prompt(read.messages, read.tools)
     except ValueError as error:
-        tally.refusals[str(error)] += 1
+        tally.refusals[f"{whose}{error}"] += 1
         return None
     loss = codec.template.find_loss(read.messages, read.tools)
     if loss:
-        raise ValueError(loss)
+        raise ValueError(f"{whose}{loss}")
     return rendered

@@ -11,20 +11,19 @@ from typing import Any, overload
 from megatron_gad.types import Prompt
 
 BATCH_ROWS = 512  # written at once
+ID_COLUMNS = ("ids", "teacher_ids", "scorer_ids")
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     """Write prompts as an Arrow file, which takes no more memory than a batch of them."""
     pyarrow = _pyarrow()
-    ids = pyarrow.list_(pyarrow.int32())
     schema = pyarrow.schema(
         {
             "index": pyarrow.int64(),
             "messages": pyarrow.string(),  # as JSON: their keys differ
             "teacher_text": pyarrow.string(),
-            "ids": ids,
-            "teacher_ids": ids,
             "teacher_truncated": pyarrow.bool_(),
+            **dict.fromkeys(ID_COLUMNS, pyarrow.list_(pyarrow.int32())),
         }
     )
     rest = iter(prompts)
@@ -34,10 +33,11 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
 
 
 class StoredPrompts(Sequence[Prompt]):
-    """The prompts of a file; each is made when it is asked for."""
+    """The prompts of a file at ``path``; each is made when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         pyarrow = _pyarrow()
+        self.path = path
         self._file = pyarrow.memory_map(str(path))
         self._table = pyarrow.ipc.open_file(self._file).read_all()
 
@@ -55,16 +55,13 @@ class StoredPrompts(Sequence[Prompt]):
         if not 0 <= number < len(self):
             raise IndexError(f"prompt {item} of {len(self)}")
         cells = {name: self._table[name][number] for name in self._table.column_names}
-        ids, teacher_ids = (
-            tuple(cells[name].values.to_numpy().tolist()) for name in ("ids", "teacher_ids")
-        )
+        ids = {name: tuple(cells[name].values.to_numpy().tolist()) for name in ID_COLUMNS}
         return Prompt(
             index=cells["index"].as_py(),
             messages=tuple(json.loads(cells["messages"].as_py())),
             teacher_text=cells["teacher_text"].as_py(),
-            ids=ids,
-            teacher_ids=teacher_ids,
             teacher_truncated=cells["teacher_truncated"].as_py(),
+            **ids,
         )
 
 
@@ -73,9 +70,8 @@ def _to_row(prompt: Prompt) -> dict[str, Any]:
         "index": prompt.index,
         "messages": json.dumps(prompt.messages, default=str),
         "teacher_text": prompt.teacher_text,
-        "ids": prompt.ids,
-        "teacher_ids": prompt.teacher_ids,
         "teacher_truncated": prompt.teacher_truncated,
+        **{name: getattr(prompt, name) for name in ID_COLUMNS},
     }
 
 

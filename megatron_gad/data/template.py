@@ -46,7 +46,7 @@ class ChatTemplate:
         """Raises ValueError for arguments that the template never reads."""
         self._tokenizer = tokenizer
         arguments = dict(arguments or {})
-        read = self._variables()
+        read = template_variables(tokenizer)
         self._check_arguments(arguments, read)
         self.unused_switch = SWITCH if SWITCH in read and SWITCH not in arguments else ""
         self._arguments = {"date_string": TEMPLATE_DATE} | arguments
@@ -148,21 +148,25 @@ class ChatTemplate:
                     f"never reads; it reads {', '.join(sorted(read)) or 'none'}"
                 )
 
-    def _variables(self) -> set[str]:
-        """Return the names that the template looks up and does not set itself."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        written = self._tokenizer.chat_template
-        texts: list[str] = [*written.values()] if isinstance(written, dict) else [written]
-        names: set[str] = set()
-        for text in texts:
-            try:
-                parsed = environment.parse(GENERATION_TAG.sub("", text))
-            except TemplateError as error:
-                raise ValueError(f"the chat template is not valid jinja: {error}") from error
-            names |= jinja2.meta.find_undeclared_variables(parsed)
-        return names
+
+def template_variables(tokenizer: Any) -> set[str]:
+    """Return the names that a tokenizer's chat template looks up and does not set itself.
+
+    Raises ValueError if it is not valid jinja.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    written = tokenizer.chat_template
+    texts: list[str] = [*written.values()] if isinstance(written, dict) else [written]
+    names: set[str] = set()
+    for text in texts:
+        try:
+            parsed = environment.parse(GENERATION_TAG.sub("", text))
+        except TemplateError as error:
+            raise ValueError(f"the chat template is not valid jinja: {error}") from error
+        names |= jinja2.meta.find_undeclared_variables(parsed)
+    return names
 
 
 def _with_fixed_clock(written: Any) -> str | None:

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 from megatron_gad.checks.compute import describe_kernels, this_machine
+from megatron_gad.checks.found import Models, read_models
+from megatron_gad.checks.inputs import open_codecs, read_rows
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import StageSection
 from megatron_gad.config.toml import to_toml
-from megatron_gad.data.chat import ChatCodec
-from megatron_gad.data.dataset import HUB, load_prompts
+from megatron_gad.data.dataset import HUB
+from megatron_gad.data.hub import is_here
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hub import with_model_names
 from megatron_gad.models.layout_rules import data_parallel_size
@@ -20,7 +22,11 @@ from megatron_gad.training.settings import TrainerSettings
 
 
 def describe_run(
-    config: RunConfig, world_size: int, gpu_type: str | None = None, changes: Sequence[str] = ()
+    config: RunConfig,
+    world_size: int,
+    gpu_type: str | None = None,
+    changes: Sequence[str] = (),
+    models: Models | None = None,
 ) -> str:
     """Return the resolved plan of a configuration that passed its checks.
 
@@ -28,6 +34,7 @@ def describe_run(
 
     gpu_type: of the run's GPUs where they are not here; by default that of this machine's.
     changes: settings that differ from those of the checkpoint that the run goes on from.
+    models: what was read of both folders, if it was.
 
     Raises:
         ValueError: the data cannot be used; names file and row.
@@ -37,7 +44,8 @@ def describe_run(
         *_layout_lines(config, world_size),
         *_model_lines(config),
     ]
-    data, num_prompts = _data_lines(config)
+    models = models or read_models(config.student.path, config.discriminator.path)
+    data, num_prompts = _data_lines(config, models)
     lines += data
     reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
     lines.append(_line("residency", reason))
@@ -113,16 +121,18 @@ def _describe_model(path: str, is_scorer: bool) -> str:
     )
 
 
-def _data_lines(config: RunConfig) -> tuple[list[str], int | None]:
+def _data_lines(config: RunConfig, models: Models) -> tuple[list[str], int | None]:
     """Return what is in the data and how the first row is read, and how many prompts if known."""
     lines: list[str] = []
     num_prompts = None
-    codec = ChatCodec.from_config(config.student.path, config.data)
+    codecs = open_codecs(config, models)
     for title, path in (("data", config.data.path), ("held out", config.data.eval_path)):
-        if path.startswith(HUB):
-            lines.append(_line(title, f"{path}: downloaded when the run starts"))
+        if path.startswith(HUB) and not is_here(path.removeprefix(HUB)):
+            lines.append(
+                _line(title, f"{path}: downloaded when the run starts; unknown until then")
+            )
         elif path:
-            loaded = load_prompts(config.data, codec, path, held_out=title != "data")
+            loaded = read_rows(config, codecs, held_out=title != "data")
             counts = loaded.counts.items()
             found = ", ".join(f"{name} {number:,}" for name, number in counts if number)
             warnings = [f"warning: {warning}" for warning in loaded.warnings]
@@ -130,7 +140,7 @@ def _data_lines(config: RunConfig) -> tuple[list[str], int | None]:
             lines += [_line("", note) for note in (*loaded.notes, *warnings)]
             if title == "data":
                 num_prompts = loaded.counts["num_prompts"]
-                seen = describe_reading_of(config.student.path, codec, loaded.prompts)
+                seen = describe_reading_of(models, codecs, loaded.prompts[0])
                 lines += [_line(*each) for each in seen]
     return lines, num_prompts
 

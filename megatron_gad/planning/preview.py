@@ -2,13 +2,13 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from megatron_gad.checks.found import Models
 from megatron_gad.checks.template import describe_template
-from megatron_gad.checks.tokenizer import check_texts, describe_reading, read_tokenizer
+from megatron_gad.checks.tokenizer import describe_reading, find_difference
 from megatron_gad.data.chat import ChatCodec
-from megatron_gad.models.families import load_hf_config
+from megatron_gad.data.codecs import Codecs
 from megatron_gad.types import Prompt
 
 FIRST_TOKENS, LAST_TOKENS = 40, 16
@@ -18,39 +18,47 @@ LINE_CHARACTERS = 100
 Titled = tuple[str, str]
 
 
-def describe_reading_of(
-    folder: str, codec: ChatCodec, prompts: Sequence[Prompt]
-) -> Iterator[Titled]:
-    """Yield (title, text) for each line about tokenizer, template and the first row.
+def describe_reading_of(models: Models, codecs: Codecs, first: Prompt) -> Iterator[Titled]:
+    """Yield (title, text) for each line about tokenizers, template and the first row.
 
     Args:
-        folder: the student's.
-        codec: its tokenizer and template as the run uses them.
-        prompts: the data set's, of which there is one at least.
-
-    Raises:
-        ValueError: the tokenizer loses the text of the first rows.
+        models: with the tokenizers.
+        codecs: how the run reads.
+        first: the data set's first row.
     """
-    for problem in check_texts(codec, prompts):
-        raise ValueError(problem)
-    found = read_tokenizer(Path(folder), load_hf_config(folder))
-    tokenizer = found.loaded
+    codec, tokenizer = codecs.student, models.student.tokenizer.loaded
     yield "ends with", _describe_stops(tokenizer, codec)
-    difference = describe_reading(found)
+    difference = describe_reading(models.student.tokenizer)
     if difference:
         yield "tokenizer", f"warning: {difference}"
     facts = describe_template(codec.template, tokenizer.bos_token or "")
     yield "chat template", "; ".join(facts)
-    first = prompts[0]
     cut = ", cut" if first.teacher_truncated else ""
     yield from _tokens("first prompt", "", tokenizer, first.ids)
     yield from _tokens("first response", cut, tokenizer, first.teacher_ids)
-    total = len(first.ids) + len(first.teacher_ids)
-    yield (
-        "discriminator",
-        f"reads the two behind each other, {total} tokens; of a sampled response, the ids that its "
-        "text becomes in the same way",
-    )
+    yield from _describe_scorer(models, codecs, first)
+
+
+def _describe_scorer(models: Models, codecs: Codecs, first: Prompt) -> Iterator[Titled]:
+    """Yield what the discriminator reads, and by whose tokenizer."""
+    codec, scorer, own = codecs.student, codecs.scorer, models.discriminator.tokenizer
+    if scorer is None:
+        total = len(first.ids) + len(first.teacher_ids)
+        text = (
+            f"reads the two behind each other, {total} tokens; of a sampled response, the ids that "
+            "its text becomes in the same way"
+        )
+        if models.has_own_discriminator:
+            has_none = f"{models.discriminator.named} holds no tokenizer"
+            text += "; " + (has_none if own.loaded is None else "its own tokenizer reads alike")
+        yield "discriminator", text
+        return
+    text = codec.decode_response(first.teacher_ids)
+    response, _ = scorer.encode_response(text, hit_cap=first.teacher_truncated)
+    difference = find_difference(models.student.tokenizer, own)
+    yield "discriminator", f"reads the same texts with its own tokenizer and template: {difference}"
+    yield from _tokens("its prompt", "", own.loaded, first.scorer_ids)
+    yield from _tokens("its response", "", own.loaded, response)
 
 
 def _describe_stops(tokenizer: Any, codec: ChatCodec) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
+from megatron_gad.checks.inputs import ReadRows, read_codecs
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.codecs import Codecs
 from megatron_gad.data.order import PromptOrder, State
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
@@ -21,7 +22,7 @@ from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
-from megatron_gad.runtime.run_prompts import fingerprint_of, load_run_prompts
+from megatron_gad.runtime.run_prompts import NOTHING, fingerprint_of, load_run_prompts
 from megatron_gad.runtime.sampler import Ahead, Sampler
 from megatron_gad.runtime.turns import Turns, Watch, no_watch
 from megatron_gad.training.checkpoint_digests import check_model_folder
@@ -56,22 +57,36 @@ class Progress:
 class Run:
     """Everything a step works with, whichever the stage. The discriminator comes with a stage."""
 
-    def __init__(self, config: RunConfig, parallel: Parallel, watch: Watch = no_watch) -> None:
-        """watch: entered for as long as a turn lasts."""
+    def __init__(
+        self,
+        config: RunConfig,
+        parallel: Parallel,
+        watch: Watch = no_watch,
+        codecs: Codecs | None = None,
+        read: ReadRows = NOTHING,
+    ) -> None:
+        """Build the parts.
+
+        watch: entered for as long as a turn lasts.
+        codecs: what turns text into ids, if it was opened already.
+        read: the rows that the first rank has read already.
+        """
         self.config = config
         self.parallel = parallel
         self.folder = Path(config.checkpoint.save)
         check_is_shared(self.folder, parallel)
         self.lock = RunFolderLock(self.folder, parallel)
         self.writer = MetricsWriter(self.folder, config.log, parallel.is_writer)
-        self.codec = ChatCodec.from_config(config.student.path, config.data)
-        self.prompts = load_run_prompts(config, self.codec, parallel)
-        self.eval_prompts = load_run_prompts(config, self.codec, parallel, held_out=True)
+        self.codecs = codecs or read_codecs(config)
+        self.codec = self.codecs.student
+        self.prompts = load_run_prompts(config, self.codecs, parallel, read=read)
+        self.eval_prompts = load_run_prompts(config, self.codecs, parallel, True, read)
         self._check_sizes()
         self.settings = TrainerSettings(config.parallel, config.compute, config.seed)
         record_folder = self.folder / ROLLOUTS_FOLDER if config.rollout.record else None
         engine = _build_engine(config, parallel) if config.uses_engine else None
-        self.sampler = Sampler(engine, self.codec, parallel, record_folder)
+        scorer_codec = self.codecs.scorer
+        self.sampler = Sampler(engine, self.codec, parallel, record_folder, scorer_codec)
         if parallel.device.type == "cuda":
             self.sampler.sleep()  # a server took its memory when all was free; now models need it
             parallel.barrier()

@@ -39,10 +39,16 @@ class Sampler:
         codec: ChatCodec,
         parallel: Parallel,
         record_folder: Path | None = None,
+        scorer_codec: ChatCodec | None = None,
     ) -> None:
-        """record_folder: where every rollout is written to; None: nowhere."""
+        """Take the engine over.
+
+        record_folder: where every rollout is written to; None: nowhere.
+        scorer_codec: of a discriminator with a tokenizer of its own.
+        """
         self._engine = engine
         self._codec = codec
+        self._scorer_codec = scorer_codec
         self._parallel = parallel
         self._record_folder = record_folder
         self.weights_version = -1
@@ -141,14 +147,17 @@ class Sampler:
             codec.encode_response(text, hit_cap=rollout.finish_reason == "length")
             for text, rollout in zip(texts, group.rollouts, strict=True)
         ]
-        teacher, *read = _equally_cut(
-            [(prompt.teacher_ids, prompt.teacher_truncated), *read], codec.cut_response
-        )
-        rollouts = zip(group.rollouts, texts, read, strict=True)
-        return Group(
+        read = [(prompt.teacher_ids, prompt.teacher_truncated), *read]
+        was_cut = [truncated for _, truncated in read]
+        teacher, *responses = _equally_cut(read, codec.cut_response)
+        rollouts = zip(group.rollouts, texts, responses, strict=True)
+        read_group = Group(
             replace(prompt, teacher_ids=teacher),
             tuple(replace(each, text=text, text_ids=ids) for each, text, ids in rollouts),
         )
+        if self._scorer_codec is None:
+            return read_group
+        return _as_scored(read_group, was_cut, codec, self._scorer_codec)
 
 
 class Ahead:
@@ -184,6 +193,24 @@ def _equally_cut(
     return [
         cut(ids, limit) if truncated and len(ids) > limit else ids for ids, truncated in responses
     ]
+
+
+def _as_scored(group: Group, was_cut: Sequence[bool], codec: ChatCodec, scorer: ChatCodec) -> Group:
+    """Give a group the ids that a discriminator with a tokenizer of its own reads.
+
+    It reads the texts that the student's ids say, the teacher's among them: all have gone through
+    the student's tokenizer once, and were cut there.
+
+    was_cut: of the teacher's response and each rollout.
+    """
+    ids = [group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)]
+    texts = [codec.decode_response(each) for each in ids]
+    teacher, *own = _equally_cut(scorer.encode_responses(texts, was_cut), scorer.cut_response)
+    rollouts = zip(group.rollouts, own, strict=True)
+    return Group(
+        replace(group.prompt, scorer_teacher_ids=teacher),
+        tuple(replace(rollout, scorer_ids=each) for rollout, each in rollouts),
+    )
 
 
 def in_background(work: Callable[[], T]) -> Future[T]:

@@ -8,8 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from megatron_gad import stages
+from megatron_gad.checks.inputs import ReadRows
 from megatron_gad.config.run import RunConfig
+from megatron_gad.data.codecs import Codecs
 from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.run_prompts import NOTHING
 from megatron_gad.runtime.turns import Watch, no_watch
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training.parallel import Parallel
@@ -28,10 +31,19 @@ def find_stage(name: str) -> type[Stage]:
     raise AssertionError(f"{name} has a section and no stage")
 
 
-def open_run(config: RunConfig, parallel: Parallel, watch: Watch = no_watch) -> Run:
-    """Build the parts of a run. Raises ValueError if its data are too few for a step."""
+def open_run(
+    config: RunConfig,
+    parallel: Parallel,
+    watch: Watch = no_watch,
+    codecs: Codecs | None = None,
+    read: ReadRows = NOTHING,
+) -> Run:
+    """Build the parts of a run, as ``Run`` does.
+
+    Raises ValueError if its data are too few for a step.
+    """
     planned = [find_stage(name)(config) for name in config.stages]
-    run = Run(config, parallel, watch)
+    run = Run(config, parallel, watch, codecs, read)
     problems = [problem for stage in planned for problem in stage.check_rows(len(run.prompts))]
     if problems:
         run.close()

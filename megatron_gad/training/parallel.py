@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,11 +14,19 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_gad import cpu_seam
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.environment import environment_world_size, local_rank, local_world_size
+from megatron_gad.environment import (
+    environment_rank,
+    environment_world_size,
+    local_rank,
+    local_world_size,
+)
 from megatron_gad.models.layout_rules import has_whole_copies_together, world_problem
 from megatron_gad.training.megatron_state import MegatronState, without_layout
 
 T = TypeVar("T")
+
+ANSWER = "megatron_gad/first_process"  # a key of the store: empty, or what is wrong
+LONGEST_WAIT = timedelta(days=1)  # the watchdog ends it before
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,43 @@ def _broadcast(value: T | None, source: int, group: dist.ProcessGroup) -> T:
     return box[0]
 
 
-def initialize(config: ParallelConfig, seed: int) -> Parallel:
+def meet() -> dist.Store | None:
+    """Return where the processes of a run can leave each other notes, without a process group.
+
+    None in a world of one.
+    """
+    if environment_world_size() == 1:
+        return None
+    store, _, _ = next(dist.rendezvous("env://"))
+    return store
+
+
+def ask_first_process(store: dist.Store | None, question: Callable[[], T]) -> T | None:
+    """Return the first process's answer on it alone, and raise its ValueError on every process.
+
+    All processes call it, and wait for as long as the first one takes.
+    """
+    if store is None:
+        return question()
+    if environment_rank() != 0:
+        store.wait([ANSWER], LONGEST_WAIT)
+        problem = store.get(ANSWER).decode()
+        if problem:
+            raise ValueError(problem)
+        return None
+    try:
+        answer = question()
+    except ValueError as error:
+        store.set(ANSWER, str(error).encode("utf-8", "backslashreplace").decode())
+        raise
+    store.set(ANSWER, "")
+    return answer
+
+
+def initialize(config: ParallelConfig, seed: int, store: dist.Store | None = None) -> Parallel:
     """Start torch.distributed and Megatron's groups; without torchrun this is a world of one.
+
+    store: what ``meet`` returned, if it was called.
 
     Raises ValueError where the layout does not divide the world.
     """
@@ -163,7 +206,7 @@ def initialize(config: ParallelConfig, seed: int) -> Parallel:
         torch.cuda.set_device(local_rank())
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     if not dist.is_initialized():
-        _start_torch_distributed("nccl" if on_gpu else "gloo", timeout)
+        _start_torch_distributed("nccl" if on_gpu else "gloo", timeout, store)
     return _make_groups(config, seed)
 
 
@@ -208,7 +251,11 @@ def _check_layout(config: ParallelConfig, world_size: int) -> None:
         raise ValueError(problem)
 
 
-def _start_torch_distributed(backend: str, timeout: timedelta) -> None:
+def _start_torch_distributed(backend: str, timeout: timedelta, store: dist.Store | None) -> None:
+    if store is not None:
+        rank, size = environment_rank(), environment_world_size()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        return
     if environment_world_size() > 1:
         dist.init_process_group(backend, timeout=timeout)
         return

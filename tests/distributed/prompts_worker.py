@@ -5,25 +5,47 @@
 
 from pathlib import Path
 
+import torch
+
+from megatron_gad.checks.inputs import read_all_rows, read_codecs
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import read_toml
-from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.stored import StoredPrompts
 from megatron_gad.runtime.run_prompts import load_run_prompts
-from megatron_gad.training.parallel import initialize, shut_down
+from megatron_gad.training.parallel import ask_first_process, initialize, meet, shut_down
 from tests.distributed.workers import save
+
+
+def read_before(folder: Path) -> None:
+    """Write down what every rank has before there is a process group, or why it goes no further."""
+    config = read_toml(folder / "run.toml", RunConfig)
+    codecs = read_codecs(config)
+    store = meet()
+    mine: dict = {"error": "", "read": None}
+    try:
+        read = ask_first_process(store, lambda: read_all_rows(config, codecs))
+        mine["read"] = None if read is None else {k: tuple(v.prompts) for k, v in read.items()}
+    except ValueError as error:
+        mine["error"] = str(error)
+        read = None
+    mine["has_group"] = torch.distributed.is_initialized()
+    place = initialize(config.parallel, config.seed, store)
+    if not mine["error"]:
+        mine["prompts"] = tuple(load_run_prompts(config, codecs, place, read=read or {}))
+    save(folder / "results.pt", place.gather_over_world(mine))
+    shut_down()
 
 
 def main(folder: Path, expects_error: bool) -> None:
     """Write down what every rank gets."""
     config = read_toml(folder / "run.toml", RunConfig)
     place = initialize(config.parallel, config.seed)
-    codec = ChatCodec.from_config(config.student.path, config.data)
+    codecs = read_codecs(config)
     mine: dict = {}
     try:
-        prompts = load_run_prompts(config, codec, place)
+        prompts = load_run_prompts(config, codecs, place)
         mine |= {"is_stored": isinstance(prompts, StoredPrompts), "prompts": tuple(prompts)}
-        mine["held_out"] = load_run_prompts(config, codec, place, held_out=True)
+        mine["held_out"] = load_run_prompts(config, codecs, place, held_out=True)
     except ValueError as error:
         assert expects_error, error
         mine["error"] = str(error)

@@ -38,3 +38,22 @@ def test_all_ranks_have_the_prompts_that_one_alone_reads(tmp_path: Path, is_larg
     first, second = torch.load(tmp_path / "results.pt", weights_only=False)
     assert first == second
     assert "row 11: is a JSON list; every line has to be one JSON object" in first["error"]
+
+
+def test_the_first_rank_reads_for_all_before_there_is_a_process_group(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    run_on_ranks(prompts_worker.read_before, 2, tmp_path)
+    first, second = torch.load(tmp_path / "results.pt", weights_only=False)
+    assert not (first["has_group"] or second["has_group"])
+    assert len(first["prompts"]) == 20
+    assert first["read"] == {False: first["prompts"]}
+    assert second["read"] is None and second["prompts"] == first["prompts"]
+
+    data = Path(config.data.path)
+    data.write_text(data.read_text() + '{"content": "a", "teacher_response": 5}\n')
+    run_on_ranks(prompts_worker.read_before, 2, tmp_path)
+    results = torch.load(tmp_path / "results.pt", weights_only=False)
+    for mine in results:
+        assert f"{data}: 1 row cannot be read" in mine["error"]
+        assert mine["read"] is None and not mine["has_group"]

@@ -77,8 +77,8 @@ ORDER_MUTANTS = (
     ),
     Mutant(
         "equal texts cost the discriminator as much as different ones",
-        "texts = {group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)}",
-        "texts = [group.prompt.teacher_ids, *(rollout.text_ids for rollout in group.rollouts)]",
+        "sum(len(prompt_ids) + len(ids) for ids in set(texts))",
+        "sum(len(prompt_ids) + len(ids) for ids in texts)",
         BALANCE,
     ),
     Mutant(
@@ -140,8 +140,8 @@ MASK_MUTANTS = (
     ),
     Mutant(
         "the discriminator reads the sampled ids and not those of the text",
-        "(group.prompt.ids, rollout.text_ids) for rollout in group.rollouts",
-        "(group.prompt.ids, rollout.ids) for rollout in group.rollouts",
+        "[prompt.ids, prompt.teacher_ids, *(rollout.text_ids for",
+        "[prompt.ids, prompt.teacher_ids, *(rollout.ids for",
         BATCHING,
     ),
     Mutant(
@@ -281,8 +281,8 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "an answer that was cut where it comes from gets an end token",
-        "[row.was_cut for row, _ in kept]",
-        "[False for row, _ in kept]",
+        "[row.was_cut for row, _, _ in kept]",
+        "[False for row, _, _ in kept]",
         FORMS,
     ),
     Mutant(

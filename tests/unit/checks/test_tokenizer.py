@@ -11,12 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_gad.checks.found import read_models
+from megatron_gad.checks.inputs import read_codecs
 from megatron_gad.checks.run import check_config
 from megatron_gad.checks.tokenizer import (
     FoundTokenizer,
-    check_alike,
     check_texts,
     describe_reading,
+    find_difference,
 )
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.chat import ChatCodec
@@ -173,26 +174,73 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run(run: RunConfig) -> None:
     assert not (folder / "was_run").exists()
 
 
-def test_both_models_have_to_read_alike(run: RunConfig, tmp_path: Path) -> None:
+def with_discriminator(run: RunConfig, folder: Path) -> RunConfig:
+    """Return a run whose discriminator is from a copy of the student's folder."""
+    shutil.copytree(run.student.path, folder)
+    return replace(run, discriminator=replace(run.discriminator, path=str(folder)))
+
+
+def test_a_discriminator_may_have_a_tokenizer_of_its_own(run: RunConfig, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    shutil.copytree(run.student.path, other)
-    both = replace(run, discriminator=replace(run.discriminator, path=str(other)))
+    both = with_discriminator(run, other)
     assert problems_of(both) == []
+    assert read_codecs(both).scorer is None
+    make_hf_folder(other, "llama", vocab_size=384, max_position_embeddings=256)
+    plain = make_tokenizer(other, "llama3")
+    assert problems_of(both) == []
+    scorer = read_codecs(both).scorer
+    assert scorer is not None
+    ids = plain("turn left", add_special_tokens=False)["input_ids"]
+    assert scorer.encode_response("turn left")[0] == (*ids, plain.get_vocab()["<|eot_id|>"])
+    # Without a stage that has a discriminator, nobody reads with it.
+    assert read_codecs(replace(both, stages=("seqkd",))).scorer is None
+
+
+def test_a_discriminator_that_cannot_read_by_itself_is_refused(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    both = with_discriminator(run, other)
+    (other / "chat_template.jinja").unlink()
+    assert problems_of(both) == []  # it reads as the student does, and needs no template
     make_tokenizer(other, "llama3")
+    make_hf_folder(other, "llama", vocab_size=383, max_position_embeddings=256)
     (problem,) = problems_of(both)
-    assert problem.startswith(f"discriminator.path = '{other}': its tokenizer makes [")
-    assert "the student's [" in problem and problem.endswith(
-        "use a model with the student's tokenizer, or leave discriminator.path out"
+    named = f"discriminator.path = '{other}'"
+    assert problem.startswith(f"{named}: the tokenizer has ids up to 383 (")
+    make_hf_folder(other, "llama", vocab_size=384, max_position_embeddings=256)
+    (other / "chat_template.jinja").unlink()
+    (problem,) = problems_of(both)
+    assert problem.startswith(f"{named}: its tokenizer makes [")
+    assert "the student's [" in problem
+    assert "by itself, but it has no chat template to write the prompts with: use an" in problem
+
+
+def test_a_discriminator_needs_rows_for_the_tokens_it_reads_only(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    """The rows that pad an embedding are no tokens; models of one family have more or fewer."""
+    make_hf_folder(run.student.path, vocab_size=400, max_position_embeddings=256)
+    both = with_discriminator(run, tmp_path / "other")
+    make_hf_folder(tmp_path / "other", vocab_size=384, max_position_embeddings=256)
+    assert problems_of(both) == []
+    (tmp_path / "other" / "tokenizer.json").unlink()
+    assert problems_of(both) == []
+    make_hf_folder(tmp_path / "other", vocab_size=383, max_position_embeddings=256)
+    (problem,) = problems_of(both)
+    assert (
+        "has 383 token ids, and reads those of the student, whose tokenizer has ids up to 383"
+        in (problem)
     )
 
 
 def test_a_family_that_reads_the_same_file_otherwise_is_taken_by_its_file(tmp_path: Path) -> None:
     student = tokenizer_of(tmp_path / "student", "qwen3")
     same_file = tokenizer_of(tmp_path / "discriminator", "qwen2")
-    assert list(check_alike("discriminator", student, same_file)) == []
+    assert find_difference(student, same_file) == ""
 
 
-def test_the_tokens_of_the_students_template_have_the_same_ids(tmp_path: Path) -> None:
+def test_the_tokens_of_the_students_template_count_as_text(tmp_path: Path) -> None:
     student = tokenizer_of(tmp_path / "student", "qwen3")
     tokenizer_of(tmp_path / "discriminator", "qwen3")
     file = tmp_path / "discriminator" / "tokenizer.json"
@@ -200,7 +248,24 @@ def test_the_tokens_of_the_students_template_have_the_same_ids(tmp_path: Path) -
     swapped = swapped.replace("<|im_end|>", "<|im_start|>").replace("<|x|>", "<|im_end|>")
     file.write_text(swapped)
     other = read_models(str(file.parent), "").student.tokenizer
-    (problem,) = check_alike("discriminator", student, other)
-    assert problem.startswith(
-        "discriminator: '<|im_start|>' of the student's chat template is id 1 there and 2 here;"
+    assert find_difference(student, other) == (
+        "'<|im_start|>' of the student's chat template is id 1 there and 2 here"
     )
+
+
+def test_ids_that_differ_are_read_by_their_own_tokenizer_even_if_the_text_is_the_same(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    """A model knows the ids that it was trained on, whatever they decode to."""
+    other = tmp_path / "other"
+    both = with_discriminator(run, other)
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["merges"] = []  # bytes alone
+    file.write_text(json.dumps(tokenizer))
+    assert problems_of(both) == []
+    codecs = read_codecs(both)
+    assert codecs.scorer is not None
+    ids = [codec.encode_response("turn left")[0] for codec in (codecs.student, codecs.scorer)]
+    assert len(ids[0]) < len(ids[1]) == len("turn left") + 1
+    assert codecs.student.decode_response(ids[0]) == codecs.scorer.decode_response(ids[1])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_gad.config.data import DataConfig
-from megatron_gad.data.cache import MIN_BYTES, fill_cache, read_cache
+from megatron_gad.data.cache import MIN_BYTES, fill_cache, find_cache, read_cache
 from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.codecs import Codecs
 from megatron_gad.data.dataset import load_prompts
 from megatron_gad.data.stored import StoredPrompts, write_prompts
 from tests.tiny_tokenizer import make_tokenizer
@@ -62,8 +63,10 @@ def test_what_was_tokenised_is_taken_until_anything_changes(
     config = DataConfig(str(data), max_prompt_tokens=300, max_response_tokens=30)
 
     def fill(config: DataConfig = config) -> Path:
-        codec = ChatCodec.from_config(hf_folder, config)
-        file = fill_cache(folder, config, codec, str(hf_folder), held_out=False)
+        codecs = Codecs(ChatCodec.from_config(hf_folder, config), str(hf_folder))
+        found = find_cache(folder, config, codecs, held_out=False)
+        file = fill_cache(folder, config, codecs, held_out=False)
+        assert found in (None, file) and find_cache(folder, config, codecs, held_out=False) == file
         assert file is not None
         assert sorted(folder.iterdir()) == [file, file.with_suffix(".json")]  # and no older one
         return file
@@ -105,21 +108,62 @@ def test_data_that_cannot_be_read_leaves_nothing_to_be_taken(
 ) -> None:
     data, folder = tmp_path / "a.jsonl", tmp_path / "prompts"
     config = DataConfig(str(data))
-    codec = ChatCodec.from_config(hf_folder, config)
+    codecs = Codecs(ChatCodec.from_config(hf_folder, config), str(hf_folder))
     good: dict[str, object] = {"content": "a", "teacher_response": "b"}
     for bad in ([good, {"content": 5, "teacher_response": "b"}], [good | {"content": ""}]):
         write_rows(data, bad, MIN_BYTES)
         for _ in range(2):
             with pytest.raises(ValueError, match=r"1 row cannot be read|has no usable row"):
-                fill_cache(folder, config, codec, str(hf_folder), held_out=False)
+                fill_cache(folder, config, codecs, held_out=False)
+            assert find_cache(folder, config, codecs, held_out=False) is None
     assert list(folder.glob("*.json")) == []
 
 
-def test_little_data_and_data_of_the_hub_are_not_kept(tmp_path: Path, hf_folder: Path) -> None:
+def test_little_data_is_not_kept(tmp_path: Path, hf_folder: Path) -> None:
     data = tmp_path / "a.jsonl"
     write_rows(data, [{"content": "a", "teacher_response": "b"}])
-    for path in (str(data), "hub:owner/name"):
-        config = DataConfig(path)
-        codec = ChatCodec.from_config(hf_folder, config)
-        assert fill_cache(tmp_path / "p", config, codec, str(hf_folder), held_out=False) is None
+    config = DataConfig(str(data))
+    codecs = Codecs(ChatCodec.from_config(hf_folder, config), str(hf_folder))
+    assert fill_cache(tmp_path / "p", config, codecs, held_out=False) is None
     assert not (tmp_path / "p").exists()
+
+
+def test_data_of_the_hub_stays_what_a_run_began_with(
+    tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "set"
+    data.mkdir()
+    write_rows(data / "train.jsonl", [{"content": "a", "teacher_response": "b"}])
+    config = DataConfig(f"hub:{data}")
+    codecs = Codecs(ChatCodec.from_config(hf_folder, config), str(hf_folder))
+    file = fill_cache(tmp_path / "p", config, codecs, held_out=False)
+    assert file is not None
+    kept = read_cache(file).prompts
+    assert [prompt.teacher_text for prompt in kept] == ["b"]
+    (data / "train.jsonl").unlink()
+    assert fill_cache(tmp_path / "p", config, codecs, held_out=False) == file
+
+
+def test_what_the_discriminator_reads_is_kept_with_the_rest(
+    tmp_path: Path, hf_folder: Path
+) -> None:
+    data, other = tmp_path / "a.jsonl", tmp_path / "other"
+    write_rows(data, [{"content": "a", "teacher_response": "b"}], MIN_BYTES)
+    make_tokenizer(other, "llama3")
+    config = DataConfig(str(data))
+    codec, scorer = (ChatCodec.from_config(each, config) for each in (hf_folder, other))
+    alone = Codecs(codec, str(hf_folder))
+    both = Codecs(codec, str(hf_folder), scorer, str(other))
+    first, second = (
+        fill_cache(tmp_path / "p", config, codecs, held_out=False) for codecs in (alone, both)
+    )
+    assert first is not None and second is not None and first != second
+    (prompt,) = read_cache(second).prompts
+    messages = ({"role": "user", "content": "a"},)
+    assert (prompt.ids, prompt.scorer_ids) == (
+        codec.encode_prompt(messages),
+        scorer.encode_prompt(messages),
+    )
+    os.utime(other / "tokenizer.json", ns=(0, 0))
+    assert fill_cache(tmp_path / "p", config, both, held_out=False) != second

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -13,7 +15,9 @@ from transformers import AutoTokenizer
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import to_toml
 from megatron_gad.planning.describe import describe_run
+from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
+from tests.tiny_tokenizer import make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,45 @@ def test_a_long_row_is_shown_by_its_ends(good: RunConfig, tmp_path: Path) -> Non
     assert (
         max(map(len, plan.split("first response")[1].split("discriminator")[0].splitlines())) < 120
     )
+
+
+def test_the_plan_shows_what_a_discriminator_reads_with_its_own_tokenizer(
+    good: RunConfig, tmp_path: Path
+) -> None:
+    make_hf_folder(tmp_path, "llama", vocab_size=331, max_position_embeddings=256)
+    plain = make_tokenizer(tmp_path, "llama3", vocab_size=330)
+    own = replace(good.discriminator, path=str(tmp_path))
+    plan = describe_run(replace(good, discriminator=own), world_size=1)
+    assert "discriminator  reads the same texts with its own tokenizer and template: its" in plan
+    asked: Any = plain.apply_chat_template(
+        [{"role": "user", "content": "face west"}], add_generation_prompt=True, tokenize=False
+    )
+    size = len(plain(asked, add_special_tokens=False)["input_ids"])
+    assert f"its prompt     {size} tokens:" in plan
+    assert "its response   3 tokens:\n" + " " * 17 + "w|est|<|eot_id|>\n" in plan
+    (tmp_path / "tokenizer.json").unlink()
+    wide = make_hf_folder(tmp_path / "wide", vocab_size=384, max_position_embeddings=256)
+    bare = replace(good, discriminator=replace(good.discriminator, path=str(wide)))
+    assert f"; discriminator.path = '{wide}' holds no tokenizer\n" in describe_run(bare, 1)
+
+
+def test_data_of_the_hub_is_shown_as_files_are_once_it_is_here(
+    good: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(good.data.path, folder / "train.jsonl")
+    as_files = describe_run(good, world_size=1)
+    named = replace(good, data=replace(good.data, path=f"hub:{folder}"))
+    plan = describe_run(named, world_size=1)
+    rows = slice(plan.index(": num_rows"), plan.index("  residency"))
+    start = as_files.index(": num_rows")
+    assert plan[rows] == as_files[start : start + len(plan[rows])]
+    away = replace(good, data=replace(good.data, path="hub:owner/nowhere"))
+    plan = describe_run(away, world_size=1)
+    assert "hub:owner/nowhere: downloaded when the run starts; unknown until then" in plan
+    assert not Path(good.checkpoint.save).exists()
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:

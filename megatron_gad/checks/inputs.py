@@ -1,0 +1,70 @@
+"""What a run reads, as it was checked: the tokenizers opened once, the rows read once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_gad.checks.found import Models, read_models
+from megatron_gad.checks.tokenizer import check_texts, find_difference
+from megatron_gad.config.run import RunConfig
+from megatron_gad.data.cache import fill_cache, find_cache, read_cache
+from megatron_gad.data.chat import ChatCodec
+from megatron_gad.data.codecs import Codecs
+from megatron_gad.data.dataset import LoadedPrompts, load_prompts
+
+PROMPTS_FOLDER = "prompts"
+# What the first process of a run has read: the rows to train on, and under True the held-out ones.
+ReadRows = Mapping[bool, LoadedPrompts]
+
+
+def read_codecs(config: RunConfig) -> Codecs:
+    """Return what ``open_codecs`` does, of folders that are looked at now."""
+    return open_codecs(config, read_models(config.student.path, config.discriminator.path))
+
+
+def open_codecs(config: RunConfig, models: Models) -> Codecs:
+    """Return what turns text into ids, from the tokenizers of folders that were checked."""
+    data, student, discriminator = config.data, models.student, models.discriminator
+    codec = ChatCodec.from_config(student.path, data, student.tokenizer.loaded)
+    codecs = Codecs(codec, student.path)
+    if not (models.has_own_discriminator and config.uses_discriminator):
+        return codecs
+    own = discriminator.tokenizer
+    if not find_difference(student.tokenizer, own):
+        return codecs
+    caps = data.max_prompt_tokens, data.max_response_tokens
+    scorer = ChatCodec.of_scorer(own.loaded, caps, data.chat_template_kwargs)
+    return Codecs(codec, student.path, scorer, discriminator.path)
+
+
+def read_all_rows(config: RunConfig, codecs: Codecs) -> ReadRows:
+    """Read all data of a run, keeping what is large in its directory, before anything starts.
+
+    Raises:
+        ValueError: rows cannot be used; names data and row.
+    """
+    sets = [False, True] if config.data.eval_path else [False]
+    return {held_out: read_rows(config, codecs, held_out, may_write=True) for held_out in sets}
+
+
+def read_rows(
+    config: RunConfig, codecs: Codecs, held_out: bool = False, may_write: bool = False
+) -> LoadedPrompts:
+    """Return the rows to train on, or the held-out ones: from the run directory, or read anew.
+
+    may_write: keep large data in the run directory.
+
+    Raises:
+        ValueError: rows cannot be used; names data and row.
+    """
+    folder = Path(config.checkpoint.save) / PROMPTS_FOLDER
+    find = fill_cache if may_write else find_cache
+    file = find(folder, config.data, codecs, held_out)
+    path = config.data.eval_path if held_out else config.data.path
+    if file is not None:
+        loaded = read_cache(file)
+    else:
+        scorer = codecs.scorer
+        loaded = load_prompts(config.data, codecs.student, path, held_out, scorer=scorer)
+    for problem in check_texts(codecs.student, loaded.prompts):
+        raise ValueError(f"{path}: {problem}")
+    return loaded
