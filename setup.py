@@ -20,6 +20,7 @@ setup(
     package_data={
         "megatron_gad.reporting": ["templates/*"],
         "megatron_gad.evaluation.judge": ["prompts/*"],
+        "megatron_gad.evaluation.instructions": ["*.jsonl"],
     },
     python_requires=">=3.10,<3.13",
     install_requires=[

@@ -1,0 +1,86 @@
+"""How many instructions answers fulfil, strict and loose."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_gad.evaluation.instructions.checkers import CHECKERS, fulfils, fulfils_loosely
+from megatron_gad.evaluation.intervals import Interval, count_interval
+
+PACKAGED = Path(__file__).with_name("instructions.jsonl")
+
+
+@dataclass(frozen=True)
+class Instructed:
+    """A prompt and what can be checked of its answer. checks: {"check": name, parameters ...}."""
+
+    id: str
+    prompt: str
+    checks: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class InstructionAccuracy:
+    """Shares of prompts of which all instructions are fulfilled.
+
+    by_kind: name of a checker -> strict share of its instructions.
+    """
+
+    strict: Interval
+    loose: Interval
+    by_kind: Mapping[str, Interval]
+
+
+def read_instructions(path: Path = PACKAGED) -> list[Instructed]:
+    """Read a set: JSON lines with "id", "prompt" and "checks".
+
+    Raises ValueError: a row of another form, a checker that does not exist, or parameters that it
+    does not take.
+    """
+    found: list[Instructed] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            read = Instructed(str(row["id"]), row["prompt"], tuple(row["checks"]))
+            for check in read.checks:
+                inspect.signature(CHECKERS[check["check"]]).bind(
+                    "", **{name: value for name, value in check.items() if name != "check"}
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: {type(error).__name__}: {error}; a row has id, prompt and "
+                f"checks, each {{'check': name, ...}} with a name of {', '.join(CHECKERS)}"
+            ) from error
+        found.append(read)
+    if not found:
+        raise ValueError(f"{path} holds no instructions")
+    return found
+
+
+def instruction_accuracy(
+    instructions: Sequence[Instructed], answers: Sequence[str]
+) -> InstructionAccuracy:
+    """Return how many of the prompts are answered as instructed.
+
+    Raises ValueError: not one answer per prompt.
+    """
+    if len(instructions) != len(answers):
+        raise ValueError(f"{len(instructions)} prompts and {len(answers)} answers; give one each")
+    pairs = [*zip(instructions, answers, strict=True)]
+    strict = [[fulfils(text, check) for check in each.checks] for each, text in pairs]
+    loose = [all(fulfils_loosely(text, check) for check in each.checks) for each, text in pairs]
+    by_kind: dict[str, list[bool]] = {}
+    for each, results in zip(instructions, strict, strict=True):
+        for check, result in zip(each.checks, results, strict=True):
+            by_kind.setdefault(check["check"], []).append(result)
+    return InstructionAccuracy(
+        strict=count_interval(sum(map(all, strict)), len(pairs)),
+        loose=count_interval(sum(loose), len(pairs)),
+        by_kind={
+            name: count_interval(sum(results), len(results))
+            for name, results in sorted(by_kind.items())
+        },
+    )
