@@ -29,6 +29,7 @@ class Prompt:
     teacher_truncated: True if the teacher's text was cut: by the cap, or where it comes from.
     scorer_ids, scorer_teacher_ids: the same by tokenizer and template of a discriminator that has
         its own; empty if it reads the student's ids. ``runtime/sampler.py`` fills in the second.
+    columns: those of data.reward_columns, as the row has them.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Prompt:
     teacher_truncated: bool = False
     scorer_ids: tuple[int, ...] = ()
     scorer_teacher_ids: tuple[int, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

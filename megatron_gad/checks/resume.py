@@ -39,8 +39,9 @@ LAYOUT = (
 # section says itself which of its keys are fixed; the others are told.
 RULES: dict[Change, dict[str, str]] = {
     "refused": {
-        "": "seed",
-        "data": "path prompt_column teacher_column max_prompt_tokens max_response_tokens "
+        "": "seed rewards",
+        "data": "path prompt_column teacher_column reward_columns "
+        "max_prompt_tokens max_response_tokens "
         "system_prompt chat_template_kwargs reasoning shuffle",
         "student": "path",
         "discriminator": "path score",
@@ -193,7 +194,7 @@ def _has_begun(key: str, state: Mapping[str, Any]) -> bool:
         return "discriminator" in state["schedule_steps"]
     if section == "rollout":
         return stage is not None and stage.uses_engine
-    if section == "gad":
+    if section == "gad" or key == "rewards":
         return stage is not None and stage.uses_gad
     return section in ("", "data", "student") or (stage is not None and section == stage.name)
 

@@ -11,6 +11,7 @@ from megatron_gad.checks.layout import (
     check_parallel,
 )
 from megatron_gad.checks.models import check_models
+from megatron_gad.checks.rewards import check_rewards
 from megatron_gad.checks.secrets import check_secrets
 from megatron_gad.checks.sections import (
     check_algorithm,
@@ -67,6 +68,7 @@ def check_found(config: RunConfig, found: Found) -> list[str]:
         *_of_files(config),
         *check_secrets(config),
         *check_algorithm(config.gad),
+        *check_rewards(config.rewards),
         *check_rollout(config.rollout),
         *check_watchdog(config.watchdog, config.parallel, world_size),
         *check_schedule(config.schedule),

@@ -19,6 +19,7 @@ class DataConfig:
         prompt_column: the conversation: messages, or text (one user message). Without such a
             column, rows of "messages", ShareGPT and Alpaca are found by their own.
         teacher_column: the teacher's response, or a list of them.
+        reward_columns: further columns, which every row has, for the functions of [[rewards]].
         max_prompt_tokens: longer prompts are dropped and counted.
         max_response_tokens: cap for the teacher's text and for rollouts alike, end token included.
         system_prompt: system turn of conversations that have none; empty: none is added.
@@ -34,6 +35,7 @@ class DataConfig:
     eval_path: str = ""
     prompt_column: str = "content"
     teacher_column: str = "teacher_response"
+    reward_columns: tuple[str, ...] = ()
     max_prompt_tokens: int = 2048
     max_response_tokens: int = 1536
     system_prompt: str = ""

@@ -12,6 +12,8 @@ from megatron_gad.config.rollout import ArgumentValue
 
 # Marks a section whose fields are flags without the section's name: Megatron's.
 FLAT = tyro.conf.arg(name="")
+# Marks a field that has no flag.
+FILE_ONLY: Any = tyro.conf.Suppress
 
 
 def flag_names(*kinds: type[Any]) -> set[str]:
@@ -20,6 +22,8 @@ def flag_names(*kinds: type[Any]) -> set[str]:
     for kind in kinds:
         hints = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
+            if FILE_ONLY in getattr(hints[field.name], "__metadata__", ()):
+                continue
             section = next(iter(get_args(hints[field.name])), hints[field.name])
             if not is_dataclass(section):
                 names.add(_flag(field.name))

@@ -25,7 +25,7 @@ class GadConfig:
             their token sums divided by data.max_response_tokens (constant).
         mask_truncated: responses that hit the length cap teach the student nothing; their rewards
             still count in their groups.
-        length_correction: subtract from the rewards of a group what their lengths explain.
+        length_correction: subtract from the scores of a group what their lengths explain.
         tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
         reset_optimizer: begin each stage without the optimizer states of the one before.
     """

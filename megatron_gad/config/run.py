@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
-from megatron_gad.config.flags import FLAT
+from megatron_gad.config.flags import FILE_ONLY, FLAT
 from megatron_gad.config.further_stages import BestOfNConfig, PreferenceConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
+from megatron_gad.config.rewards import RewardConfig
 from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 from megatron_gad.config.stage_section import StageSection, stage_kinds
@@ -27,10 +28,12 @@ class RunConfig:
     Attributes:
         stages: what the run does, in this order.
         seed: of the data order, of sampling and of new weights.
+        rewards: beside the discriminator's score; one table [[rewards]] each.
     """
 
     stages: tuple[StageName, ...] = ("warmup", "adversarial")
     seed: int = 1234
+    rewards: Annotated[tuple[RewardConfig, ...], FILE_ONLY] = ()
     parallel: Annotated[ParallelConfig, FLAT] = field(default_factory=ParallelConfig)
     compute: Annotated[ComputeConfig, FLAT] = field(default_factory=ComputeConfig)
     checkpoint: Annotated[CheckpointConfig, FLAT] = field(default_factory=CheckpointConfig)

@@ -5,7 +5,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import pydantic
 import tomli
@@ -73,9 +73,16 @@ def section_types(kind: type) -> dict[str, type]:
     return {name: t for name, t in types.items() if isinstance(t, type)}
 
 
+def list_types(kind: type) -> dict[str, type]:
+    """Return the fields of a configuration that are lists of tables, with their dataclasses."""
+    hints = get_type_hints(kind)
+    items = {name: next(iter(get_args(hint)), None) for name, hint in hints.items()}
+    return {n: t for n, t in items.items() if isinstance(t, type) and dataclasses.is_dataclass(t)}
+
+
 def _unknown_keys(tables: Mapping[str, Any], kind: type) -> Iterator[str]:
     """Yield one message per key that no field has."""
-    sections = section_types(kind)
+    sections, lists = section_types(kind), list_types(kind)
     top_level = {field.name for field in dataclasses.fields(kind)}
     for name, value in tables.items():
         if name not in top_level:
@@ -83,6 +90,12 @@ def _unknown_keys(tables: Mapping[str, Any], kind: type) -> Iterator[str]:
                 f"table [{name}]" if isinstance(value, dict) else f"key {name!r} at the top level"
             )
             yield f"unknown {what}; {_nearest(name, top_level, sections)}"
+        elif name in lists and isinstance(value, list):
+            known = _field_names(lists[name])
+            items = cast(list[Any], value)
+            keys = [key for item in items for key in _keys(item)]
+            for key in dict.fromkeys(key for key in keys if key not in known):
+                yield f"unknown key {key!r} in [[{name}]]; {_nearest(key, known, {})}"
         elif name in sections and isinstance(value, dict):
             known = _field_names(sections[name])
             for key in cast(dict[str, Any], value):
@@ -90,6 +103,10 @@ def _unknown_keys(tables: Mapping[str, Any], kind: type) -> Iterator[str]:
                     yield f"{name}.{key} is no longer a setting: {REMOVED[f'{name}.{key}']}"
                 elif key not in known:
                     yield f"unknown key {key!r} in [{name}]; {_nearest(key, known, sections)}"
+
+
+def _keys(item: Any) -> list[str]:
+    return list(cast(dict[str, Any], item)) if isinstance(item, dict) else []
 
 
 def _nearest(name: str, candidates: set[str], sections: Mapping[str, type]) -> str:
@@ -117,6 +134,8 @@ def _wrong_type(location: tuple[int | str, ...], detail: Mapping[str, Any]) -> s
     table, value = location[0], detail["input"]
     if detail["type"] == "dataclass_type":
         return f"{table} = {value!r} is not a table; write [{table}] and its keys below"
+    if detail["type"] == "tuple_type" and isinstance(value, dict):
+        return f"{table} = {value!r} is not a list; write [[{table}]] and its keys below"
     key = ".".join(str(part) for part in location if isinstance(part, str))
     expected = detail["msg"].replace("Input should be ", "")
     return f"{key} = {value!r} is not allowed; expected {expected}"

@@ -156,4 +156,5 @@ def _tokenised(
             teacher_ids=teacher_ids,
             teacher_truncated=truncated,
             scorer_ids=own,
+            columns=row.columns,
         )

@@ -90,7 +90,8 @@ def wanted_columns(config: DataConfig) -> tuple[str, ...]:
     """Return the columns that rows of any form may be read from."""
     own = (config.prompt_column, config.teacher_column, *CONVERSATION_COLUMNS)
     alpaca = (INSTRUCTION, INPUT, OUTPUT, SYSTEM)
-    return tuple(dict.fromkeys((*own, *alpaca, TOOLS, *REASONING_KEYS, *FINISH_KEYS)))
+    named = (*own, *config.reward_columns)
+    return tuple(dict.fromkeys((*named, *alpaca, TOOLS, *REASONING_KEYS, *FINISH_KEYS)))
 
 
 def find_form(columns: Iterable[str], row: Mapping[str, Any], config: DataConfig) -> RowForm:

@@ -1,8 +1,9 @@
 """Rows as conversations that the template has written: what cannot be used is counted and named."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from megatron_gad.config.data import DataConfig
 from megatron_gad.data.chat import ChatCodec
@@ -32,6 +33,7 @@ class Candidate:
 
     was_cut: the teacher's text was cut where it comes from.
     rendered_for_scorer: by the template of a discriminator with a tokenizer of its own.
+    columns: those of data.reward_columns.
     """
 
     index: int
@@ -40,6 +42,7 @@ class Candidate:
     rendered: str
     was_cut: bool
     rendered_for_scorer: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Problems:
@@ -123,7 +126,8 @@ def read_candidates(
                 tally.counts[reason or "num_dropped_refused_by_template"] += 1
                 continue
             was_cut = answer.ending == "cut"
-            yield Candidate(index - 1, read.messages, text, rendered, was_cut, for_scorer)
+            columns = {name: row.values.get(name) for name in config.reward_columns}
+            yield Candidate(index - 1, read.messages, text, rendered, was_cut, for_scorer, columns)
 
 
 def _pairs(read: Read, texts: list[str]) -> list[tuple[Answer, str]]:
@@ -141,12 +145,12 @@ def _form_of(row: Row, config: DataConfig) -> RowForm:
 
 
 def _read(form: RowForm, row: Row, config: DataConfig, tally: Tally) -> Read:
-    problem = missing_column([*row.columns], form.columns)
+    problem = missing_column([*row.columns], (*form.columns, *config.reward_columns))
     if problem:
         raise ValueError(problem)
     read = form.read(row.values)
     tally.forms[form.describe(row.values)] += 1
-    known = {*form.columns, *form.further}
+    known = {*form.columns, *form.further, *config.reward_columns}
     tally.unread |= dict.fromkeys(name for name in row.columns if name not in known)
     return replace(read, messages=with_system(read.messages, config.system_prompt))
 

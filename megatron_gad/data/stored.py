@@ -24,6 +24,7 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
             "teacher_text": pyarrow.string(),
             "teacher_truncated": pyarrow.bool_(),
             **dict.fromkeys(ID_COLUMNS, pyarrow.list_(pyarrow.int32())),
+            "columns": pyarrow.string(),  # as JSON
         }
     )
     rest = iter(prompts)
@@ -62,6 +63,7 @@ class StoredPrompts(Sequence[Prompt]):
             teacher_text=cells["teacher_text"].as_py(),
             teacher_truncated=cells["teacher_truncated"].as_py(),
             **ids,
+            columns=json.loads(cells["columns"].as_py()),
         )
 
 
@@ -72,6 +74,7 @@ def _to_row(prompt: Prompt) -> dict[str, Any]:
         "teacher_text": prompt.teacher_text,
         "teacher_truncated": prompt.teacher_truncated,
         **{name: getattr(prompt, name) for name in ID_COLUMNS},
+        "columns": json.dumps(prompt.columns, default=str),
     }
 
 

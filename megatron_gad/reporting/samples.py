@@ -15,11 +15,13 @@ MAX_ROLLOUTS = 4
 class SampledRollout:
     """A rollout as shown; numbers are text, "" where the run did not record them.
 
+    rewards: what each other reward gave.
     direction: "up" or "down" by the sign of the advantage, "" for none.
     """
 
     text: str
     score: str
+    rewards: str
     advantage: str
     direction: str
     length: str
@@ -111,11 +113,19 @@ def _sampled_rollout(rollout: dict[str, Any]) -> SampledRollout:
     return SampledRollout(
         text=str(rollout.get("text", "")),
         score=_signed(rollout.get("score")),
+        rewards=", ".join(f"{name} {_signed(value)}" for name, value in _rewards(rollout)),
         advantage=_signed(advantage),
         direction=direction,
         length=str(rollout.get("length", "")),
         finish_reason=str(rollout.get("finish_reason", "")),
     )
+
+
+def _rewards(rollout: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return what each reward gave, but for the score, which is shown anyway."""
+    found = rollout.get("rewards")
+    items = found.items() if isinstance(found, dict) else ()
+    return [(str(name), value) for name, value in items if name != "discriminator"]
 
 
 def _signed(value: Any) -> str:

@@ -20,6 +20,7 @@ from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
+from megatron_gad.rewards.client import Rewards
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.runtime.run_prompts import NOTHING, fingerprint_of, load_run_prompts
@@ -90,6 +91,7 @@ class Run:
         if parallel.device.type == "cuda":
             self.sampler.sleep()  # a server took its memory when all was free; now models need it
             parallel.barrier()
+        self.rewards = Rewards(config.rewards)
         self.student = _build_student(config, parallel, self.settings)
         self.turn = _build_turns(self, watch)
         self.turn.add("student", self.student)
@@ -189,6 +191,7 @@ class Run:
             parts.callback(self.lock.close)
             parts.callback(self.writer.close)
             parts.callback(self.sampler.close)
+            parts.callback(self.rewards.close)
 
     def _share(self, rows: list[int]) -> list[Prompt]:
         return [self.prompts[row] for row in self.parallel.share(rows)]

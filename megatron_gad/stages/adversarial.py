@@ -21,6 +21,7 @@ from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Request
 from megatron_gad.stages.agreement import compare_all
 from megatron_gad.stages.discriminator_step import judge_groups
+from megatron_gad.stages.rewards import reward_groups
 from megatron_gad.stages.rollouts import sample_step
 from megatron_gad.stages.sampling_stage import SamplingStage
 from megatron_gad.stages.stage import Learning
@@ -96,15 +97,15 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
 
         batch = policy_batch(sampled.groups)
         batch = self._with_reference(run, batch)
-        rewards_PG = self._rewards(run, batch, judged.scores_PG)
-        rewards_PG, metrics = self._without_length(run, sampled.groups, rewards_PG)
+        scores_PG, metrics = self._without_length(run, sampled.groups, judged.scores_PG)
+        rewarded = reward_groups(run, sampled.groups, scores_PG)
+        rewards_PG = self._less_kl(run, batch, rewarded.total_PG)
         advantages_PG = group_advantages(rewards_PG, self.config.gad.advantage)
 
         learned, agreement = None, {}
         if self.student_learns(run.progress):
             batch = batch.with_advantages(advantages_PG.flatten())
-            if self.config.gad.mask_truncated:
-                batch = batch.without_rows(_are_truncated(sampled.groups))
+            batch = batch.without_rows(self._left_out(sampled.groups, rewarded.is_dropped_P))
             learned = take_policy_steps(run, batch, sampled.groups, self.settings.student_updates)
             if not learned.is_skipped:
                 agreement = compare_all(run, learned.rows, batch, sampled.weights_lag)
@@ -112,8 +113,10 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             sampled.metrics | agreement,
             judged=[each.output for each in (judged, *extra)],
             learned=learned,
-            samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG),
-            rewards=metrics | reward_metrics(run.parallel, rewards_PG, advantages_PG),
+            samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG, rewarded.parts),
+            rewards=metrics
+            | rewarded.metrics
+            | reward_metrics(run.parallel, rewards_PG, advantages_PG),
         )
 
     def state(self, run: Run) -> dict[str, Any]:
@@ -182,31 +185,33 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             logprobs = self.reference.logprobs(batch, self.config.rollout.temperature)
         return batch.with_ref_logprobs(logprobs)
 
-    def _rewards(self, run: Run, batch: Batch, scores_PG: Tensor) -> Tensor:
-        """Return [P, G] rewards: the raw scores, less the KL if it belongs to the reward."""
+    def _less_kl(self, run: Run, batch: Batch, rewards_PG: Tensor) -> Tensor:
+        """Return [P, G] rewards, less the KL if it belongs to the reward."""
         gad = self.config.gad
         if gad.kl_in == "loss" or batch.ref_logprobs is None:
-            return scores_PG
+            return rewards_PG
         with run.turn("reference"):
             logprobs = run.student.logprobs(batch, self.config.rollout.temperature)
         kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
-        return scores_PG - gad.kl_coef * kl.view_as(scores_PG)
+        return rewards_PG - gad.kl_coef * kl.view_as(rewards_PG)
 
     def _without_length(
-        self, run: Run, groups: Sequence[Group], rewards_PG: Tensor
+        self, run: Run, groups: Sequence[Group], scores_PG: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Return [P, G] rewards, less what lengths explain if asked for, and that slope."""
+        """Return [P, G] scores, less what lengths explain if asked for, and that slope."""
         lengths = torch.tensor([[len(r.ids) for r in group.rollouts] for group in groups])
-        shares = run.parallel.gather_over_data(length_sums(rewards_PG, lengths))
+        shares = run.parallel.gather_over_data(length_sums(scores_PG, lengths))
         products, squares = torch.stack(shares).sum(dim=0).tolist()
         slope = products / squares if squares > 0 else 0.0
         metrics = {"reward/length_slope": slope}
         if not self.config.gad.length_correction:
-            return rewards_PG, metrics
-        return without_length(rewards_PG, lengths, slope), metrics
+            return scores_PG, metrics
+        return without_length(scores_PG, lengths, slope), metrics
 
-
-def _are_truncated(groups: Sequence[Group]) -> Tensor:
-    """Return which rows of the groups' batch hit the length cap, [B] bool."""
-    rollouts = (rollout for group in groups for rollout in group.rollouts)
-    return torch.tensor([rollout.finish_reason == "length" for rollout in rollouts])
+    def _left_out(self, groups: Sequence[Group], is_dropped_P: Tensor) -> Tensor:
+        """Return which rows of the groups' batch train nothing, [B] bool."""
+        is_cut_PG = torch.tensor(
+            [[rollout.finish_reason == "length" for rollout in g.rollouts] for g in groups]
+        )
+        is_left_out_PG = is_cut_PG & self.config.gad.mask_truncated | is_dropped_P[:, None]
+        return is_left_out_PG.flatten()

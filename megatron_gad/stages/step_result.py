@@ -1,6 +1,6 @@
 """What a step hands back: numbers that are equal on all ranks, and a few responses to look at."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,11 +66,13 @@ def sample_rows(
     groups: Sequence[Group],
     scores_PG: Tensor | None = None,
     advantages_PG: Tensor | None = None,
+    rewards: Mapping[str, Tensor] | None = None,
     most: int = 4,
 ) -> list[dict[str, Any]]:
     """Return the first groups as rows for the samples file.
 
     scores_PG, advantages_PG: [P, G] float32; None in stages without.
+    rewards: name -> the same shape; what each gave, if there are any beside the score.
     """
     rows = []
     for p, group in enumerate(groups[:most]):
@@ -79,6 +81,7 @@ def sample_rows(
                 "text": rollout.text,
                 "score": None if scores_PG is None else float(scores_PG[p, g]),
                 "advantage": None if advantages_PG is None else float(advantages_PG[p, g]),
+                **({"rewards": {n: float(v[p, g]) for n, v in rewards.items()}} if rewards else {}),
                 "length": len(rollout.ids),
                 "finish_reason": rollout.finish_reason,
             }

@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant
 
 SUBJECTS: dict[str, tuple[Mutant, ...]] = {
     "Advantages": losses.ADVANTAGE_MUTANTS,
+    "The reward": losses.REWARD_MUTANTS,
     "The student's loss": losses.POLICY_MUTANTS,
     "The discriminator's loss": losses.DISCRIMINATOR_MUTANTS,
     "Options of the algorithm": stages.OPTION_MUTANTS,

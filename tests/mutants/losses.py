@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant, oracle
 
 FOLDER = "tests/unit/algorithms/"
 ADVANTAGES = (f"{FOLDER}test_advantages.py",)
+REWARDS = (f"{FOLDER}test_rewards.py",)
 POLICY = (f"{FOLDER}test_policy.py",)
 POLICY_KINDS = (f"{FOLDER}test_policy_kinds.py",)
 KL = (f"{FOLDER}test_kl.py",)
@@ -32,8 +33,8 @@ ADVANTAGE_MUTANTS = (
     ),
     Mutant(
         "the standard deviation has no floor",
-        " + STD_FLOOR)",
-        ")",
+        "rewards.std(dim=-1, keepdim=True) + STD_FLOOR",
+        "rewards.std(dim=-1, keepdim=True)",
         ADVANTAGES,
     ),
     Mutant(
@@ -71,6 +72,28 @@ ADVANTAGE_MUTANTS = (
         "is_zero = (advantages == 0).all(dim=-1)",
         "is_zero = (advantages == 0).any(dim=-1)",
         ADVANTAGES,
+    ),
+)
+
+REWARD_MUTANTS = (
+    Mutant(
+        "rewards are clipped before they are normalized",
+        '    if normalization == "group":\n        values = group_advantages(values, "grpo")',
+        "    values = values.clamp(-clip, clip) if clip > 0 else values\n"
+        '    if normalization == "group":\n        values = group_advantages(values, "grpo")',
+        REWARDS,
+    ),
+    Mutant(
+        "the weight of a reward is ignored",
+        "return weight * values",
+        "return values",
+        REWARDS,
+    ),
+    Mutant(
+        "a group whose reward failed is kept",
+        "is_dropped_P |= has_failed_PG.any(dim=1)",
+        "is_dropped_P |= has_failed_PG.any(dim=1) & False",
+        ("tests/unit/stages/test_options.py",),
     ),
 )
 

@@ -68,8 +68,8 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "gad.mask_truncated is ignored",
-        "if self.config.gad.mask_truncated:",
-        "if False:",
+        "is_cut_PG & self.config.gad.mask_truncated | is_dropped_P[:, None]",
+        "is_cut_PG & False | is_dropped_P[:, None]",
         CUT,
     ),
     Mutant(
@@ -167,20 +167,21 @@ OPTION_MUTANTS = (
 REWARD_MUTANTS = (
     Mutant(
         "rewards are scores from after the discriminator's extra steps",
-        "rewards_PG = self._rewards(run, batch, judged.scores_PG)",
-        "rewards_PG = self._rewards(run, batch, judge_groups(run, sampled.groups).scores_PG)",
+        "scores_PG, metrics = self._without_length(run, sampled.groups, judged.scores_PG)",
+        "scores_PG, metrics = self._without_length(\n            run, sampled.groups, "
+        "judge_groups(run, sampled.groups).scores_PG\n        )",
         PUBLISHED,
     ),
     Mutant(
         "the KL is added to the reward",
-        "return scores_PG - gad.kl_coef * ",
-        "return scores_PG + gad.kl_coef * ",
+        "return rewards_PG - gad.kl_coef * ",
+        "return rewards_PG + gad.kl_coef * ",
         in_stages("test_kl_in_the_reward_lowers_it_by_the_summed_estimate"),
     ),
     Mutant(
         "rewards pass through a sigmoid",
-        "            return scores_PG\n        with run.turn",
-        "            return scores_PG.sigmoid()\n        with run.turn",
+        "            return rewards_PG\n        with run.turn",
+        "            return rewards_PG.sigmoid()\n        with run.turn",
         in_stages("test_rewards_are_the_raw_scores_from_before_the_update"),
     ),
     Mutant(

@@ -83,6 +83,7 @@ BASE: dict[str, Any] = {
     "gad.clip-range": 0.2,
     "gad.clip-range-high": None,
     "gad.dual-clip": 0.0,
+    "rewards": (),
     "gad.mask-truncated": False,
     "gad.length-correction": False,
     "gad.aggregation": "token_mean",
@@ -270,6 +271,31 @@ CASES: dict[str, Case] = {
         gad__advantage="dr_grpo",
         gad__aggregation="constant",
     ),
+    "rewards beside the discriminator's": case(
+        rewards=(
+            {
+                "name": "vowels",
+                "function": "tests.oracle.given:vowels",
+                "arguments": {"factor": 3.0},
+                "weight": 0.7,
+                "normalization": "batch",
+                "clip": 1.1,
+            },
+            {"name": "discriminator", "weight": 0.4, "normalization": "group", "clip": 1.2},
+            {"name": "brevity", "function": "tests.oracle.given:brevity", "weight": 0.05},
+        ),
+        gad__kl_in="reward",
+        gad__advantage="dr_grpo",
+        gad__length_correction=True,
+    ),
+    "plain GRPO on a reward": case(
+        rewards=(
+            {"name": "vowels", "function": "tests.oracle.given:vowels"},
+            {"name": "discriminator", "weight": 0.0},
+        ),
+        adversarial__freeze_discriminator=True,
+        adversarial__extra_discriminator_steps=0,
+    ),
     "no warm-up": case(stages=("seqkd", "adversarial"), gad__advantage="dr_grpo"),
     "a student that waits for the discriminator": case(
         warmup__train_student=False,
@@ -326,6 +352,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "resumed while sampling while training",
             "a snapshot taken anew, resumed",
             "those above the teacher's",
+            "rewards beside the discriminator's",
         ),
     ),
     "TP2, sequence parallel": (

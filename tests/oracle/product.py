@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from torch import Tensor
 
@@ -155,7 +157,15 @@ def start(options: Options, world_size: int = 1) -> Parallel:
 def configure(options: Options, world_size: int) -> RunConfig:
     """Return the configuration that the options stand for, which has to be without a mistake."""
     words: list[str] = []
+    if options.get("rewards"):
+        # Tables have no flags.
+        file = Path(f"{options['save']}_rewards.toml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(tomli_w.dumps({"rewards": options["rewards"]}))
+        words.append(str(file))
     for name, value in options.items():
+        if name == "rewards":
+            continue
         if isinstance(value, bool):
             words.append(_switch(name, value))
         elif value is not None:

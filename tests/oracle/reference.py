@@ -25,6 +25,7 @@ from tests.oracle.models import (
     plain,
     response_logprobs,
 )
+from tests.oracle.rewards import advantages_of, explained_by_length, summed
 from tests.oracle.texts import Sampled, Texts
 
 
@@ -115,12 +116,13 @@ class Reference:
 
         rows = self._sampled_rows(groups)
         anchor = self._anchored(rows)
-        rewards = scores - self._penalty(rows, anchor).view_as(scores)
         lengths = torch.tensor([[len(r.ids) for r in group.responses] for group in groups])
-        slope, fitted = _explained_by_length(rewards, lengths)
-        if self.options["gad.length-correction"]:
-            rewards = rewards - fitted
-        advantages = _advantages(rewards, self.options["gad.advantage"])
+        slope, fitted = explained_by_length(scores, lengths)
+        counted = scores - fitted if self.options["gad.length-correction"] else scores
+        total, parts = self._summed(groups, counted)
+        numbers |= parts
+        rewards = total - self._penalty(rows, anchor).view_as(scores)
+        advantages = advantages_of(rewards, self.options["gad.advantage"])
         zeros = float((advantages == 0).all(dim=1).float().mean())
         spread = float(rewards.std())
         numbers |= {
@@ -287,6 +289,20 @@ class Reference:
             numbers |= self.student.learn(loss)
         return numbers
 
+    def _summed(
+        self, groups: Sequence[Sampled], scores: Tensor
+    ) -> tuple[Tensor, dict[str, Number]]:
+        """Return the weighed sum of all rewards, and the mean of what each gave."""
+        if not self.options["rewards"]:
+            return scores, {}
+        texts = [[self.texts.text(r) for r in group.responses] for group in groups]
+        given = {
+            "vowels": torch.tensor([[sum(map(t.count, "aeiou")) for t in row] for row in texts]),
+            "brevity": -torch.tensor([[len(r.ids) for r in group.responses] for group in groups]),
+            "discriminator": scores,
+        }
+        return summed(given, self.options["rewards"])
+
     def _kept(self, groups: Sequence[Sampled], *of_rows: Any) -> list[Any]:
         """Leave out the rows of responses that were cut, if they are not to be learned from."""
         if not self.options["gad.mask-truncated"]:
@@ -345,28 +361,6 @@ class Reference:
             cap = self.options["data.max-response-tokens"]
             return torch.stack([term.sum() / cap for term in terms]).mean()
         return torch.stack([term.mean() for term in terms]).mean()
-
-
-def _advantages(rewards: Tensor, kind: str) -> Tensor:
-    rewards, size = rewards.double(), rewards.shape[1]  # equal ones have exactly their mean
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    if kind == "grpo":
-        return centred / (rewards.std(dim=1, unbiased=True, keepdim=True) + 1e-6)
-    if kind == "dr_grpo":
-        return centred
-    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (size - 1)
-    return rewards - others
-
-
-def _explained_by_length(rewards: Tensor, lengths: Tensor) -> tuple[float, Tensor]:
-    """Fit a level for every group and one slope over log length; return it and what it explains."""
-    x = lengths.double().log()
-    if not (x - x.mean(dim=1, keepdim=True)).any():
-        return 0.0, torch.zeros_like(rewards)
-    levels = torch.eye(len(x)).double().repeat_interleave(x.shape[1], dim=0)
-    table = torch.cat([x.flatten()[:, None], levels], dim=1)
-    slope = torch.linalg.lstsq(table, rewards.double().flatten()[:, None]).solution[0, 0]
-    return float(slope), slope * (x - x.mean(dim=1, keepdim=True))
 
 
 def _listed(values: Any) -> Any:

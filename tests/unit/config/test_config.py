@@ -10,8 +10,9 @@ import pytest
 
 from megatron_gad.config.command_line import load_config
 from megatron_gad.config.removed import REMOVED
+from megatron_gad.config.rewards import RewardConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.config.toml import parse_toml, read_toml, section_types, to_toml
+from megatron_gad.config.toml import list_types, parse_toml, read_toml, section_types, to_toml
 from tests.tiny_run import make_run
 
 
@@ -30,6 +31,10 @@ def test_reading_back_the_written_toml_gives_an_equal_configuration(good: RunCon
         compute=replace(good.compute, recompute_granularity="full", bf16=True),
         checkpoint=replace(good.checkpoint, export=("student", "discriminator")),
         data=replace(good.data, prompt_column='a "quoted" \\ name\n'),
+        rewards=(
+            RewardConfig("length", "m:f", {"tolerance": 0.2, "names": ["a", "b"]}, weight=0.5),
+            RewardConfig("discriminator", normalization="group"),
+        ),
     )
     for config in (RunConfig(), good, changed):
         assert parse_toml(to_toml(config), RunConfig, source="x") == config
@@ -124,6 +129,14 @@ def test_every_field_is_a_flag_under_megatrons_name_or_with_its_tables(
     ("text", "expected"),
     [
         (
+            "[[rewards]]\nname = 'a'\n[[rewards]]\nwieght = 1.0",
+            "x.toml: unknown key 'wieght' in [[rewards]]; the nearest name is 'weight'",
+        ),
+        (
+            "[rewards]\nname = 'a'",
+            "x.toml: rewards = {'name': 'a'} is not a list; write [[rewards]] and its keys below",
+        ),
+        (
             "[rollout]\ntemprature = 1.0",
             "x.toml: unknown key 'temprature' in [rollout]; the nearest name is 'temperature'",
         ),
@@ -146,8 +159,8 @@ def test_every_field_is_a_flag_under_megatrons_name_or_with_its_tables(
         (
             "[data]\nzzz = 2",
             "x.toml: unknown key 'zzz' in [data]; allowed: chat_template_kwargs, eval_path, "
-            "max_prompt_tokens, max_response_tokens, path, prompt_column, reasoning, shuffle, "
-            "system_prompt, teacher_column",
+            "max_prompt_tokens, max_response_tokens, path, prompt_column, reasoning, "
+            "reward_columns, shuffle, system_prompt, teacher_column",
         ),
         (
             "[parallel]\ntensor_model_parallel_size = '2'",
@@ -272,6 +285,9 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
     for name, section in section_types(RunConfig).items():
         for key, default in dataclasses.asdict(section()).items():
             assert f"| `{key}` | {written(default)} |" in tables[name], (name, key)
+    for name, item in list_types(RunConfig).items():
+        for key, default in dataclasses.asdict(item()).items():
+            assert f"| `{key}` | {written(default)} |" in tables[f"[{name}"], (name, key)
 
 
 def test_a_key_that_was_taken_away_is_refused_with_what_to_do(tmp_path: Path) -> None:

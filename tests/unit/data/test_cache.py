@@ -35,7 +35,7 @@ def write_rows(path: Path, rows: list[dict[str, object]], num_bytes: int = 0) ->
 
 
 def test_stored_prompts_are_those_that_were_written(tmp_path: Path, hf_folder: Path) -> None:
-    config = DataConfig(max_prompt_tokens=300, max_response_tokens=30)
+    config = DataConfig(max_prompt_tokens=300, max_response_tokens=30, reward_columns=("id",))
     codec = ChatCodec.from_config(hf_folder, config)
     rows: list[dict[str, object]] = [
         {"content": [ASKED, CALLED, RESULT], "teacher_response": "東京 🙂\u2028", "tools": [TOOL]},

@@ -117,6 +117,20 @@ def test_columns_can_have_other_names(tmp_path: Path, codec: ChatCodec) -> None:
     assert load_prompts(config, codec, path).prompts[0].teacher_text == "you"
 
 
+def test_further_columns_come_along_and_every_row_has_them(
+    tmp_path: Path, codec: ChatCodec
+) -> None:
+    config = DataConfig(reward_columns=("answer", "tests"))
+    answers: list[Any] = [42, "x", [1, {"a": None}]]
+    rows = [row() | {"answer": each, "tests": [], "other": 1} for each in answers]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    loaded = load_prompts(config, codec, path)
+    assert [p.columns for p in loaded.prompts] == [{"answer": a, "tests": []} for a in answers]
+    assert all("not read: other" in note for note in loaded.notes if "not read" in note)
+    path = write_jsonl(tmp_path / "b.jsonl", [row() | {"answer": 1}])
+    assert "has no column 'tests'" in error_of(codec, path, config)
+
+
 def test_dropped_rows_are_counted_by_reason_and_keep_their_number(
     tmp_path: Path, codec: ChatCodec
 ) -> None:

@@ -70,3 +70,11 @@ def test_missing_and_non_finite_numbers_are_shown_as_they_are(tmp_path):
         ("a", "", ""),
         ("b", "nan", "3"),
     ]
+
+
+def test_what_every_other_reward_gave_is_shown(tmp_path):
+    rewards = {"format": 1.0, "discriminator": 0.4, "tests": float("nan")}
+    rollouts = [rollout("a", 0.4) | {"rewards": rewards}, rollout("b", 0.1)]
+    write_samples(tmp_path, 3, [{"prompt": "p", "teacher": "t", "rollouts": rollouts}])
+    shown = choose_samples(read_run(tmp_path))[0].prompts[0].rollouts
+    assert [each.rewards for each in shown] == ["format +1.00, tests nan", ""]

@@ -1,0 +1,41 @@
+"""Rewards beside the discriminator's score."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_gad.config.rollout import ArgumentValue
+
+# The entry of this name is about the discriminator's score.
+DISCRIMINATOR = "discriminator"
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """One reward of every response, as one table [[rewards]].
+
+    Attributes:
+        name: of its metric, reward/<name>; "discriminator" is the discriminator's own score.
+        function: "module:function", or the URL of a server; of the discriminator none.
+        arguments: further arguments of the function.
+        weight: factor in the sum of all rewards.
+        clip: bound of its absolute value before the weight; 0: none.
+        normalization: none, or centred and divided by the std of its group or of all responses of
+            the step; before the clip.
+        on_error: if it fails for a response, stop the run, count 0, or drop the response's group
+            from the student's step.
+        timeout_s: seconds that it may take for the responses of a step.
+    """
+
+    name: str = ""
+    function: str = ""
+    arguments: dict[str, ArgumentValue] = field(default_factory=dict[str, ArgumentValue])
+    weight: float = 1.0
+    clip: float = 0.0
+    normalization: Literal["none", "group", "batch"] = "none"
+    on_error: Literal["stop", "zero", "drop"] = "stop"
+    timeout_s: float = 60.0
+
+    @property
+    def is_url(self) -> bool:
+        """Whether a server gives it."""
+        return self.function.startswith(("http://", "https://"))
