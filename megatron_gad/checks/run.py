@@ -17,6 +17,7 @@ from megatron_gad.checks.sections import (
     check_algorithm,
     check_data,
     check_discriminator,
+    check_embedded,
     check_exports,
     check_optimizer,
     check_replay,
@@ -103,6 +104,8 @@ def _of_files(config: RunConfig) -> Iterator[str]:
 
 
 def _of_engine(config: RunConfig, found: Found) -> Iterator[str]:
+    if config.rollout.engine == "embedded":
+        yield from check_embedded(config.rollout, config.data)
     if config.rollout.engine == "replay":
         yield from check_replay(config.rollout)
     if config.rollout.engine == "sglang":

@@ -17,7 +17,7 @@ from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
-from megatron_gad.config.rollout import RolloutConfig
+from megatron_gad.config.rollout import EMBEDDED_BLOCK, RolloutConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 
 
@@ -157,13 +157,30 @@ def check_algorithm(gad: GadConfig) -> Iterator[str]:
 
 def check_rollout(rollout: RolloutConfig) -> Iterator[str]:
     """Yield what is wrong with sampling."""
-    rules = {"max_batch_size": POSITIVE, "logprob_gap_bound": NOT_NEGATIVE}
+    rules = {"max_total_tokens": POSITIVE, "logprob_gap_bound": NOT_NEGATIVE}
     yield from violations("rollout", rollout, rules)
     if not POSITIVE.holds(rollout.temperature):
         yield (
             f"rollout.temperature = {rollout.temperature} samples greedily, so that the "
             "responses to a prompt are all equal; give a value above 0, 0.8 is the paper's"
         )
+
+
+def check_embedded(rollout: RolloutConfig, data: DataConfig) -> Iterator[str]:
+    """Yield what is wrong with the memory of the embedded engine."""
+    needed = most_tokens_of_a_row(data)
+    if 0 < rollout.max_total_tokens < needed:
+        yield (
+            f"rollout.max_total_tokens = {rollout.max_total_tokens} has no room for the longest "
+            f"prompt (data.max_prompt_tokens = {data.max_prompt_tokens}) with its response "
+            f"(data.max_response_tokens = {data.max_response_tokens}); make it at least {needed}"
+        )
+
+
+def most_tokens_of_a_row(data: DataConfig) -> int:
+    """Return the room that one row of the embedded engine may take, in whole blocks."""
+    longest = (data.max_prompt_tokens, data.max_response_tokens)
+    return sum(-(-tokens // EMBEDDED_BLOCK) * EMBEDDED_BLOCK for tokens in longest)
 
 
 def check_replay(rollout: RolloutConfig) -> Iterator[str]:

@@ -28,6 +28,8 @@ REMOVED = {
         ("rollout.top_p", "rollout.top_k"),
         "the student is trained as the whole distribution, and sampled from it; leave this key out",
     ),
+    "rollout.max_batch_size": "max_total_tokens bounds the memory of the embedded engine, and rows"
+    " join as it has room; leave this key out",
     "sglang.health_interval_s": "servers are asked six times in health_timeout_s; leave this key"
     " out",
 }

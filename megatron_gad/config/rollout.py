@@ -8,6 +8,10 @@ WeightTransport = Literal["auto", "tensor", "broadcast", "disk"]
 # at work; in fp32 the first bound of a run. Of 1,000 tokens of SmolLM2-135M, which has 30 layers,
 # the worst is off by 0.3 to 0.8 in bf16, and by 2e-5 in fp32.
 BF16_GAP_ALARM, FP32_GAP_BOUND = 2.0, 1e-3
+# Rows that the embedded engine decodes at a time, which bounds the memory of their logits.
+EMBEDDED_ROWS = 512
+# Tokens of one block of its keys and values.
+EMBEDDED_BLOCK = 64
 ArgumentValue = bool | int | float | str | list[bool | int | float | str]
 
 
@@ -18,7 +22,7 @@ class RolloutConfig:
     Attributes:
         engine: which engine samples.
         temperature: also divides the student's logits in the policy loss, so that it is on-policy.
-        max_batch_size: rows that the embedded engine decodes at once.
+        max_total_tokens: tokens whose keys and values the embedded engine holds at a time.
         logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a
             sampled token; None: 1e-3 in fp32, in bf16 a bound on the mean over tokens instead, none
             in FP8; 0: never.
@@ -28,7 +32,7 @@ class RolloutConfig:
 
     engine: Literal["embedded", "sglang", "replay"] = "embedded"
     temperature: float = 0.8
-    max_batch_size: int = 256
+    max_total_tokens: int = 262_144
     logprob_gap_bound: float | None = None
     record: bool = False
     replay: str = ""

@@ -32,7 +32,7 @@ def build_engine(
     if rollout.engine == "embedded":
         from megatron_gad.engines.embedded import EmbeddedEngine  # noqa: PLC0415
 
-        return EmbeddedEngine(hf_folder, device, dtype, rollout.max_batch_size)
+        return EmbeddedEngine(hf_folder, device, dtype, rollout.max_total_tokens)
     if rollout.engine == "sglang":
         from megatron_gad.engines.sglang.engine import SGLangEngine  # noqa: PLC0415
 

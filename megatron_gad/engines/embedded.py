@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_gad.config.rollout import RolloutConfig
 from megatron_gad.engines.base import SamplingConfig, request_seed
-from megatron_gad.engines.decoding import Request, Response, decode
+from megatron_gad.engines.decoding import decode
 from megatron_gad.engines.hf_module import (
     allocate_weights,
     build_module,
@@ -16,6 +17,7 @@ from megatron_gad.engines.hf_module import (
     named_weights,
     release_weights,
 )
+from megatron_gad.engines.scheduling import Request
 from megatron_gad.types import Group, Prompt, Rollout
 
 
@@ -23,9 +25,9 @@ class EmbeddedEngine:
     """Samples with transformers, with nothing to install or to start; implements ``Engine``.
 
     A response depends on the weights, the prompt, the sampling and ``request_seed`` alone. The
-    batch it is decoded in changes logits by rounding only: in float32 next to no draw, while in
+    rows it is decoded with change logits by rounding only: in float32 next to no draw, while in
     bfloat16 a few tokens in a hundred may come out differently. The logprobs belong to the tokens
-    as they were drawn, whatever the batch.
+    as they were drawn, whatever the rows.
     """
 
     def __init__(
@@ -33,18 +35,16 @@ class EmbeddedEngine:
         hf_folder: str | Path,
         device: torch.device | str,
         dtype: torch.dtype,
-        max_batch_size: int = 256,
+        max_total_tokens: int = RolloutConfig.max_total_tokens,
     ) -> None:
         """Build the model without memory for its weights, which come from ``load_weights`` alone.
 
         hf_folder: only its config.json is read.
         dtype: of the weights and the computation; sampling is in float32 and above.
-        max_batch_size: responses decoded at a time; bounds the memory of the keys and values.
+        max_total_tokens: whose keys and values are held at a time.
         """
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size = {max_batch_size}; use 1 or more")
         self._device = torch.device(device)
-        self._max_batch_size = max_batch_size
+        self._max_total_tokens = max_total_tokens
         self._model = build_module(hf_folder, dtype)
         self._weights_version: int | None = None
 
@@ -77,7 +77,7 @@ class EmbeddedEngine:
             for prompt in prompts
             for sample in range(sampling.num_samples)
         ]
-        responses = self._decode_in_batches(requests, sampling)
+        responses = decode(self._model, requests, sampling, self._max_total_tokens)
         rollouts = [
             Rollout(r.ids, r.logprobs, r.finish_reason, self._weights_version) for r in responses
         ]
@@ -99,15 +99,3 @@ class EmbeddedEngine:
     def close(self) -> None:
         """Free the weights' memory; nothing was started."""
         self.sleep()
-
-    def _decode_in_batches(
-        self, requests: Sequence[Request], sampling: SamplingConfig
-    ) -> list[Response]:
-        """Decode prompts of like length together, and return the responses in the order given."""
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        responses: dict[int, Response] = {}
-        for first in range(0, len(order), self._max_batch_size):
-            batch = order[first : first + self._max_batch_size]
-            decoded = decode(self._model, [requests[i] for i in batch], sampling)
-            responses.update(zip(batch, decoded, strict=True))
-        return [responses[i] for i in range(len(requests))]

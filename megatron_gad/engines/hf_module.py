@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from megatron_gad.engines.paged_attention import ATTENTION
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.mixtures import under_hub_names
 
@@ -21,7 +22,7 @@ def build_module(hf_folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     config = load_hf_config(hf_folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            config, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False
         )
     return model.requires_grad_(False).eval()
 

@@ -1,78 +1,91 @@
-"""The first pass of decoding: every prompt is read once, whatever the number of its samples."""
+"""Texts whose keys and values a model has yet to compute: prompts, and responses once more."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from megatron_gad.engines.kv_cache import BLOCK_COLUMNS, DecodingCache, cache_argument
+from megatron_gad.engines.kv_cache import BLOCK_TOKENS, BlockPool, Indices
+from megatron_gad.engines.paged_attention import cache_argument
 
 # Bounds the activations of one forward pass, which are many times the cache of the same tokens.
 MAX_PREFILL_TOKENS = 16384
 
 
-def prefill(
-    model: PreTrainedModel,
-    prompts: Sequence[tuple[int, ...]],
-    prompt_of_row: Tensor,
-    max_new_tokens: int,
-) -> tuple[DecodingCache, Tensor]:
-    """Read the prompts and give every row a copy of its prompt's keys and values.
+@dataclass(frozen=True)
+class Text:
+    """Token ids to read from the first on.
 
-    prompts: token ids of P prompts; neighbours of like length waste least.
-    prompt_of_row: [B] int64, which prompt each row continues.
-
-    Returns a cache of B rows, prompts ending in its last column, zeros before their first tokens,
-    with room for the first new tokens; and the logits after the prompts, [B, V].
+    num_held: first tokens whose keys and values are in the pool already.
+    blocks: where those of the other tokens go, in their order.
     """
-    width = max(map(len, prompts))
-    prompts_per_pass = max(1, MAX_PREFILL_TOKENS // width)
-    cache = DecodingCache(len(prompt_of_row), width, min(max_new_tokens, BLOCK_COLUMNS))
-    logits = []
-    for first in range(0, len(prompts), prompts_per_pass):
-        some = prompts[first : first + prompts_per_pass]
-        past, some_logits = _read(model, some)
-        logits.append(some_logits)
-        theirs = (prompt_of_row >= first) & (prompt_of_row < first + len(some))
-        rows = theirs.nonzero()[:, 0]
-        source = prompt_of_row[rows] - first
-        layers: list[Any] = past.layers  # for pyright: after the pass, none is without tensors
-        for number, layer in enumerate(layers):
-            cache.write_prompts(number, rows, layer.keys[source], layer.values[source])
-    return cache, torch.cat(logits)[prompt_of_row]
+
+    ids: Sequence[int]
+    num_held: int
+    blocks: Indices
 
 
-def _read(
-    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]
-) -> tuple[DynamicCache, Tensor]:
-    """Run some prompts, padded on the left; return keys and values, and the last logits [P, V]."""
-    width = max(map(len, prompts))
-    padded = [(0,) * (width - len(ids)) + ids for ids in prompts]
-    padding = torch.tensor([width - len(ids) for ids in prompts], device=model.device)
-    positions = (torch.arange(width, device=model.device) - padding[:, None]).clamp(min=0)
-    past = DynamicCache(config=model.config)
-    output = model(
-        input_ids=torch.tensor(padded, device=model.device),
-        attention_mask=_causal_mask(padding, width) if int(padding.max()) else None,
-        position_ids=positions,
+def read(model: PreTrainedModel, pool: BlockPool, texts: Sequence[Text]) -> Tensor:
+    """Compute and keep the keys and values of texts. Returns the logits after each, [P, V]."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
+    logits: dict[int, Tensor] = {}
+    while order:
+        # Neighbours of like length waste least; the longest comes first.
+        count = max(1, MAX_PREFILL_TOKENS // len(texts[order[-1]].ids))
+        some, order = order[-count:], order[:-count]
+        logits.update(zip(some, _read(model, pool, [texts[i] for i in some]), strict=True))
+    return torch.stack([logits[i] for i in range(len(texts))])
+
+
+def _read(model: PreTrainedModel, pool: BlockPool, texts: Sequence[Text]) -> Tensor:
+    """Read texts in one pass. They are padded on the right, where no token looks."""
+    device, width = model.device, max(len(text.ids) for text in texts)
+    padded = [[*text.ids, *[0] * (width - len(text.ids))] for text in texts]
+    last = torch.tensor([len(text.ids) - 1 for text in texts], device=device)
+    base = model.model
+    output = base(
+        input_ids=torch.tensor(padded, device=device),
+        position_ids=torch.arange(width, device=device)[None],
         use_cache=True,
-        logits_to_keep=1,
-        **{cache_argument(type(model)): past},
+        **{cache_argument(type(base)): _PromptCache(pool, texts, device)},
     )
-    return past, output.logits[:, -1]
+    return model.lm_head(output.last_hidden_state[torch.arange(len(texts), device=device), last])
 
 
-def _causal_mask(padding: Tensor, width: int) -> Tensor:
-    """Return [P, 1, width, width] bool, True where a token may look.
+class _PromptCache:
+    """What the attention layers of a transformers model write whole texts to."""
 
-    Padding looks at itself, so that no row of the softmax is empty, which would give NaN.
+    is_compileable = False
 
-    padding: [P] int64, empty columns at the left.
-    """
-    columns = torch.arange(width, device=padding.device)
-    past = columns <= columns[:, None]
-    itself = columns == columns[:, None]
-    is_token = (columns >= padding[:, None])[:, None, None]
-    return (past & is_token) | itself
+    def __init__(self, pool: BlockPool, texts: Sequence[Text], device: torch.device) -> None:
+        self._pool = pool
+        parts = [_places(row, text) for row, text in enumerate(texts)]
+        places = torch.from_numpy(np.concatenate(parts, axis=1)).to(device)
+        self._rows, self._columns, self._blocks, self._offsets = places
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Keep what is not padding; return all as it is. Both: [P, heads, width, size]."""
+        for held, states in zip(
+            self._pool.layer(layer_idx), (key_states, value_states), strict=True
+        ):
+            held[self._blocks, :, self._offsets] = states[self._rows, :, self._columns]
+        return key_states, value_states
+
+
+def _places(row: int, text: Text) -> Indices:
+    """Return [4, tokens to keep]: row and column in the pass, block and offset in the pool."""
+    columns = np.arange(text.num_held, len(text.ids))
+    number = columns - text.num_held
+    return np.stack(
+        (
+            np.full(len(columns), row),
+            columns,
+            text.blocks[number // BLOCK_TOKENS],
+            number % BLOCK_TOKENS,
+        )
+    )

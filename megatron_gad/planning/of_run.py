@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from megatron_gad.config.rollout import EMBEDDED_ROWS
 from megatron_gad.config.run import RunConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.choice import Residency, caveats, choose_residency
@@ -71,8 +72,8 @@ def engine_use(config: RunConfig, request: Request, layout: Layout) -> EngineUse
         return EngineUse("replay", 0)
     if config.rollout.engine == "embedded":
         samples = max(-(-int(stage.num_samples) // layout.data) for stage in request.stages)
-        rows = min(config.rollout.max_batch_size, samples)
-        return EngineUse("embedded", rows * request.lengths.max_row, rows)
+        most = min(config.rollout.max_total_tokens, samples * request.lengths.max_row)
+        return EngineUse("embedded", most, max_rows=min(EMBEDDED_ROWS, samples))
     servers = free_servers(config)
     if config.sglang.urls:
         return replace(servers, kind="elsewhere")

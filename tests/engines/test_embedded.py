@@ -14,8 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from megatron_gad.engines.base import SamplingConfig, request_seed
-from megatron_gad.engines.decoding import Request, decode
+from megatron_gad.engines.decoding import decode
 from megatron_gad.engines.embedded import EmbeddedEngine
+from megatron_gad.engines.kv_cache import BLOCK_TOKENS
+from megatron_gad.engines.paged_attention import ATTENTION
+from megatron_gad.engines.scheduling import Request
 from megatron_gad.types import Group, Prompt, Rollout
 from tests.tiny import make_hf_folder
 
@@ -37,9 +40,9 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
 
 
 def awake_engine(
-    folder: Path, max_batch_size: int = 256, dtype: torch.dtype = torch.float32
+    folder: Path, max_total_tokens: int = 262_144, dtype: torch.dtype = torch.float32
 ) -> EmbeddedEngine:
-    engine = EmbeddedEngine(folder, "cpu", dtype, max_batch_size)
+    engine = EmbeddedEngine(folder, "cpu", dtype, max_total_tokens)
     engine.load_weights(weights_of(folder), version=1)
     return engine
 
@@ -89,6 +92,18 @@ class TakesPastKeyValues(LlamaForCausalLM):
         assert set(rest) <= {"logits_to_keep"}
         rest |= {"attention_mask": attention_mask, "position_ids": position_ids}
         return super().forward(input_ids, use_cache=use_cache, **rest, **{CACHE: past_key_values})
+
+
+class LoadedModule(EmbeddedEngine):
+    """An engine that keeps the ids of every forward pass, [rows, tokens]."""
+
+    def __init__(self, folder: Path, max_total_tokens: int) -> None:
+        super().__init__(folder, "cpu", torch.float32, max_total_tokens)
+        self.load_weights(weights_of(folder), version=1)
+        self.seen: list[Tensor] = []
+        self._model.model.embed_tokens.register_forward_pre_hook(
+            lambda _, arguments: self.seen.append(arguments[0])
+        )
 
 
 @pytest.fixture(scope="module")
@@ -166,24 +181,47 @@ def test_temperature_zero_equals_greedy_generation_of_transformers(tmp_path, fam
 @pytest.mark.parametrize("model_class", [TakesCache, TakesPastKeyValues])
 def test_models_of_older_and_newer_transformers_are_given_their_cache(tmp_path, model_class):
     folder = make_hf_folder(tmp_path, "llama", VOCAB_SIZE)
-    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    model = model_class.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=ATTENTION
+    ).eval()
     prompts = make_prompts([3, 6])
     requests = [Request(prompt.ids, seed=0) for prompt in prompts]
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=12)
     expected = awake_engine(folder).generate(prompts, sampling)
-    texts = [response.ids for response in decode(model, requests, sampling)]
+    texts = [response.ids for response in decode(model, requests, sampling, 4096)]
     assert texts == [rollout.ids for _, _, rollout in rows_of(expected)]
 
 
-@pytest.mark.parametrize("max_batch_size", [1, 3, 7])
-def test_the_batch_size_does_not_change_the_text(folder, engine, max_batch_size):
-    prompts = make_prompts([4, 9, 4, 2, 7])
-    sampling = SamplingConfig(num_samples=4, max_new_tokens=16, stop_ids=STOP)
-    expected = engine.generate(prompts, sampling)
-    split = awake_engine(folder, max_batch_size).generate(prompts, sampling)
-    assert responses_by_index(split) == responses_by_index(expected)
-    for (_, _, one), (_, _, other) in zip(rows_of(split), rows_of(expected), strict=True):
+# Blocks of the pool: room for one row, for two or three, and for most; rows take up to 4 each.
+@pytest.mark.parametrize("num_blocks", [5, 8, 30])
+def test_the_room_for_tokens_does_not_change_the_text(folder, num_blocks):
+    prompts = make_prompts([4, 70, 4, 2, 7])
+    sampling = SamplingConfig(num_samples=4, max_new_tokens=3 * BLOCK_TOKENS - 10, stop_ids=(3,))
+    expected = awake_engine(folder).generate(prompts, sampling)
+    assert {len(r.ids) // BLOCK_TOKENS for _, _, r in rows_of(expected)} == {0, 1, 2}
+    tight = awake_engine(folder, num_blocks * BLOCK_TOKENS).generate(prompts, sampling)
+    assert responses_by_index(tight) == responses_by_index(expected)
+    for (_, _, one), (_, _, other) in zip(rows_of(tight), rows_of(expected), strict=True):
         assert one.rollout_logprobs == pytest.approx(other.rollout_logprobs, abs=1e-5)
+        assert one.finish_reason == other.finish_reason
+
+
+def test_rows_that_have_ended_make_room_at_once_and_a_prompt_is_read_once(folder):
+    engine = LoadedModule(folder, 13 * BLOCK_TOKENS)
+    prompts = make_prompts([5] * 6)
+    sampling = SamplingConfig(num_samples=8, max_new_tokens=BLOCK_TOKENS, stop_ids=STOP)
+    groups = engine.generate(prompts, sampling)
+    prompt_passes = [ids for ids in engine.seen if ids.shape[1] > 1]
+    assert sum(len(ids) for ids in prompt_passes) == 6
+    steps = [len(ids) for ids in engine.seen if ids.shape[1] == 1]
+    # The last token of a response is never read.
+    assert sum(steps) == sum(len(r.ids) - 1 for _, _, r in rows_of(groups))
+    # 11 or 12 blocks hold responses, of which 48 run. In batches of 12, each as long as its
+    # longest, they would take this many steps; with room taken at once, the sum over places.
+    lengths = [len(r.ids) - 1 for _, _, r in rows_of(groups)]
+    batched = sum(max(lengths[i : i + 12]) for i in range(0, 48, 12))
+    assert len(steps) < 0.8 * batched
+    assert max(steps) <= 12
 
 
 def test_order_and_other_prompts_do_not_change_the_text(engine):
@@ -242,7 +280,7 @@ def test_without_stop_ids_every_response_has_the_full_length(engine):
 
 def test_prompts_beyond_one_forward_pass_and_responses_beyond_one_block_stay_exact(tmp_path):
     folder = make_hf_folder(tmp_path, "qwen2", VOCAB_SIZE, max_position_embeddings=512)
-    engine = awake_engine(folder, max_batch_size=400)
+    engine = awake_engine(folder)
     model = load_reference(folder)
     prompts = make_prompts([60] * 150 + [64] * 150)  # 18600 tokens, more than one pass takes
     groups = engine.generate(prompts, SamplingConfig(max_new_tokens=2))
@@ -310,6 +348,7 @@ def test_bad_requests_are_named(folder, engine):
         engine.generate([*make_prompts([3]), empty], SamplingConfig())
     with pytest.raises(ValueError, match=r"stop_ids = \[17, -1\] are not ids of this model"):
         engine.generate(make_prompts([3]), SamplingConfig(stop_ids=(17, 3, -1)))
-    with pytest.raises(ValueError, match="max_batch_size = 0"):
-        EmbeddedEngine(folder, "cpu", torch.float32, max_batch_size=0)
+    small = awake_engine(folder, 2 * BLOCK_TOKENS)
+    with pytest.raises(ValueError, match=r"max_total_tokens = 128 has no room .*at least 192"):
+        small.generate(make_prompts([3, BLOCK_TOKENS + 1]), SamplingConfig(max_new_tokens=4))
     assert engine.generate([], SamplingConfig()) == []

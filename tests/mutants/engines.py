@@ -8,7 +8,8 @@ CACHE = ("tests/unit/engines/test_kv_cache.py",)
 EMBEDDED = "tests/engines/test_embedded.py::"
 PLAIN = (f"{EMBEDDED}test_rollout_logprobs_equal_a_plain_forward",)
 STOPS = (f"{EMBEDDED}test_the_stop_id_is_kept_as_the_last_and_the_cap_cuts_without_one",)
-BATCH_SIZE = (f"{EMBEDDED}test_the_batch_size_does_not_change_the_text",)
+ROOM = (f"{EMBEDDED}test_the_room_for_tokens_does_not_change_the_text",)
+JOINING = (f"{EMBEDDED}test_rows_that_have_ended_make_room_at_once_and_a_prompt_is_read_once",)
 REQUESTS = ("tests/unit/engines/sglang/test_requests.py",)
 AGREEMENT = ("tests/unit/stages/test_agreement.py",)
 SAMPLER = ("tests/unit/runtime/test_sampler.py",)
@@ -63,53 +64,75 @@ DRAW_MUTANTS = (
 DECODING_MUTANTS = (
     Mutant(
         "the stop id is cut off",
-        "stops.int().argmax(dim=1) + 1",
-        "stops.int().argmax(dim=1)",
+        "return Response(tuple(row.ids), tuple(row.logprobs), reason)",
+        "return Response(tuple(row.ids[:-1]), tuple(row.logprobs[:-1]), reason)",
         STOPS,
     ),
     Mutant(
         "every response is said to have stopped",
-        '"stop" if ended else "length")',
-        '"stop")',
+        'reason = "stop" if row.ids[-1] in sampling.stop_ids else "length"',
+        'reason = "stop"',
         STOPS,
     ),
     Mutant(
         "a step writes the log-probabilities of other rows",
-        "logprobs[live.rows, step] = ids_logprobs",
-        "logprobs[live.rows.flip(0), step] = ids_logprobs",
+        "zip(rows, ids.tolist(), logprobs.tolist(), strict=True)",
+        "zip(rows, ids.tolist(), logprobs.flip(0).tolist(), strict=True)",
         PLAIN,
     ),
     Mutant(
-        "rows that stay take the keys and values of the first rows",
-        "self.keys[layer] = self.keys[layer][rows]\n"
-        "            self.values[layer] = self.values[layer][rows]",
-        "self.keys[layer] = self.keys[layer][: len(rows)]\n"
-        "            self.values[layer] = self.values[layer][: len(rows)]",
+        "blocks that are packed leave what they hold behind",
+        "layer[target] = layer[source]",
+        "layer[target] = layer[target]",
         CACHE,
     ),
     Mutant(
-        "the samples of all prompts begin with the keys of the first",
-        "source = prompt_of_row[rows] - first",
-        "source = torch.zeros_like(rows)",
+        "responses read the prompts of others",
+        "of_prompts[row.prompt.number, place] = index",
+        "of_prompts[len(schedule.prompts) - 1 - row.prompt.number, place] = index",
         PLAIN,
     ),
     Mutant(
-        "tokens attend to the padding before shorter prompts",
-        "mask = (columns >= (cache.length - lengths)[:, None])[:, None, None]",
-        "mask = (columns >= 0 * lengths[:, None])[:, None, None]",
+        "tokens attend to the empty places of a block",
+        "is_empty = torch.arange(BLOCK_TOKENS, device=device) >= fill[:, None]",
+        "is_empty = torch.arange(BLOCK_TOKENS, device=device) > 0 * fill[:, None] + BLOCK_TOKENS",
         PLAIN,
     ),
     Mutant(
-        "new tokens have positions that count the padding",
-        "        positions=lengths,",
-        "        positions=torch.full_like(lengths, cache.length),",
+        "the parts of a row's blocks are added without a common maximum",
+        "sums *= (top - maxima[rows]).exp_()[..., None]",
+        "sums *= 1",
+        ("tests/unit/engines/test_paged_attention.py",),
+    ),
+    Mutant(
+        "new tokens have the position of the one after",
+        "len(row.prompt.ids) + len(row.ids) - 1,",
+        "len(row.prompt.ids) + len(row.ids),",
         PLAIN,
     ),
     Mutant(
-        "responses come back in the order of the prompts' lengths",
-        "return [responses[i] for i in range(len(requests))]",
-        "return list(responses.values())",
+        "responses come back in the order in which they ended",
+        "sorted(schedule.ended, key=lambda r: r.number)",
+        "schedule.ended",
         (f"{EMBEDDED}test_order_and_other_prompts_do_not_change_the_text",),
+    ),
+    Mutant(
+        "a response that waited again goes on behind another token",
+        "ids = (*prompt.ids, *row.ids)",
+        "ids = (*prompt.ids, *row.ids[:-1], row.ids[0])",
+        ROOM,
+    ),
+    Mutant(
+        "responses that wait begin when none is left that runs",
+        "return room >= min(JOINING_SHARE * len(self.live), len(self.waiting))",
+        "return not self.live",
+        JOINING,
+    ),
+    Mutant(
+        "a prompt is read once for each response",
+        "            if not prompt.is_held:",
+        "            if True:",
+        JOINING,
     ),
     Mutant(
         "the cap is ignored and responses have one token less",

@@ -45,6 +45,14 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
         "(a year)",
     ),
     (
+        {
+            "rollout": {"max_total_tokens": 255},
+            "data": {"max_prompt_tokens": 190, "max_response_tokens": 64},
+        },
+        "rollout.max_total_tokens = 255 has no room for the longest prompt (data.max_prompt_tokens "
+        "= 190) with its response (data.max_response_tokens = 64); make it at least 256",
+    ),
+    (
         {"rollout": {"engine": "sglang"}},
         "rollout.engine = 'sglang', but that package is not installed; install "
         "megatron-gad[sglang], name an interpreter that has it in sglang.python, name running "

@@ -1,49 +1,74 @@
-"""The decoding cache against plain concatenation."""
+"""Blocks of keys and values: who has which, and that they keep what they hold."""
 
+import numpy as np
+import pytest
 import torch
 
-from megatron_gad.engines.kv_cache import BLOCK_COLUMNS, DecodingCache
+from megatron_gad.engines.kv_cache import BLOCK_TOKENS, NOBODY, BlockPool, CacheShape, Region
+
+SHAPE = CacheShape(layers=2, heads=1, head_size=3)
 
 
-def random_states(num_rows: int, num_columns: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_rows, 2, num_columns, 4, generator=generator)
+def make_pool(num_blocks: int) -> BlockPool:
+    return BlockPool(num_blocks, SHAPE, torch.device("cpu"), torch.float32)
 
 
-def test_columns_written_one_by_one_read_like_a_concatenation_over_several_blocks():
-    prompt = random_states(3, 5, seed=0)
-    cache = DecodingCache(num_rows=3, length=5, room=2)
-    cache.write_prompts(0, torch.arange(3), prompt, -prompt)
-    new = random_states(3, BLOCK_COLUMNS + 10, seed=1)
-    for column in range(new.shape[2]):
-        keys, values = cache.update(
-            new[:, :, column : column + 1], -new[:, :, column : column + 1], 0
-        )
-        cache.length += 1
-    expected = torch.cat((prompt, new), dim=2)
-    assert torch.equal(keys, expected)
-    assert torch.equal(values, -expected)
+def mark(pool: BlockPool, blocks: np.ndarray, value: int) -> None:
+    for layer in range(SHAPE.layers):
+        keys, values = pool.layer(layer)
+        keys[blocks] = 10.0 * value + layer
+        values[blocks] = -10.0 * value - layer
 
 
-def test_prompts_end_in_the_same_column_with_zeros_before_them():
-    long, short = random_states(1, 5, seed=0), random_states(2, 3, seed=1)
-    cache = DecodingCache(num_rows=3, length=5, room=1)
-    cache.write_prompts(0, torch.tensor([1]), long, long)
-    cache.write_prompts(0, torch.tensor([2, 0]), short, short)
-    new = random_states(3, 1, seed=2)
-    keys, _ = cache.update(new, new, 0)
-    zeros = torch.zeros(2, 2, 2, 4)
-    assert torch.equal(keys[1], torch.cat((long[0], new[1]), dim=1))
-    assert torch.equal(keys[[2, 0]], torch.cat((zeros, short, new[[2, 0]]), dim=2))
+def test_a_region_fills_a_pool_from_its_own_end_and_gives_all_back():
+    pool = make_pool(6)
+    responses, prompts = Region(pool), Region(pool, is_at_end=True)
+    assert responses.take(7, 2 * BLOCK_TOKENS + 1).tolist() == [0, 1, 2]
+    assert prompts.take(0, BLOCK_TOKENS).tolist() == [5]
+    assert responses.fill.tolist() == [BLOCK_TOKENS, BLOCK_TOKENS, 1, 0, 0, 0]
+    assert responses.owners.tolist() == [7, 7, 7, NOBODY, NOBODY, NOBODY]
+    assert (responses.span(), prompts.span()) == (slice(0, 3), slice(5, 6))
+    assert pool.num_free == 2
+    responses.release(7)
+    assert (pool.num_free, responses.span()) == (5, slice(0, 0))
+    assert responses.fill.sum() == 0
+    assert responses.take(8, 0).tolist() == [0]  # a row that begins has a block without tokens
+    with pytest.raises(AssertionError, match="4 free blocks, 5 are needed"):
+        prompts.take(1, 5 * BLOCK_TOKENS)
 
 
-def test_kept_rows_keep_their_own_columns():
-    prompt = random_states(4, 3, seed=0)
-    cache = DecodingCache(num_rows=4, length=3, room=4)
-    cache.write_prompts(0, torch.arange(4), prompt, -prompt)
-    cache.keep_rows(torch.tensor([3, 1]))
-    new = random_states(2, 1, seed=1)
-    keys, values = cache.update(new, -new, 0)
-    expected = torch.cat((prompt[[3, 1]], new), dim=2)
-    assert torch.equal(keys, expected)
-    assert torch.equal(values, -expected)
+def test_a_block_holds_finite_numbers_before_anything_was_written():
+    pool = make_pool(3)
+    for layer in range(SHAPE.layers):
+        for held in pool.layer(layer):
+            held.fill_(torch.nan)
+    blocks = Region(pool).take(0, 2 * BLOCK_TOKENS)
+    for layer in range(SHAPE.layers):
+        for held in pool.layer(layer):
+            assert held[blocks].eq(0).all()
+            assert held[2].isnan().all()
+
+
+@pytest.mark.parametrize("is_at_end", [False, True])
+def test_packed_blocks_keep_their_owners_and_what_they_hold(is_at_end):
+    pool = make_pool(40)
+    region = Region(pool, is_at_end=is_at_end)
+    for owner in range(20):
+        mark(pool, region.take(owner, 2 * BLOCK_TOKENS - owner), owner)
+    assert region.pack() is None  # no gap yet
+    before = {owner: np.flatnonzero(region.owners == owner) for owner in (3, 11, 19)}
+    fill = {owner: region.fill[blocks] for owner, blocks in before.items()}
+    for owner in set(range(20)) - set(before):
+        region.release(owner)
+    places = region.pack()
+    assert places is not None
+    assert region.span() == (slice(34, 40) if is_at_end else slice(0, 6))
+    assert pool.num_free == 34
+    for owner, blocks in before.items():
+        moved = places[blocks]
+        assert set(moved) == set(np.flatnonzero(region.owners == owner))
+        assert region.fill[moved].tolist() == fill[owner].tolist()
+        for layer in range(SHAPE.layers):
+            keys, values = pool.layer(layer)
+            assert keys[moved].eq(10.0 * owner + layer).all()
+            assert values[moved].eq(-10.0 * owner - layer).all()

@@ -156,9 +156,11 @@ def test_the_command_reports_all_violations_and_exits_with_2(
 ) -> None:
     file = tmp_path / "run.toml"
     file.write_text(to_toml(good))
-    done = run_command(str(file), "--adversarial.group-size", "1", "--rollout.max-batch-size", "0")
+    done = run_command(
+        str(file), "--adversarial.group-size", "1", "--rollout.max-total-tokens", "0"
+    )
     assert done.returncode == 2
     assert "2 problem(s)" in done.stderr
     assert "adversarial.group_size = 1" in done.stderr
-    assert "rollout.max_batch_size = 0" in done.stderr
+    assert "rollout.max_total_tokens = 0" in done.stderr
     assert not Path(good.checkpoint.save).exists()
