@@ -37,10 +37,10 @@ def save(run: Run, stage: Stage | None = None) -> None:
     snapshots = {name: (run.student, snapshot) for name, snapshot in kept.items()}
     state = {
         "settings": settings(run.config),
-        "data_fingerprint": run.data_fingerprint if run.parallel.is_writer else "",
+        "data_fingerprint": run.data.fingerprint if run.parallel.is_writer else "",
         "progress": asdict(run.progress),
         "stages": list(run.config.stages),
-        **run.order_states(),
+        **run.data.states(),
         "stage": stage.state(run) if stage is not None else {},
         "schedule_steps": {name: trainer.schedule.num_steps for name, trainer in models.items()},
         "snapshots": list(snapshots),
@@ -84,8 +84,8 @@ def load_latest(run: Run) -> Stage | None:
         logger.info("resuming from %s", folder)
     if run.progress.step_in_stage == 0:
         return None
-    run.start_orders()
-    run.load_order_states(state)
+    run.data.start_stage(run.progress.stage_index)
+    run.data.load_states(state)
     snapshots = {name: load_snapshot(folder / name, run.student) for name in state["snapshots"]}
     return resume_stage(run, state["schedule_steps"], _stage_state(state), snapshots)
 
@@ -121,7 +121,7 @@ def _check_data(run: Run, folder: Path, state: dict) -> None:
     """Refuse other texts than those that the run began with, where nobody accepted others."""
     config = run.config
     is_accepted = "data.path" in config.checkpoint.override_config
-    if is_accepted or state.get("data_fingerprint", run.data_fingerprint) == run.data_fingerprint:
+    if is_accepted or state.get("data_fingerprint", run.data.fingerprint) == run.data.fingerprint:
         return
     raise ValueError(
         f"data.path = {config.data.path!r} holds other texts than those that {folder} was trained "

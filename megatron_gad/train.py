@@ -131,7 +131,7 @@ def _walk_stages(run: Run, stop: StopRequest) -> None:
 
 def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
     """Take steps until the stage ends or the run is asked to stop; return why it ended."""
-    where, total = run.progress, stage.settings.num_steps(len(run.prompts))
+    where, total = run.progress, stage.settings.num_steps(len(run.data.prompts))
     interval = run.config.checkpoint.save_interval
     last_step = where.iteration - where.step_in_stage + total
     with progress(total, stage.name, run.parallel.is_writer) as bar:
@@ -156,11 +156,10 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
 
 def _take_step(run: Run, stage: Stage) -> StepResult:
     start = time.monotonic()
-    result = stage.step(run)
-    run.progress.count_step(stage.settings.num_prompts)
+    result = stage.take_step(run)
     result.metrics.update(run.turn.take_metrics())
     result.metrics["time/step_s"] = time.monotonic() - start
-    result.metrics["data/epoch"] = run.epoch
+    result.metrics["data/epoch"] = run.data.epoch
     stage.after_step(run, result.metrics)
     return result
 

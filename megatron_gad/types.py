@@ -144,10 +144,6 @@ class PairBatch:
     group_size: int
     score_gradients: Tensor | None = None
 
-    def with_score_gradients(self, score_gradients: Tensor) -> "PairBatch":
-        """Return a batch whose loss is linear in the scores with these weights, [R] float32."""
-        return replace(self, score_gradients=score_gradients)
-
 
 @dataclass(frozen=True)
 class LanguageOutput:

@@ -6,8 +6,7 @@ from megatron_gad.stages.step_result import StepResult
 
 
 def take_step(run: Run, stage: Stage) -> StepResult:
-    """Take a step and count it."""
-    result = stage.step(run)
-    run.progress.count_step(stage.settings.num_prompts)
+    """Take a step, and let the stage look at its numbers."""
+    result = stage.take_step(run)
     stage.after_step(run, result.metrics)
     return result

@@ -64,35 +64,6 @@ def cross_entropy(
     return masked_sum(losses, trained), masked_count(trained)
 
 
-def score_gradients(
-    teacher_scores: Tensor, student_scores: Tensor, trained: Tensor, kind: DiscriminatorKind
-) -> Tensor:
-    """Return d sum / d score of every row in closed form, [R] in the row order of a PairBatch.
-
-        bradley_terry   d/ds =  sigmoid(s - t)        d/dt = -sum over pairs of sigmoid(s - t)
-        cross_entropy   d/ds =  sigmoid(s) / 2        d/dt = -sum over pairs of sigmoid(-t) / 2
-
-    Untrained rollouts get 0. For groups that are too long for one microbatch: score every row
-    first, then train with ``weighted_score_loss``.
-
-    teacher_scores: [P] float32. student_scores: [P, G] float32. trained: [P, G] bool.
-    """
-    teacher_scores, student_scores = _paired(
-        teacher_scores.detach(), student_scores.detach(), trained
-    )
-    if kind == "bradley_terry":
-        per_student = torch.sigmoid(student_scores - teacher_scores)
-        per_teacher = per_student
-    elif kind == "cross_entropy":
-        per_student = torch.sigmoid(student_scores) / 2
-        per_teacher = torch.sigmoid(-teacher_scores) / 2
-    else:
-        raise _unknown_kind(kind)
-    student_side = zero_outside(per_student, trained)
-    teacher_side = -zero_outside(per_teacher, trained).sum(dim=-1, keepdim=True)
-    return torch.cat([teacher_side, student_side], dim=-1).flatten()
-
-
 def discriminator_loss(output: ScorerOutput, batch: PairBatch, kind: DiscriminatorKind) -> Loss:
     """Return the discriminator's loss over the pairs of whole groups, counted in pairs.
 
@@ -109,6 +80,22 @@ def discriminator_loss(output: ScorerOutput, batch: PairBatch, kind: Discriminat
         raise _unknown_kind(kind)
     metrics = _pair_metrics(teacher_scores.detach(), student_scores.detach(), trained)
     return Loss(total, count, {"loss": (total.detach(), count), **metrics})
+
+
+def score_gradients(
+    scores: Tensor, batch: PairBatch, kind: DiscriminatorKind
+) -> tuple[Tensor, Loss]:
+    """Return d total / d score of every row, [R], and the loss of these scores.
+
+    For groups that are too long for one microbatch: score every row first, then train with
+    ``weighted_score_loss``. Rollouts that are not trained get 0.
+
+    scores: [R] float32.
+    """
+    leaf = scores.detach().requires_grad_()
+    loss = discriminator_loss(ScorerOutput(leaf), batch, kind)
+    (gradients,) = torch.autograd.grad(loss.total, leaf)
+    return gradients, loss
 
 
 def weighted_score_loss(

@@ -57,6 +57,5 @@ def sequence_kl(
 
     logprobs, ref_logprobs: [B, T] float32. response_mask: [B, T] bool.
     """
-    logprobs = zero_outside(logprobs.detach(), response_mask)
-    ref_logprobs = zero_outside(ref_logprobs, response_mask)
-    return kl_estimate(logprobs, ref_logprobs, kind).sum(dim=-1)
+    estimates = kl_estimate(logprobs.detach(), ref_logprobs, kind)
+    return zero_outside(estimates, response_mask).sum(dim=-1)

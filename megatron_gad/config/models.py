@@ -56,8 +56,8 @@ class DiscriminatorConfig(OwnLayout, OptimizerConfig):
         score: read the last token's value, or the sum or mean of the values of all response
             tokens.
         head_std: standard deviation of the scalar head's first weights.
-        split_groups: where a whole group does not fit in memory: score first, then train row by
-            row on the closed-form gradients. Equal gradients for one more forward.
+        split_groups: for groups that do not fit in memory as a whole: score first, then train row
+            by row on the gradients of the scores. Equal gradients for one more forward pass.
     """
 
     path: str = ""

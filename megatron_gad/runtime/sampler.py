@@ -102,17 +102,21 @@ class Sampler:
         self, requests: Sequence["Request"], sampled: list[list[Group]] | None
     ) -> list[list[Group]]:
         # Ranks without an engine wait here for the group's first.
-        sampled = self._parallel.from_engine_rank(sampled)
+        handed = self._parallel.from_engine_rank(sampled)
         if self._record_folder is not None and self._parallel.is_engine_rank:
-            # In one file for all data ranks, to be replayed on any number of them. Engine ranks are
-            # the data ranks of one place in their groups; the first of them writes.
-            to_others: list[list[Group]] = [[]] * (self._parallel.data_size - 1)
-            for request, groups in zip(requests, sampled, strict=True):
-                shares = self._parallel.exchange_over_data([groups, *to_others])
-                if self._parallel.is_writer:
-                    name = request.sampling.name
-                    write_groups(self._record_folder, name, chain.from_iterable(shares))
-        return sampled
+            for request, groups in zip(requests, handed, strict=True):
+                self._record(self._record_folder, request.sampling.name, groups)
+        return handed
+
+    def _record(self, folder: Path, name: str, groups: list[Group]) -> None:
+        """Write the groups of all data ranks to one file, to be replayed on any number of them.
+
+        Engine ranks are the data ranks of one place in their groups; the first of them writes.
+        """
+        to_others: list[list[Group]] = [[]] * (self._parallel.data_size - 1)
+        shares = self._parallel.exchange_over_data([groups, *to_others])
+        if self._parallel.is_writer:
+            write_groups(folder, name, chain.from_iterable(shares))
 
     def sleep(self) -> None:
         """Give the engine's memory back; it needs weights before it samples again."""

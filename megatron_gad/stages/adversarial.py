@@ -37,12 +37,13 @@ from megatron_gad.types import Batch, Group, Metrics
 class _Sampled:
     """What one step trains on.
 
-    groups: of the step's prompts.
+    groups: of the step's prompts. batch: their rollouts as rows.
     extra_groups: of every extra step of the discriminator.
     weights_lag: updates of the student since the weights that sampled them.
     """
 
     groups: list[Group]
+    batch: Batch
     extra_groups: list[list[Group]]
     weights_lag: int
     metrics: Metrics
@@ -95,8 +96,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         judged = judge_groups(run, sampled.groups, learns, self.settings.discriminator_samples)
         extra = [judge_groups(run, each) for each in sampled.extra_groups]
 
-        batch = policy_batch(sampled.groups)
-        batch = self._with_reference(run, batch)
+        batch = self._with_reference(run, sampled.batch)
         scores_PG, metrics = self._without_length(run, sampled.groups, judged.scores_PG)
         rewarded = reward_groups(run, sampled.groups, scores_PG)
         rewards_PG = self._less_kl(run, batch, rewarded.total_PG)
@@ -107,11 +107,11 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             batch = batch.with_advantages(advantages_PG.flatten())
             batch = batch.without_rows(self._left_out(sampled.groups, rewarded.is_dropped_P))
             learned = take_policy_steps(run, batch, sampled.groups, self.settings.student_updates)
-            if not learned.is_skipped:
-                agreement = compare_all(run, learned.rows, batch, sampled.weights_lag)
+            if not learned.output.is_skipped:
+                agreement = compare_all(run, learned.output.rows, batch, sampled.weights_lag)
         return StepResult.of(
             sampled.metrics | agreement,
-            judged=[each.output for each in (judged, *extra)],
+            judged=[each.step for each in (judged, *extra)],
             learned=learned,
             samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG, rewarded.parts),
             rewards=metrics
@@ -140,7 +140,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
                 )
             self.reference = Reference(run.student, snapshots["reference"])
         if state["ahead"]:
-            orders, requests = run.order_states(), self._requests(run, run.progress.iteration)
+            orders, requests = run.data.states(), self._requests(run, run.progress.iteration)
             restore_ahead(run, requests, orders, state["ahead"])
 
     @property
@@ -150,17 +150,17 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
 
     def _sample(self, run: Run) -> _Sampled:
         """Return the rollouts of this step, at equal cost for all data ranks."""
-        is_last = run.progress.step_in_stage + 1 >= self.settings.num_steps(len(run.prompts))
+        is_last = run.progress.step_in_stage + 1 >= self.settings.num_steps(len(run.data.prompts))
         is_ahead = self.settings.overlap and not is_last
-        sampled, metrics = sample_step(run, partial(self._requests, run), is_ahead)
-        groups, extra = sampled[0], [group for groups in sampled[1:] for group in groups]
+        (groups, *more), metrics = sample_step(run, partial(self._requests, run), is_ahead)
+        extra = list(chain.from_iterable(more))
         lag = run.progress.weights_version - groups[0].rollouts[0].weights_version
         metrics["engine/weights_lag"] = float(lag)
         num_extra = self.settings.num_extra_steps
         size = len(extra) // max(1, num_extra)
         parts = [extra[i * size : (i + 1) * size] for i in range(num_extra)]
-        even = [rebalance(part, group_cost, run.parallel) for part in (groups, *parts)]
-        return _Sampled(even[0], even[1:], lag, metrics)
+        even, *extra = [rebalance(part, group_cost, run.parallel) for part in (groups, *parts)]
+        return _Sampled(even, policy_batch(even), extra, lag, metrics)
 
     def _requests(self, run: Run, iteration: int) -> list[Request]:
         """Take the prompts of a step: one request for its groups, one for its extra pairs, if any.
@@ -168,7 +168,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         One sample for each of many other prompts: the student does not change between extra steps.
         """
         own = self.settings
-        prompts, shares = run.take_with_extra(
+        prompts, shares = run.data.take_with_extra(
             own.prompts_per_step, own.extra_prompts, own.num_extra_steps
         )
         sampling = SamplingConfig.of_step(run.config, iteration, own.group_size)

@@ -1,18 +1,24 @@
 """Open a run, and enter its stages: at their beginning, or where a checkpoint left them."""
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from megatron_gad import stages
-from megatron_gad.checks.inputs import ReadRows
+from megatron_gad.checks.inputs import ReadRows, read_codecs
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.codecs import Codecs
+from megatron_gad.rewards.client import Rewards
+from megatron_gad.runtime.metrics import MetricsWriter
+from megatron_gad.runtime.parts import build_sampler, build_student, build_turns, check_models
 from megatron_gad.runtime.run import Run
-from megatron_gad.runtime.run_prompts import NOTHING
+from megatron_gad.runtime.run_data import NOTHING, RunData
+from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
 from megatron_gad.runtime.turns import Watch, no_watch
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training.parallel import Parallel
@@ -38,23 +44,52 @@ def open_run(
     codecs: Codecs | None = None,
     read: ReadRows = NOTHING,
 ) -> Run:
-    """Build the parts of a run, as ``Run`` does.
+    """Build the parts of a run; its data are loaded and checked before an engine starts.
 
-    Raises ValueError if its data are too few for a step.
+    watch: entered for as long as a turn lasts.
+    codecs: what turns text into ids, if it was opened already.
+    read: the rows that the first rank has read already.
+
+    Raises ValueError if the data are too few for a step, or the run directory cannot be used.
     """
+    folder = Path(config.checkpoint.save)
+    check_is_shared(folder, parallel)
+    with contextlib.ExitStack() as opened:
+        lock = RunFolderLock(folder, parallel)
+        opened.callback(lock.close)
+        writer = MetricsWriter(folder, config.log, parallel.is_writer)
+        opened.callback(writer.close)
+        codecs = codecs or read_codecs(config)
+        data = RunData(config, codecs, parallel, read)
+        _check_rows(config, len(data.prompts))
+        check_models(config, parallel)
+        sampler = build_sampler(config, codecs, parallel)
+        opened.callback(sampler.close)
+        if parallel.device.type == "cuda":
+            sampler.sleep()  # a server took its memory when all was free; now models need it
+            parallel.barrier()
+        rewards = Rewards(config.rewards)
+        opened.callback(rewards.close)
+        student = build_student(config, parallel)
+        turn = build_turns(config, parallel, sampler, watch)
+        turn.add("student", student)
+        return Run(
+            *(config, codecs, data, lock, writer, sampler, rewards, student, turn),
+            opened=opened.pop_all(),
+        )
+
+
+def _check_rows(config: RunConfig, num_rows: int) -> None:
     planned = [find_stage(name)(config) for name in config.stages]
-    run = Run(config, parallel, watch, codecs, read)
-    problems = [problem for stage in planned for problem in stage.check_rows(len(run.prompts))]
+    problems = [problem for stage in planned for problem in stage.check_rows(num_rows)]
     if problems:
-        run.close()
         raise ValueError("\n".join(problems))
-    return run
 
 
 def begin_stage(run: Run) -> Stage:
     """Set up what the run's stage needs, from the models as the stage before left them."""
     stage = find_stage(run.stage_name)(run.config)
-    run.start_orders()
+    run.data.start_stage(run.progress.stage_index)
     if stage.kind.uses_discriminator and not run.has_discriminator:
         with run.turn("build"):
             run.build_discriminator()
@@ -86,14 +121,14 @@ def resume_stage(
 
 def reason_to_end(run: Run, stage: Stage) -> str:
     """Return why the stage is at its end, or an empty string."""
-    num_steps = stage.settings.num_steps(len(run.prompts))
+    num_steps = stage.settings.num_steps(len(run.data.prompts))
     is_last = run.progress.step_in_stage >= num_steps
     return stage.reason_to_end() or (f"its {num_steps} steps are done" if is_last else "")
 
 
 def _start_schedules(run: Run, stage: Stage, resets_optimizer: bool) -> None:
     """Start the learning-rate schedules of a stage."""
-    num_steps = stage.settings.num_steps(len(run.prompts))
+    num_steps = stage.settings.num_steps(len(run.data.prompts))
     student = stage.student_learning(num_steps)
     run.student.begin_stage(student.lr, student.num_steps, resets_optimizer)
     if stage.kind.uses_discriminator:

@@ -31,7 +31,7 @@ class BestOfNStage(Stage[BestOfNConfig]):
     def step(self, run: Run) -> StepResult:
         """Sample, score, and fit what is chosen."""
         own = self.settings
-        prompts = run.take_prompts(own.prompts_per_step)
+        prompts = run.data.take(own.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, own.group_size)
         judged = judge_groups(run, groups, learns=False)
         is_chosen_PG = choose(judged.scores_PG, own.keep, judged.teacher_scores_P, own.min_margin)
@@ -41,7 +41,7 @@ class BestOfNStage(Stage[BestOfNConfig]):
         rows = [group.prompt.index for group in chosen for _ in group.rollouts]
         learned = take_student_step(run, policy_batch(chosen), supervised_loss, rows)
         samples = sample_rows(groups, judged.scores_PG)
-        return StepResult.of(metrics, judged=[judged.output], learned=learned, samples=samples)
+        return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)
 
 
 def choose(

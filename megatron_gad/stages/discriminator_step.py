@@ -16,7 +16,7 @@ from megatron_gad.algorithms.discriminator import (
 from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import pair_batch
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.skipped_steps import note_step
+from megatron_gad.stages.step_result import ModelStep
 from megatron_gad.training.exchange import move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.trainer import Trainer
@@ -33,7 +33,7 @@ class Judged:
 
     scores_PG: Tensor
     teacher_scores_P: Tensor
-    output: StepOutput
+    step: ModelStep
 
 
 def judge_groups(
@@ -53,13 +53,13 @@ def judge_groups(
         with run.turn("discriminator"):
             split_groups = run.config.discriminator.split_groups
             output = judge(discriminator, pairs, kind, split_groups)
-        rows = [group.prompt.index for group in moved.items for _ in range(1 + pairs.group_size)]
-        note_step(run, "discriminator", output, pairs, rows)
     else:
         with run.turn("score"):
             output = discriminator.evaluate(pairs, partial(discriminator_loss, kind=kind))
-    teacher_P, scores_PG = split_scores(moved.back(output.rows), pairs.group_size)
-    return Judged(scores_PG, teacher_P, output)
+    scores_R = moved.back(output.rows)
+    teacher_P, scores_PG = split_scores(scores_R, pairs.group_size)
+    rows = [group.prompt.index for group in moved.items for _ in range(1 + pairs.group_size)]
+    return Judged(scores_PG, teacher_P, ModelStep.of("discriminator", output, pairs, rows))
 
 
 def judge(
@@ -67,26 +67,25 @@ def judge(
 ) -> StepOutput:
     """Score every row and take one step; the scores are those from before the update.
 
-    split_groups: False lets one forward serve both. True scores first and trains on the
-        closed-form score gradients, for groups that do not fit in memory; equal gradients.
+    split_groups: False lets one forward pass serve both. True scores first and trains on the
+        gradients of the scores, for groups that do not fit in memory; equal gradients.
     """
-    loss = partial(discriminator_loss, kind=kind)
-    if not split_groups:
-        return discriminator.train(pairs, loss)
-    scores = discriminator.scores(pairs)
-    teacher_P, student_PG = split_scores(scores, pairs.group_size)
-    _, trained_PG = split_scores(pairs.trained, pairs.group_size)
-    gradients = score_gradients(teacher_P, student_PG, trained_PG, kind)
-    # Every pair is counted once, at its rollout, wherever rows are split.
-    counted = pairs.trained.clone()
-    counted[:: 1 + pairs.group_size] = False
-    by_row = replace(pairs.with_score_gradients(gradients), trained=counted)
-    trained = discriminator.train(by_row, _row_loss)
-    sums = discriminator_loss(ScorerOutput(scores), pairs, kind).metrics
-    means = discriminator.parallel.mean_over_data(
-        {name: (float(total), float(count)) for name, (total, count) in sums.items()}
-    )
-    return replace(trained, metrics={**means, **trained.metrics}, rows=scores)
+    loss, scored = partial(discriminator_loss, kind=kind), None
+    if split_groups:
+        scores_R = discriminator.scores(pairs)
+        gradients_R, whole = score_gradients(scores_R, pairs, kind)
+        # Every pair is counted once, at its rollout, wherever rows are split.
+        counted_R = pairs.trained.clone()
+        counted_R[:: 1 + pairs.group_size] = False
+        pairs = replace(pairs, trained=counted_R, score_gradients=gradients_R)
+        loss, scored = _row_loss, (scores_R, whole.metrics)
+    output = discriminator.train(pairs, loss)
+    if scored is None:
+        return output
+    scores_R, metrics = scored
+    sums = {name: (float(total), float(count)) for name, (total, count) in metrics.items()}
+    means = discriminator.parallel.mean_over_data(sums)
+    return replace(output, metrics={**means, **output.metrics}, rows=scores_R)
 
 
 def _row_loss(output: ScorerOutput, batch: PairBatch) -> Loss:

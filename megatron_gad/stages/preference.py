@@ -39,7 +39,7 @@ class PreferenceStage(Stage[PreferenceConfig]):
 
     def step(self, run: Run) -> StepResult:
         """Sample from the snapshot, and raise the teacher's responses above the samples."""
-        prompts = run.take_prompts(self.settings.prompts_per_step)
+        prompts = run.data.take(self.settings.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, 1, self.snapshot)
         batch = preference_batch(groups)
         if self.settings.loss == "dpo":
@@ -53,7 +53,7 @@ class PreferenceStage(Stage[PreferenceConfig]):
         """Take the snapshot anew at the end of every ``refresh_epochs`` epochs."""
         if not self.settings.refresh_epochs:
             return
-        size = self.settings.refresh_epochs * len(run.prompts)
+        size = self.settings.refresh_epochs * len(run.data.prompts)
         done, each = run.progress.step_in_stage, self.settings.prompts_per_step
         if done * each // size > (done - 1) * each // size:
             self.begin(run)

@@ -28,18 +28,8 @@ def sample_groups(
     """
     sampling = SamplingConfig.of_step(run.config, run.progress.iteration, group_size)
     (groups,), metrics = sample_now(run, [Request(prompts, sampling)], earlier)
+    metrics |= run.parallel.mean_over_data(describe_rollouts(groups))
     return rebalance(groups, group_cost, run.parallel), metrics
-
-
-def sample_now(run: Run, requests: Sequence[Request], earlier: Reference | None = None) -> Sampled:
-    """Swap weights in if the engine's are others, sample, and compare engine and trainer."""
-    metrics = _swap_weights(run, earlier)
-    with run.turn("rollout"):
-        sampled = run.sampler.sample(requests)
-    if metrics:
-        first = [Group(group.prompt, group.rollouts[:1]) for group in sampled[0][:PROBE_PROMPTS]]
-        metrics |= compare_first(run, first, earlier)
-    return sampled, metrics | run.parallel.mean_over_data(describe_rollouts(sampled[0]))
 
 
 def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bool) -> Sampled:
@@ -51,26 +41,32 @@ def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bo
     take: takes the prompts of an iteration. is_ahead: leave the engine at work on the rollouts of
         the next step.
     """
-    iteration = run.progress.iteration
-    if run.ahead is None:
+    iteration, metrics = run.progress.iteration, {}
+    if run.data.ahead is None:
         sampled, metrics = sample_now(run, take(iteration))
     else:
         with run.turn("rollout"):
-            sampled = run.ahead.result()
-        run.ahead = None
-        metrics = run.parallel.mean_over_data(describe_rollouts(sampled[0]))
-    if not is_ahead:
-        return sampled, metrics
-    orders, requests = run.order_states(), take(iteration + 1)
-    swapped = _swap_weights(run)
-    if swapped:
-        most = min(PROBE_TOKENS, run.config.data.max_response_tokens)
-        probe = SamplingConfig.of_step(run.config, iteration, 1, draw=2, max_new_tokens=most)
-        with run.turn("rollout"):
-            prompts = requests[0].prompts[:PROBE_PROMPTS]
-            (groups,) = run.sampler.sample([Request(prompts, probe)])
-        metrics |= swapped | compare_first(run, groups)
-    run.ahead = Ahead(orders, run.sampler.start(requests))
+            sampled = run.data.ahead.result()
+        run.data.ahead = None
+    if is_ahead:
+        orders, requests = run.data.states(), take(iteration + 1)
+        if run.sampler.weights_version != run.progress.weights_version:
+            most = min(PROBE_TOKENS, run.config.data.max_response_tokens)
+            probe = SamplingConfig.of_step(run.config, iteration, 1, draw=2, max_new_tokens=most)
+            _, compared = sample_now(run, [Request(requests[0].prompts[:PROBE_PROMPTS], probe)])
+            metrics |= compared
+        run.data.ahead = Ahead(orders, run.sampler.start(requests))
+    return sampled, metrics | run.parallel.mean_over_data(describe_rollouts(sampled[0]))
+
+
+def sample_now(run: Run, requests: Sequence[Request], earlier: Reference | None = None) -> Sampled:
+    """Sample from the student; compare engine and trainer if the engine's weights are new."""
+    metrics = _swap_weights(run, earlier)
+    with run.turn("rollout"):
+        sampled = run.sampler.sample(requests)
+    if metrics:
+        first = [Group(group.prompt, group.rollouts[:1]) for group in sampled[0][:PROBE_PROMPTS]]
+        metrics |= compare_first(run, first, earlier)
     return sampled, metrics
 
 

@@ -30,15 +30,15 @@ class SeqkdStage(Stage[SeqkdConfig]):
 
     def step(self, run: Run) -> StepResult:
         """Fit the teacher's responses by cross-entropy."""
-        prompts = run.take_prompts(self.settings.batch_size)
+        prompts = run.data.take(self.settings.batch_size)
         return StepResult.of({}, learned=learn_from_teacher(run, prompts))
 
     def after_step(self, run: Run, metrics: Metrics) -> None:
         """Measure the held-out loss at the end of an epoch and of the stage."""
-        done, num_rows = run.progress.step_in_stage, len(run.prompts)
+        done, num_rows = run.progress.step_in_stage, len(run.data.prompts)
         epochs_before, epochs = (n * self.settings.batch_size // num_rows for n in (done - 1, done))
         is_last = done >= self.settings.num_steps(num_rows)
-        if run.eval_prompts and (is_last or epochs > epochs_before):
+        if run.data.eval_prompts and (is_last or epochs > epochs_before):
             metrics["student/eval_loss"] = self._evaluate(run)
 
     def reason_to_end(self) -> str:
@@ -78,7 +78,7 @@ class SeqkdStage(Stage[SeqkdConfig]):
 
     def _evaluate(self, run: Run) -> float:
         """Return the held-out loss, and remember the best weights."""
-        mine = run.eval_prompts[run.parallel.data_rank :: run.parallel.data_size]
+        mine = run.data.eval_prompts[run.parallel.data_rank :: run.parallel.data_size]
         with run.turn("evaluate"):
             loss = run.student.evaluate(teacher_batch(mine), supervised_loss).metrics["loss"]
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):

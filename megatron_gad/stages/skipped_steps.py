@@ -1,14 +1,11 @@
 """Steps that a model skipped because their numbers are not finite: told, counted, limited."""
 
 import logging
-from collections.abc import Sequence
 from itertools import chain
-
-import torch
-from torch import Tensor
 
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
+from megatron_gad.stages.step_result import ModelStep
 from megatron_gad.training.checkpoint_files import (
     LATEST,
     describe_newest,
@@ -16,7 +13,6 @@ from megatron_gad.training.checkpoint_files import (
     whole_iterations,
 )
 from megatron_gad.training.forward_backward import StepOutput
-from megatron_gad.types import Batch, PairBatch
 
 # Row numbers that a message lists.
 MOST_ROWS = 20
@@ -24,26 +20,21 @@ MOST_ROWS = 20
 logger = logging.getLogger(__name__)
 
 
-def note_step(
-    run: Run, name: str, output: StepOutput, batch: Batch | PairBatch, rows: Sequence[int]
-) -> None:
+def note_step(run: Run, step: ModelStep) -> None:
     """Warn of a step that was skipped; stop the run after too many of a model in a row.
-
-    name: student or discriminator.
-    output: what its training step returned, the same on all ranks but for the rows.
-    rows: the number in the data set of the prompt of every row of this data rank's batch.
 
     Raises RunStoppedError on all ranks alike.
     """
+    name, output = step.model, step.output
     if not output.is_skipped:
-        run.skips_in_a_row[name] = 0
-        run.last_update = run.progress.iteration + 1
+        if "skipped_steps" in output.metrics:  # the pass was a training step
+            run.skips_in_a_row[name] = 0
+            run.last_update = run.progress.iteration + 1
         return
     run.skips_in_a_row[name] += 1
     count = run.skips_in_a_row[name]
     trainer = run.student if name == "student" else run.discriminator
-    broken = [row for row, ok in zip(rows, _are_finite(output, batch), strict=True) if not ok]
-    gathered = trainer.parallel.gather_over_data((broken, list(rows)))
+    gathered = trainer.parallel.gather_over_data((list(step.broken_rows), list(step.data_rows)))
     found = set(chain.from_iterable(broken for broken, _ in gathered))
     suspects = found or set(chain.from_iterable(every for _, every in gathered))
     reason = f"{_numbers(output)}, {_describe(found, suspects)}"
@@ -56,15 +47,6 @@ def note_step(
             f"because their numbers are not finite; the last had {reason}. A skipped step changes "
             f"neither weights nor optimizer states. {_state_of_weights(run)}"
         )
-
-
-def _are_finite(output: StepOutput, batch: Batch | PairBatch) -> list[bool]:
-    """Return for every row whether what was computed of it, and for it, is finite."""
-    values: list[Tensor] = [output.rows]
-    if isinstance(batch, Batch) and batch.advantages is not None:
-        values.append(batch.advantages)
-    finite = [torch.isfinite(each).reshape(len(each), -1).all(dim=1) for each in values]
-    return torch.stack(finite).all(dim=0).tolist()
 
 
 def _numbers(output: StepOutput) -> str:

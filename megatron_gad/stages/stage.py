@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import StageSection
 from megatron_gad.runtime.run import Run
+from megatron_gad.stages.skipped_steps import note_step
 from megatron_gad.stages.step_result import StepResult
 from megatron_gad.types import Metrics
 
@@ -60,7 +61,15 @@ class Stage(ABC, Generic[S]):
 
     @abstractmethod
     def step(self, run: Run) -> StepResult:
-        """Take one step. All ranks call it."""
+        """Compute one step."""
+
+    def take_step(self, run: Run) -> StepResult:
+        """Take one step, tell of models that skipped theirs, and count it. All ranks call it."""
+        result = self.step(run)
+        for each in result.models:
+            note_step(run, each)
+        run.progress.count_step(self.settings.num_prompts)
+        return result
 
     def check_rows(self, num_rows: int) -> Iterator[str]:
         """Yield why a step cannot be taken on a data set of so many usable rows."""

@@ -8,24 +8,61 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.advantages import zero_advantage_share
+from megatron_gad.config.output import ModelName
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.types import Group, Metrics
+from megatron_gad.types import Batch, Group, Metrics, PairBatch
+
+
+@dataclass(frozen=True)
+class ModelStep:
+    """What a model computed of one batch.
+
+    output: of its pass; if it learned, of its optimizer step.
+    data_rows: the data set's row of every row of this data rank's batch.
+    broken_rows: those of them whose numbers made the model skip its step, if each alone did.
+    """
+
+    model: ModelName
+    output: StepOutput
+    data_rows: Sequence[int]
+    broken_rows: Sequence[int] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelName,
+        output: StepOutput,
+        batch: Batch | PairBatch,
+        data_rows: Sequence[int],
+    ) -> "ModelStep":
+        """Note a pass over this data rank's batch, and what was not finite if it skipped."""
+        broken: list[int] = []
+        if output.is_skipped:
+            finite = zip(data_rows, _are_finite(output, batch), strict=True)
+            broken = [row for row, is_finite in finite if not is_finite]
+        return cls(model, output, data_rows, broken)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """metrics: "group/name" -> number, equal on all ranks. samples: this rank's, to look at."""
+    """What one step of a stage leaves behind.
+
+    metrics: "group/name" -> number, equal on all ranks.
+    samples: this rank's, to look at.
+    models: what the models computed, in this order.
+    """
 
     metrics: Metrics
     samples: list[dict[str, Any]] = field(default_factory=list)
+    models: Sequence[ModelStep] = ()
 
     @classmethod
     def of(
         cls,
         metrics: Metrics,
-        judged: Sequence[StepOutput] = (),
-        learned: StepOutput | None = None,
+        judged: Sequence[ModelStep] = (),
+        learned: ModelStep | None = None,
         samples: Sequence[dict[str, Any]] = (),
         rewards: Metrics | None = None,
     ) -> "StepResult":
@@ -37,17 +74,24 @@ class StepResult:
         learned: of the student, if it took part.
         """
         found = {**metrics, **(rewards or {})}
-        outputs = {"discriminator": judged[0] if judged else None, "student": learned}
-        for model, output in outputs.items():
-            if output is not None:
-                own = {**output.metrics, "padding_share": output.padding_share}
-                found |= {f"{model}/{name}": value for name, value in own.items()}
-        skipped = [each.metrics.get("skipped_steps") for each in judged]
+        models = [*judged, *([learned] if learned else [])]
+        for step in (*judged[:1], *models[len(judged) :]):
+            own = {**step.output.metrics, "padding_share": step.output.padding_share}
+            found |= {f"{step.model}/{name}": value for name, value in own.items()}
+        skipped = [step.output.metrics.get("skipped_steps") for step in judged]
         if any(each is not None for each in skipped):
             found["discriminator/skipped_steps"] = sum(each or 0.0 for each in skipped)
-        passes = [*judged, *([learned] if learned else [])]
-        found["tokens/trained"] = float(sum(each.trained_tokens for each in passes))
-        return cls(found, list(samples))
+        found["tokens/trained"] = float(sum(step.output.trained_tokens for step in models))
+        return cls(found, list(samples), models)
+
+
+def _are_finite(output: StepOutput, batch: Batch | PairBatch) -> list[bool]:
+    """Return for every row whether what was computed of it, and for it, is finite."""
+    values: list[Tensor] = [output.rows]
+    if isinstance(batch, Batch) and batch.advantages is not None:
+        values.append(batch.advantages)
+    finite = [torch.isfinite(each).reshape(len(each), -1).all(dim=1) for each in values]
+    return torch.stack(finite).all(dim=0).tolist()
 
 
 def reward_metrics(parallel: Parallel, rewards_PG: Tensor, advantages_PG: Tensor) -> Metrics:
@@ -56,10 +100,14 @@ def reward_metrics(parallel: Parallel, rewards_PG: Tensor, advantages_PG: Tensor
     rewards_PG, advantages_PG: [P, G] float32 of this data rank. The std is over all responses of
     the step.
     """
-    zeros, count = zero_advantage_share(advantages_PG)
-    rewards = torch.cat(parallel.gather_over_data(rewards_PG.flatten())).double()
-    share = parallel.mean_over_data({"advantage/zero_share": (float(zeros), float(count))})
-    return {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std()), **share}
+    shares = parallel.gather_over_data((rewards_PG, advantages_PG))
+    rewards = torch.cat([rewards for rewards, _ in shares]).double()  # [P of all data ranks, G]
+    zeros, count = zero_advantage_share(torch.cat([advantages for _, advantages in shares]))
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "advantage/zero_share": float(zeros) / float(count),
+    }
 
 
 def sample_rows(

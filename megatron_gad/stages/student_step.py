@@ -9,22 +9,20 @@ from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.balance import prompt_cost
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.skipped_steps import note_step
+from megatron_gad.stages.step_result import ModelStep
 from megatron_gad.training.exchange import rebalance
-from megatron_gad.training.forward_backward import LossFunction, StepOutput
+from megatron_gad.training.forward_backward import LossFunction
 from megatron_gad.types import Batch, Group, Prompt
 
 
-def learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> StepOutput:
+def learn_from_teacher(run: Run, prompts: Sequence[Prompt]) -> ModelStep:
     """Take one step of cross-entropy on the teacher's responses."""
     prompts = rebalance(prompts, prompt_cost, run.parallel)
     rows = [prompt.index for prompt in prompts]
     return take_student_step(run, teacher_batch(prompts), supervised_loss, rows)
 
 
-def take_student_step(
-    run: Run, batch: Batch, loss: LossFunction, rows: Sequence[int]
-) -> StepOutput:
+def take_student_step(run: Run, batch: Batch, loss: LossFunction, rows: Sequence[int]) -> ModelStep:
     """Take one step of the student at temperature 1.
 
     rows: the number in the data set of the prompt of every row of the batch.
@@ -32,13 +30,12 @@ def take_student_step(
     with run.turn("student"):
         learned = run.student.train(batch, loss)
     run.progress.weights_version += not learned.is_skipped
-    note_step(run, "student", learned, batch, rows)
-    return learned
+    return ModelStep.of("student", learned, batch, rows)
 
 
 def take_policy_steps(
     run: Run, batch: Batch, groups: Sequence[Group], num_updates: int
-) -> StepOutput:
+) -> ModelStep:
     """Take the student's steps on one batch; return the first's rows and the last's metrics.
 
     batch: with advantages. groups: whose rollouts are its rows. After a step that is skipped no
@@ -66,8 +63,9 @@ def take_policy_steps(
             learned = run.student.train(old, loss, temperature)
             num_taken += not learned.is_skipped
     run.progress.weights_version += num_taken
-    rows = [group.prompt.index for group in groups for _ in group.rollouts]
-    note_step(run, "student", learned, batch, rows)
+    data_rows = [group.prompt.index for group in groups for _ in group.rollouts]
+    last = ModelStep.of("student", learned, batch, data_rows)
     metrics = {**learned.metrics, "skipped_steps": float(num_updates - num_taken)}
     tokens = num_updates * first.trained_tokens
-    return replace(learned, rows=first.rows, metrics=metrics, trained_tokens=tokens)
+    output = replace(learned, rows=first.rows, metrics=metrics, trained_tokens=tokens)
+    return replace(last, output=output)

@@ -21,11 +21,11 @@ def ahead_state(run: Run) -> list[list[str]]:
 
     One list a sampling, one line of JSON a group.
     """
-    if run.ahead is None:
+    if run.data.ahead is None:
         return []
     return [
         [to_json(as_record(group)) for group in chain.from_iterable(shares)]
-        for shares in map(run.parallel.gather_over_data, run.ahead.result())
+        for shares in map(run.parallel.gather_over_data, run.data.ahead.result())
     ]
 
 
@@ -44,9 +44,9 @@ def restore_ahead(
     groups = [run.sampler.with_text(each) for each in found if each is not None]
     fits = len(groups) == len(requests) == len(saved)
     if all(run.parallel.gather_over_data(fits)):
-        run.ahead = Ahead(orders, lambda: groups)
+        run.data.ahead = Ahead(orders, lambda: groups)
         return
-    run.load_order_states(orders)
+    run.data.load_states(orders)
     if run.parallel.is_writer:
         logger.warning("the checkpoint's waiting rollouts do not fit the settings: sampled anew")
 

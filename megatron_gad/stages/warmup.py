@@ -30,12 +30,12 @@ class WarmupStage(SamplingStage[WarmupConfig]):
 
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator learn, then fit the teacher's responses."""
-        prompts = run.take_prompts(self.settings.prompts_per_step)
+        prompts = run.data.take(self.settings.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
         judged = judge_groups(run, groups)
         learned = learn_from_teacher(run, prompts) if self.student_learns(run.progress) else None
         samples = sample_rows(groups, judged.scores_PG)
-        return StepResult.of(metrics, judged=[judged.output], learned=learned, samples=samples)
+        return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)
 
     def after_step(self, run: Run, metrics: Metrics) -> None:
         """Note the discriminator's loss, unless its step was skipped."""

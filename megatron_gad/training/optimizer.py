@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_gad.config.compute import ComputeConfig
@@ -55,13 +56,29 @@ def build_optimizer(
 
 
 def gradient_norm(optimizer: Any) -> float:
-    """Return the norm of all gradients of the model; nothing is updated.
+    """Prepare all gradients of the model for an update, and return their norm.
 
-    optimizer: from ``build_optimizer``. Its ``step`` prepares the gradients again and comes to the
-    same norm, for clipping: outside fp16 Megatron takes a step whatever the norm is.
+    optimizer: from ``build_optimizer``.
     """
     optimizer.prepare_grads()
     return float(optimizer.get_grad_norm())
+
+
+def clip_and_update(optimizer: Any, grad_norm: float) -> None:
+    """Update the weights by the gradients that ``gradient_norm`` prepared.
+
+    Megatron's own ``step`` would prepare them and take their norm once more.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = [] if part.is_stub_optimizer else part.get_parameters()
+        if parameters and part.config.clip_grad > 0.0:
+            clip_grad_by_total_norm_fp32(
+                parameters,
+                max_norm=part.config.clip_grad,
+                total_norm=grad_norm,
+                use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+            )
+    optimizer.step_with_ready_grads()
 
 
 def has_moments(optimizer: MegatronOptimizer) -> bool:

@@ -34,7 +34,13 @@ from megatron_gad.training.finite import are_finite
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
 from megatron_gad.training.offload import TrainerMemory, to_host
-from megatron_gad.training.optimizer import Schedule, build_optimizer, forget_moments, gradient_norm
+from megatron_gad.training.optimizer import (
+    Schedule,
+    build_optimizer,
+    clip_and_update,
+    forget_moments,
+    gradient_norm,
+)
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.types import Batch, PairBatch
@@ -147,7 +153,7 @@ class Trainer:
         is_skipped = not self._is_finite_everywhere(output, grad_norm)
         if not is_skipped:
             self.schedule.step()
-            self._optimizer.step()
+            clip_and_update(self._optimizer, grad_norm)
         taken = {
             "grad_norm": grad_norm,
             "lr": self.schedule.lr,

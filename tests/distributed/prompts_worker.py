@@ -11,7 +11,7 @@ from megatron_gad.checks.inputs import read_all_rows, read_codecs
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import read_toml
 from megatron_gad.data.stored import StoredPrompts
-from megatron_gad.runtime.run_prompts import load_run_prompts
+from megatron_gad.runtime.run_data import load_run_prompts
 from megatron_gad.training.parallel import ask_first_process, initialize, meet, shut_down
 from tests.distributed.workers import save
 

@@ -29,20 +29,20 @@ ORDER_MUTANTS = (
     ),
     Mutant(
         "data.shuffle = false is ignored",
-        "PromptOrder(rows, seed, self.config.data.shuffle)",
+        "PromptOrder(rows, seed, self._config.data.shuffle)",
         "PromptOrder(rows, seed, True)",
         oracle("as published, with everything uneven"),
     ),
     Mutant(
         "the order of the data does not depend on the run's seed",
-        "rows, seed = len(self.prompts), self.config.seed + 1000 * self.progress.stage_index",
-        "rows, seed = len(self.prompts), 1000 * self.progress.stage_index",
+        "rows, seed = len(self.prompts), self._config.seed + 1000 * stage_index",
+        "rows, seed = len(self.prompts), 1000 * stage_index",
         in_settings("test_the_orders_of_a_stage_follow_from_seed_and_stage"),
     ),
     Mutant(
         "all stages take the data in the same order",
-        "self.config.seed + 1000 * self.progress.stage_index",
-        "self.config.seed",
+        "self._config.seed + 1000 * stage_index",
+        "self._config.seed",
         in_settings("test_the_orders_of_a_stage_follow_from_seed_and_stage"),
     ),
     Mutant(
@@ -95,8 +95,8 @@ ORDER_MUTANTS = (
     ),
     Mutant(
         "a step trains on half of its prompts",
-        "return [self.prompts[row] for row in self.parallel.share(rows)]",
-        "return [self.prompts[row] for row in self.parallel.share(rows)[: len(rows) // 2]]",
+        "return [self.prompts[row] for row in self._parallel.share(rows)]",
+        "return [self.prompts[row] for row in self._parallel.share(rows)[: len(rows) // 2]]",
         oracle("as published, with everything uneven"),
     ),
     Mutant(

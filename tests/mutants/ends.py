@@ -97,8 +97,8 @@ END_MUTANTS = (
     ),
     Mutant(
         "the held-out loss is taken on the training rows",
-        "mine = run.eval_prompts[",
-        "mine = run.prompts[",
+        "mine = run.data.eval_prompts[",
+        "mine = run.data.prompts[",
         BEST,
     ),
     Mutant(
@@ -142,7 +142,7 @@ RESUME_MUTANTS = (
     ),
     Mutant(
         "the data order begins anew after a resume",
-        "    run.load_order_states(state)\n    snapshots",
+        "    run.data.load_states(state)\n    snapshots",
         "    snapshots",
         RESUMED,
     ),

@@ -241,8 +241,8 @@ NUMBER_MUTANTS = (
     ),
     Mutant(
         "the trained tokens leave out the discriminator's extra steps",
-        "passes = [*judged, *([learned]",
-        "passes = [*judged[:1], *([learned]",
+        "float(sum(step.output.trained_tokens for step in models))",
+        "float(sum(step.output.trained_tokens for step in (models[0], *models[len(judged) :])))",
         in_settings("test_the_trained_tokens_are_those_of_every_pass"),
     ),
 )

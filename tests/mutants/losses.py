@@ -222,8 +222,8 @@ POLICY_MUTANTS = (
     ),
     Mutant(
         "the KL of a response is a mean over its width and not a sum",
-        "kl_estimate(logprobs, ref_logprobs, kind).sum(dim=-1)",
-        "kl_estimate(logprobs, ref_logprobs, kind).mean(dim=-1)",
+        "zero_outside(estimates, response_mask).sum(dim=-1)",
+        "zero_outside(estimates, response_mask).mean(dim=-1)",
         KL,
     ),
     Mutant(
@@ -292,9 +292,9 @@ DISCRIMINATOR_MUTANTS = (
         DISCRIMINATOR,
     ),
     Mutant(
-        "the teacher's closed-form gradient is a mean over its pairs",
-        "-zero_outside(per_teacher, trained).sum(dim=-1, keepdim=True)",
-        "-zero_outside(per_teacher, trained).mean(dim=-1, keepdim=True)",
+        "with split groups the score gradients are those of one pair's mean",
+        "torch.autograd.grad(loss.total, leaf)",
+        "torch.autograd.grad(loss.total / loss.count, leaf)",
         (*DISCRIMINATOR, *oracle("groups split, pairs")),
     ),
     Mutant(
@@ -317,14 +317,14 @@ DISCRIMINATOR_MUTANTS = (
     ),
     Mutant(
         "with split groups the teacher's row counts as a pair",
-        "counted[:: 1 + pairs.group_size] = False",
-        "counted[:: 1 + pairs.group_size] = True",
+        "counted_R[:: 1 + pairs.group_size] = False",
+        "counted_R[:: 1 + pairs.group_size] = True",
         JUDGING,
     ),
     Mutant(
         "with split groups the scores are those from after the update",
-        "**trained.metrics}, rows=scores)",
-        "**trained.metrics}, rows=discriminator.scores(pairs))",
+        "**output.metrics}, rows=scores_R)",
+        "**output.metrics}, rows=discriminator.scores(pairs))",
         JUDGING,
     ),
 )

@@ -112,8 +112,14 @@ SKIP_MUTANTS = (
     ),
     Mutant(
         "steps that were taken between skipped ones count among them",
-        "        run.skips_in_a_row[name] = 0\n        return\n",
-        "        return\n",
+        "run.skips_in_a_row[name] = 0\n",
+        "pass\n",
+        ("tests/unit/stages/test_skipped_steps.py",),
+    ),
+    Mutant(
+        "scoring between skipped steps counts as a step that was taken",
+        'if "skipped_steps" in output.metrics:',
+        "if True:",
         ("tests/unit/stages/test_skipped_steps.py",),
     ),
     Mutant(
@@ -170,8 +176,8 @@ ADAMW_MUTANTS = (
     ),
     Mutant(
         "the rate of a step is set after it",
-        "            self.schedule.step()\n            self._optimizer.step()\n",
-        "            self._optimizer.step()\n            self.schedule.step()\n",
+        "self.schedule.step()\n            clip_and_update(self._optimizer, grad_norm)",
+        "clip_and_update(self._optimizer, grad_norm)\n            self.schedule.step()",
         WARM_UP + oracle("as published, with everything uneven"),
     ),
     Mutant(

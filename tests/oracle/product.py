@@ -13,8 +13,7 @@ from megatron_gad.checks.run import check_config
 from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
-from megatron_gad.runtime.run import Run
-from megatron_gad.stages.begin import begin_stage, reason_to_end
+from megatron_gad.stages.begin import begin_stage, open_run, reason_to_end
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.types import Group, Rollout
 from tests.oracle.models import Options
@@ -60,7 +59,7 @@ class Product:
         self._error = engine_error
         self._sampled = {} if sampled is None else sampled
         self._asked: dict[str, dict[str, Any]] = {}
-        self._run = Run(configure(options, place.world_size), place)
+        self._run = open_run(configure(options, place.world_size), place)
         if self._run.sampler.engine is not None:
             self._listen(self._run.sampler.engine)
         self._stage = load_latest(self._run)

@@ -16,7 +16,7 @@ from megatron_gad.manifest import MANIFEST
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.training import parallel
 from megatron_gad.training.checkpoint_files import LATEST, STATE
 from tests.stage_steps import take_step
@@ -33,7 +33,7 @@ def build(place: parallel.Parallel, assets: Path) -> Build:
         words = ["examples/tiny/run.toml", "--save", str(folder), "--no-tensorboard"]
         words += ["--data.path", str(assets / "train.jsonl"), "--data.eval-path", ""]
         words += ["--stages", "warmup", "--student.path", str(assets / "student"), *flags]
-        return Run(load_config(words)[0], place)
+        return open_run(load_config(words)[0], place)
 
     return build_run
 

@@ -11,7 +11,7 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.stop_request import StopRequest
-from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.stages.seqkd import SeqkdStage
 from megatron_gad.storage import StorageError
 from megatron_gad.train import _run_stage
@@ -30,7 +30,7 @@ def build(place: parallel.Parallel, assets: Path):
         words = ["examples/tiny/run.toml", "--save", str(folder), "--no-tensorboard"]
         words += ["--data.path", str(assets / "train.jsonl"), "--data.eval-path", ""]
         config, _ = load_config([*words, "--student.path", str(assets / "student"), *flags])
-        return Run(config, place)
+        return open_run(config, place)
 
     return build_run
 

@@ -16,8 +16,7 @@ from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.config.toml import read_toml
 from megatron_gad.resume import load_latest, save
-from megatron_gad.runtime.run import Run
-from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.train import _write_config
 from megatron_gad.training import parallel
 from tests.stage_steps import take_step
@@ -41,7 +40,7 @@ def saved(configure, place: parallel.Parallel, tmp_path_factory) -> Path:
     """A run directory with a checkpoint amid the adversarial stage."""
     folder = tmp_path_factory.mktemp("saved")
     config = configure(folder)
-    run = Run(config, place)
+    run = open_run(config, place)
     run.progress.stage_index = 1
     stage = begin_stage(run)
     take_step(run, stage)
@@ -97,7 +96,7 @@ def test_what_changes_the_meaning_is_refused_with_both_values(
     assert problem.startswith(f"{key} = {here}, but the checkpoint {saved / 'iter_0000001'}")
     assert f"was made with {there};" in problem
     kept = (saved / "config.toml").read_text()
-    run = Run(config, place)
+    run = open_run(config, place)
     with pytest.raises(ValueError, match=f"accept the change with --override-config {key}"):
         load_latest(run)
     run.close()
@@ -124,7 +123,7 @@ def test_a_rate_and_a_length_may_change_and_are_told(
         "--micro-batch-size",
         "2",
     )
-    run = Run(configure(saved, *flags), place)
+    run = open_run(configure(saved, *flags), place)
     with caplog.at_level(logging.WARNING):
         stage = load_latest(run)
     assert stage is not None
@@ -140,7 +139,7 @@ def test_a_rate_and_a_length_may_change_and_are_told(
 def test_what_a_stage_to_come_will_use_may_still_change(configure, place, tmp_path: Path) -> None:
     """But not what the discriminator was already taught by."""
     config = configure(tmp_path)
-    run = Run(config, place)
+    run = open_run(config, place)
     begin_stage(run)
     run.progress.iteration, run.progress.stage_index = 3, 1
     save(run)
@@ -192,7 +191,7 @@ def test_the_configuration_before_is_kept_beside_the_new_one(
 ) -> None:
     runs = ((), (), ("--gad.kl-coef", "0.1"), ("--gad.kl-coef", "0.2"))
     for flags in runs:
-        run = Run(configure(tmp_path, *flags), place)
+        run = open_run(configure(tmp_path, *flags), place)
         _write_config(run)
         run.close()
     names = sorted(path.name for path in tmp_path.glob("config*"))

@@ -201,7 +201,7 @@ def test_untrained_rows_have_one_token_and_no_part_in_any_sum() -> None:
     assert empty.tokens.shape == (1, 4)
     assert empty.lengths.tolist() == [1]
     assert not empty.response_mask.any()
-    pairs = pair_batch(GROUPS).with_score_gradients(torch.ones(9))
+    pairs = replace(pair_batch(GROUPS), score_gradients=torch.ones(9))
     empty = untrained_rows(pairs)
     assert empty.lengths.tolist() == [1, 1, 1]
     assert empty.score_gradients is not None

@@ -18,7 +18,7 @@ from megatron_gad.resume import save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.runtime.turns import Turns
-from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
 from megatron_gad.training.offload import DeviceBytes
@@ -53,7 +53,7 @@ def start(configured: RunConfig, place: parallel.Parallel) -> Start:
     """Return a function that begins the stage and takes a step, so that there are moments."""
 
     def build(schedule: ScheduleConfig) -> tuple[Run, Stage]:
-        run = Run(dataclasses.replace(configured, schedule=schedule), place)
+        run = open_run(dataclasses.replace(configured, schedule=schedule), place)
         stage = begin_stage(run)
         stage.step(run)
         run.turn.take_metrics()

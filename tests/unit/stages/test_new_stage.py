@@ -68,7 +68,7 @@ def define_stage() -> tuple[type, type]:
         num_seen = 0
 
         def step(self, run: Run) -> StepResult:
-            prompts = run.take_prompts(self.settings.prompts_per_step)
+            prompts = run.data.take(self.settings.prompts_per_step)
             groups, metrics = sample_groups(run, prompts, self.settings.group_size)
             seen = sum(len(group.rollouts) for group in groups)
             self.num_seen += sum(run.parallel.gather_over_data(seen))

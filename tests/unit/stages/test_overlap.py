@@ -16,7 +16,7 @@ from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.replay import write_groups
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training import parallel
 from tests.stage_steps import take_step
@@ -50,13 +50,13 @@ def place(config: RunConfig) -> Iterator[parallel.Parallel]:
 def start(config: RunConfig, place: parallel.Parallel, save: Path) -> tuple[Run, Stage]:
     """Build a run that stands before its next step."""
     checkpoint = dataclasses.replace(config.checkpoint, save=str(save))
-    run = Run(dataclasses.replace(config, checkpoint=checkpoint), place)
+    run = open_run(dataclasses.replace(config, checkpoint=checkpoint), place)
     return run, load_latest(run) or begin_stage(run)
 
 
 def step(run: Run, stage: Stage) -> dict[str, float]:
     """Take a step; return its metrics with the epoch, as ``train`` does."""
-    return {**take_step(run, stage).metrics, "data/epoch": run.epoch}
+    return {**take_step(run, stage).metrics, "data/epoch": run.data.epoch}
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_it_equals_a_schedule_by_hand_that_samples_one_step_early(
     by_hand_config = dataclasses.replace(config, adversarial=game, rollout=rollout)
     run, stage = start(by_hand_config, place, tmp_path)
     engine = EmbeddedEngine(config.student.path, "cpu", torch.float32)
-    order = PromptOrder(len(run.prompts), config.seed)
-    extra_order = PromptOrder(len(run.prompts), config.seed + 500)
+    order = PromptOrder(len(run.data.prompts), config.seed)
+    extra_order = PromptOrder(len(run.data.prompts), config.seed + 500)
 
     def sample(number: int) -> None:
         """Record what step ``number`` (from 0) trains on, from the weights of this moment."""
@@ -102,7 +102,7 @@ def test_it_equals_a_schedule_by_hand_that_samples_one_step_early(
                 stop_ids=run.codec.stop_ids,
                 seed=request_seed(config.seed, number, draw),
             )
-            groups = engine.generate([run.prompts[row] for row in drawn], sampling)
+            groups = engine.generate([run.data.prompts[row] for row in drawn], sampling)
             write_groups(tmp_path, f"step_{number + 1:07d}_{draw}", groups)
 
     sample(0)
@@ -122,7 +122,7 @@ def test_a_checkpoint_holds_the_rollouts_that_wait(
         step(run, stage)
     save(run, stage)
     resumed, its_stage = start(config, place, tmp_path)
-    assert resumed.ahead is not None
+    assert resumed.data.ahead is not None
     for expected in overlapped[2:]:
         ours = step(resumed, its_stage)
         assert {k: ours[k] for k in COMPARED} == {k: expected[k] for k in COMPARED}
@@ -132,6 +132,6 @@ def test_a_checkpoint_holds_the_rollouts_that_wait(
     accepting = dataclasses.replace(config.checkpoint, override_config=("adversarial.group_size",))
     changed = dataclasses.replace(config, adversarial=larger, checkpoint=accepting)
     again, its_stage = start(changed, place, tmp_path)
-    assert again.ahead is None
-    assert again.epoch == overlapped[1]["data/epoch"]
+    assert again.data.ahead is None
+    assert again.data.epoch == overlapped[1]["data/epoch"]
     assert step(again, its_stage)["engine/weights_lag"] == 0.0

@@ -98,7 +98,7 @@ def test_scores_are_those_of_transformers_on_the_discriminators_own_ids(
         begin_stage(run)
         sampled = [
             Group(prompt, tuple(rollout(run, text) for text in (prompt.teacher_text, "west", LONG)))
-            for prompt in run.prompts
+            for prompt in run.data.prompts
         ]
         groups = run.sampler.with_text(sampled)
         own: Any = AutoTokenizer.from_pretrained(config.discriminator.path)
@@ -112,7 +112,7 @@ def test_scores_are_those_of_transformers_on_the_discriminators_own_ids(
             assert scores[0] == pytest.approx(row[0], abs=2e-5)  # the teacher's text, as it is
         gaps = [row[0] - score for row in expected for score in row[1:]]
         loss = -torch.nn.functional.logsigmoid(torch.tensor(gaps)).mean()
-        assert judged.output.metrics["loss"] == pytest.approx(float(loss), rel=1e-4)
+        assert judged.step.output.metrics["loss"] == pytest.approx(float(loss), rel=1e-4)
         # The student learns what it sampled, by its own ids.
         assert [each.ids for each in groups[0].rollouts] == [
             each.ids for each in sampled[0].rollouts

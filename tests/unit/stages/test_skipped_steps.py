@@ -13,7 +13,7 @@ from megatron_gad.errors import RunStoppedError
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.stop_request import StopRequest
-from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.stages.stage import Stage
 from megatron_gad.train import _run_stage
 from megatron_gad.training import parallel
@@ -35,7 +35,7 @@ def build(assets: Path, place: parallel.Parallel, tmp_path: Path):
             name: dataclasses.replace(getattr(config, name), **values)
             for name, values in sections.items()
         }
-        return Run(dataclasses.replace(config, **changed), place)
+        return open_run(dataclasses.replace(config, **changed), place)
 
     return build_run
 
@@ -124,11 +124,11 @@ def test_a_run_stops_after_skipping_in_a_row_and_names_rows_and_checkpoint(start
     before = run.student.snapshot()
     for _ in range(2):
         take_step(run, stage)
-    third = run.prompts, dataclasses.replace(run.progress), run.order.state_dict()
+    third = run.data.prompts, dataclasses.replace(run.progress), run.data.order.state_dict()
     with pytest.raises(RunStoppedError) as stopped:
         take_step(run, stage)
-    run.order.load_state_dict(third[2])
-    rows = ", ".join(str(prompt.index) for prompt in sorted_by_row(run.take_prompts(4)))
+    run.data.order.load_state_dict(third[2])
+    rows = ", ".join(str(prompt.index) for prompt in sorted_by_row(run.data.take(4)))
     for words in (
         "the student skipped 3 steps in a row (watchdog.max_skipped_steps = 3)",
         f"not finite at the rows {rows} of data.path",
@@ -138,6 +138,17 @@ def test_a_run_stops_after_skipping_in_a_row_and_names_rows_and_checkpoint(start
         assert words in str(stopped.value)
     assert same(before, run.student.snapshot())
     assert "the student's step is skipped (2 in a row)" in caplog.text
+
+
+def test_scoring_between_skipped_steps_is_no_step_that_was_taken(start) -> None:
+    """The discriminator learns in every second step, alone, and only scores in the others."""
+    options = {"discriminator_interval": 2, "discriminator_only_steps": 9}
+    run, stage = start("adversarial", adversarial={**options, "extra_discriminator_steps": 0})
+    break_head(run.discriminator)
+    for _ in range(4):
+        take_step(run, stage)
+    with pytest.raises(RunStoppedError, match="the discriminator skipped 3 steps in a row"):
+        take_step(run, stage)
 
 
 def sorted_by_row(prompts):
@@ -154,7 +165,7 @@ def test_one_bad_row_is_named_and_a_resumed_run_skips_it_again(
     (tmp_path / "odd.jsonl").write_text("".join([*plain[:5], odd, *plain[5:7]]))
     sections = {"data": {"path": str(tmp_path / "odd.jsonl")}}
     run, stage = start("seqkd", watchdog={"max_skipped_steps": 1}, **sections)
-    tokens = [{*prompt.ids, *prompt.teacher_ids} for prompt in run.prompts]
+    tokens = [{*prompt.ids, *prompt.teacher_ids} for prompt in run.data.prompts]
     token = max(tokens[5] - set().union(*tokens[:5], *tokens[6:]))
     assert take_step(run, stage).metrics["student/skipped_steps"] == 0.0
     save(run, stage)

@@ -72,8 +72,8 @@ def test_sampling_takes_every_setting_of_the_configuration(start) -> None:
 
 def test_the_orders_of_a_stage_follow_from_seed_and_stage(start) -> None:
     def orders(run: Run) -> list[list[int]]:
-        run.start_orders()
-        return [run.order.take(64), run.extra_order.take(64)]
+        run.data.start_stage(run.progress.stage_index)
+        return [run.data.order.take(64), run.data.extra_order.take(64)]
 
     run, _ = start("warmup", "adversarial")
     first, again = orders(run), orders(run)

@@ -206,11 +206,11 @@ def test_extra_steps_have_prompts_of_their_own(start) -> None:
     run, stage = start(
         "adversarial", adversarial={"extra_discriminator_steps": 2, "extra_prompts": 4}
     )
-    before = run.extra_order.epoch
+    before = run.data.extra_order.epoch
     sampled = record_prompts(run)
     take_step(run, stage)
-    assert run.extra_order.epoch - before == pytest.approx(2 * 4 / 64)
-    assert run.order.epoch == pytest.approx(4 / 64)
+    assert run.data.extra_order.epoch - before == pytest.approx(2 * 4 / 64)
+    assert run.data.order.epoch == pytest.approx(4 / 64)
     assert [len(rows) for rows in sampled] == [4, 8]
     assert len({row for rows in sampled for row in rows}) == 12
 
@@ -287,7 +287,7 @@ def test_seqkd_hands_over_its_best_weights(start) -> None:
     assert len(seen) == 5
     assert seen[-1] > min(seen) + 0.5
     stage.finish(run)
-    batch = teacher_batch(run.eval_prompts)
+    batch = teacher_batch(run.data.eval_prompts)
     loss = run.student.evaluate(batch, supervised_loss).metrics["loss"]
     assert loss == pytest.approx(min(seen), rel=1e-6)
 

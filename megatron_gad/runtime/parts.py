@@ -1,0 +1,89 @@
+"""The costly parts of a run, built from its configuration: engine, models, turns."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from megatron_gad.config.rollout import SGLangConfig
+from megatron_gad.config.run import RunConfig
+from megatron_gad.data.codecs import Codecs
+from megatron_gad.engines.base import Engine
+from megatron_gad.engines.build import build_engine
+from megatron_gad.engines.replay import ROLLOUTS_FOLDER
+from megatron_gad.models.families import load_hf_config, mixture_of
+from megatron_gad.planning.choice import describe_residency
+from megatron_gad.planning.of_run import plan_residency
+from megatron_gad.runtime.sampler import Sampler
+from megatron_gad.runtime.turns import Turns, Watch
+from megatron_gad.training.checkpoint_digests import check_model_folder
+from megatron_gad.training.parallel import Parallel, add_layout
+from megatron_gad.training.trainer import Trainer, TrainerSettings
+
+logger = logging.getLogger(__name__)
+
+
+def build_sampler(config: RunConfig, codecs: Codecs, parallel: Parallel) -> Sampler:
+    """Start this rank's engine, if the stages sample and the rank owns one."""
+    folder = Path(config.checkpoint.save) / ROLLOUTS_FOLDER if config.rollout.record else None
+    engine = _build_engine(config, parallel) if config.uses_engine else None
+    return Sampler(engine, codecs.student, parallel, folder, codecs.scorer)
+
+
+def check_models(config: RunConfig, parallel: Parallel) -> None:
+    """Compare the models' files with their digests, if they have some. All ranks call it."""
+    if config.checkpoint.verify_checkpoint:
+        for key in ("student", "discriminator"):
+            if path := getattr(config, key).path:
+                check_model_folder(f"{key}.path", path, parallel)
+
+
+def build_student(config: RunConfig, parallel: Parallel) -> Trainer:
+    """Make the student with the weights of its folder."""
+    hf_config = load_hf_config(config.student.path)
+    settings = TrainerSettings(config.parallel, config.compute, config.seed)
+    student = Trainer.language_model(hf_config, config.student, parallel, settings)
+    student.load_hf_weights(config.student.path)
+    return student
+
+
+def build_discriminator(config: RunConfig, student: Trainer) -> Trainer:
+    """Make the discriminator, in its own layout; its weights are undefined until loaded."""
+    own = config.discriminator
+    hf_config = load_hf_config(own.path) if own.path else student.hf_config
+    layout = config.discriminator_layout(mixture_of(hf_config) is not None)
+    is_as_student = layout == config.parallel
+    place = student.parallel if is_as_student else add_layout(layout, config.seed)
+    return Trainer.scorer(hf_config, own, place, replace(student.settings, layout=layout))
+
+
+def build_turns(config: RunConfig, parallel: Parallel, sampler: Sampler, watch: Watch) -> Turns:
+    """Choose who leaves the device while others work, and say so."""
+    residency = plan_residency(config, parallel.world_size)
+    if parallel.is_writer:
+        logger.info("schedule: %s", "; ".join(describe_residency(residency)))
+    return Turns(residency.memory.leaves, sampler, parallel, watch)
+
+
+def _build_engine(config: RunConfig, parallel: Parallel) -> Engine | None:
+    if not parallel.is_engine_rank:
+        return None
+    dtype = torch.bfloat16 if config.compute.bf16 else torch.float32
+    return build_engine(
+        config.rollout,
+        config.student.path,
+        parallel.device,
+        dtype,
+        _servers_of_rank(config, parallel),
+        parallel.group_devices(),
+    )
+
+
+def _servers_of_rank(config: RunConfig, parallel: Parallel) -> SGLangConfig:
+    """Return the settings with this data rank's share of the URLs."""
+    return replace(
+        config.sglang,
+        urls=config.sglang.urls[parallel.data_rank :: parallel.data_size],
+        log_folder=config.sglang.log_folder or str(Path(config.checkpoint.save) / "logs"),
+    )
