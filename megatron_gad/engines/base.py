@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -53,6 +53,40 @@ class SamplingConfig:
         )
 
 
+@dataclass(frozen=True)
+class EngineWork:
+    """What an engine has done.
+
+    tokens: sampled ones. seconds: the time that it took.
+    running, waiting: rows at work, and rows that waited for room, summed over ``moments``: steps of
+        the embedded engine, seconds with servers.
+    prompt_tokens: of the prompts of all responses.
+    cached_tokens: those of them whose keys and values were there already.
+    """
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    running: float = 0.0
+    waiting: float = 0.0
+    moments: float = 0.0
+    prompt_tokens: float = 0.0
+    cached_tokens: float = 0.0
+
+    def __add__(self, other: "EngineWork") -> "EngineWork":
+        """Return both together."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return EngineWork(*(one + another for one, another in pairs))
+
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """Return the metrics, each as sum and count."""
+        return {
+            "engine/tokens_per_s": (self.tokens, self.seconds),
+            "engine/running_rows": (self.running, self.moments),
+            "engine/waiting_rows": (self.waiting, self.moments),
+            "engine/cache_hit_share": (self.cached_tokens, self.prompt_tokens),
+        }
+
+
 class Engine(Protocol):
     """Samples responses. Weights are swapped before every use, so waking is always loading."""
 
@@ -62,6 +96,10 @@ class Engine(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Group]:
         """Sample ``sampling.num_samples`` responses for each prompt, in the order given."""
+        ...
+
+    def take_work(self) -> EngineWork:
+        """Return what was done since the last call; all zero if nothing is known of it."""
         ...
 
     def held_weights(self) -> Iterable[tuple[str, Tensor]]:

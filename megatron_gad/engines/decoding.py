@@ -1,14 +1,14 @@
 """Decoding with a transformers model: prompts once, then a token per live row and step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.base import EngineWork, SamplingConfig
 from megatron_gad.engines.kv_cache import (
     BLOCK_TOKENS,
     NOBODY,
@@ -40,8 +40,8 @@ def decode(
     requests: Sequence[Request],
     sampling: SamplingConfig,
     max_total_tokens: int,
-) -> list[Response]:
-    """Sample one response per request, and return them in the order given.
+) -> tuple[list[Response], EngineWork]:
+    """Sample one response per request, and return them in the order given, and the work.
 
     max_total_tokens: whose keys and values are held at a time; rounded up to whole blocks.
 
@@ -50,7 +50,7 @@ def decode(
     """
     _check_stop_ids(sampling.stop_ids, model.config.vocab_size)
     if not requests:
-        return []
+        return [], EngineWork()
     size = _pool_size(requests, sampling.max_new_tokens, max_total_tokens)
     pool = BlockPool(size, CacheShape.of_model(model.config), model.device, model.dtype)
     schedule = Schedule(requests, pool, sampling.max_new_tokens)
@@ -61,7 +61,9 @@ def decode(
         schedule.extend()
         if schedule.live:
             _sample(schedule, list(schedule.live), _forward(model, pool, schedule), sampling)
-    return [_response(row, sampling) for row in sorted(schedule.ended, key=lambda r: r.number)]
+    responses = [_response(row, sampling) for row in sorted(schedule.ended, key=lambda r: r.number)]
+    tokens = sum(len(response.ids) for response in responses)
+    return responses, replace(schedule.work, tokens=tokens)
 
 
 def _pool_size(requests: Sequence[Request], max_new_tokens: int, max_total_tokens: int) -> int:

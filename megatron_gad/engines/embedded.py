@@ -1,13 +1,15 @@
 """The embedded engine: the student's Hugging Face model in this process, on the same device."""
 
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from megatron_gad.config.rollout import RolloutConfig
-from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.engines.base import EngineWork, SamplingConfig, request_seed
 from megatron_gad.engines.decoding import decode
 from megatron_gad.engines.hf_module import (
     allocate_weights,
@@ -47,6 +49,7 @@ class EmbeddedEngine:
         self._max_total_tokens = max_total_tokens
         self._model = build_module(hf_folder, dtype)
         self._weights_version: int | None = None
+        self._work = EngineWork()
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy all weights in, one tensor at a time. Nothing of older weights is kept anywhere.
@@ -77,7 +80,9 @@ class EmbeddedEngine:
             for prompt in prompts
             for sample in range(sampling.num_samples)
         ]
-        responses = decode(self._model, requests, sampling, self._max_total_tokens)
+        begin = time.monotonic()
+        responses, work = decode(self._model, requests, sampling, self._max_total_tokens)
+        self._work += replace(work, seconds=time.monotonic() - begin)
         rollouts = [
             Rollout(r.ids, r.logprobs, r.finish_reason, self._weights_version) for r in responses
         ]
@@ -86,6 +91,11 @@ class EmbeddedEngine:
             Group(prompt, tuple(rollouts[number * size : (number + 1) * size]))
             for number, prompt in enumerate(prompts)
         ]
+
+    def take_work(self) -> EngineWork:
+        """Return what was done since the last call."""
+        work, self._work = self._work, EngineWork()
+        return work
 
     def held_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Return the weights in use, without copies."""

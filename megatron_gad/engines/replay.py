@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_gad.engines.base import SamplingConfig, finish_reason
+from megatron_gad.engines.base import EngineWork, SamplingConfig, finish_reason
 from megatron_gad.files import replace_lines, to_json
 from megatron_gad.types import Group, Prompt, Rollout
 
@@ -94,6 +94,10 @@ class ReplayEngine:
         path = self._folder / (sampling.name + SUFFIX)
         records = self._read(path)
         return [self._find(records, prompt, sampling, path) for prompt in prompts]
+
+    def take_work(self) -> EngineWork:
+        """Return nothing: no token was sampled."""
+        return EngineWork()
 
     def held_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Return nothing."""

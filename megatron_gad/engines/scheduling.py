@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from megatron_gad.config.rollout import EMBEDDED_ROWS
+from megatron_gad.engines.base import EngineWork
 from megatron_gad.engines.kv_cache import BLOCK_TOKENS, BlockPool, Region, num_blocks
 from megatron_gad.engines.prefill import Text
 from megatron_gad.engines.sampling import uniform_draws
@@ -87,7 +88,7 @@ class Schedule:
         self.live: list[Row] = []
         self.ended: list[Row] = []
         self.num_requests = len(requests)
-        self.num_set_back = 0
+        self.work = EngineWork()
         self._pool = pool
         self._max_new_tokens = max_new_tokens
         self.prompt_region = Region(pool, is_at_end=True)
@@ -113,15 +114,17 @@ class Schedule:
             prompt = row.prompt
             prompt.num_waiting -= 1
             prompt.num_live += 1
+            size = len(prompt.ids)
+            self.work += EngineWork(prompt_tokens=size, cached_tokens=size * prompt.is_held)
             if not prompt.is_held:
-                blocks = self.prompt_region.take(prompt.number, len(prompt.ids))
+                blocks = self.prompt_region.take(prompt.number, size)
                 joined.prompts[prompt] = Text(prompt.ids, 0, blocks)
                 prompt.is_held = True
             if row.ids:
                 blocks = self.response_region.take(row.number, len(row.ids))
                 row.block = int(blocks[-1])
                 ids = (*prompt.ids, *row.ids)
-                joined.resumed[row] = Text(ids, len(prompt.ids), blocks)
+                joined.resumed[row] = Text(ids, size, blocks)
             else:
                 row.uniforms = uniform_draws([row.seed], self._max_new_tokens)[0].numpy()
             self.live.append(row)
@@ -137,6 +140,8 @@ class Schedule:
             if row.offset == 0:
                 row.block = int(self.response_region.take(row.number, 0)[0])
             self.response_region.fill[row.block] += 1
+        if self.live:
+            self.work += EngineWork(running=len(self.live), waiting=len(self.waiting), moments=1)
 
     def end(self, rows: Sequence[Row]) -> None:
         """Take the blocks of rows that have ended, and pack what is left."""
@@ -187,7 +192,6 @@ class Schedule:
         row.prompt.num_waiting += 1
         self.waiting.appendleft(row)
         self._is_short = True
-        self.num_set_back += 1
 
     def _release(self, row: Row) -> None:
         self.response_region.release(row.number)

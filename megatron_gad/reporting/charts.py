@@ -183,6 +183,24 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             is_log=True,
         ),
         Chart(
+            "Sampling speed of an engine",
+            (Line("engine/tokens_per_s", "sampled", "student"),),
+            unit="tokens/s",
+        ),
+        Chart(
+            "Rows of an engine",
+            (
+                Line("engine/running_rows", "at work", "student"),
+                Line("engine/waiting_rows", "waiting", "discriminator"),
+            ),
+            unit="rows",
+        ),
+        Chart(
+            "Prompt tokens that an engine had in its cache",
+            (Line("engine/cache_hit_share", "in the cache", "student"),),
+            unit="%",
+        ),
+        Chart(
             "Importance weight against the engine",
             (Line("student/tis_weight_mean", "mean", "student"),),
             unit="ratio",

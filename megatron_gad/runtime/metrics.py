@@ -46,6 +46,7 @@ LOG_LINE_KEYS = (
     "advantage/zero_share",
     "response/length_mean",
     "teacher/length_mean",
+    "engine/tokens_per_s",
     "engine/logprob_gap_max",
 )
 PROGRESS_KEYS = {

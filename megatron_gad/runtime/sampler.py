@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.order import State
-from megatron_gad.engines.base import Engine, SamplingConfig
+from megatron_gad.engines.base import Engine, EngineWork, SamplingConfig
 from megatron_gad.engines.replay import write_groups
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Group, Prompt
@@ -117,6 +117,10 @@ class Sampler:
         shares = self._parallel.exchange_over_data([groups, *to_others])
         if self._parallel.is_writer:
             write_groups(folder, name, chain.from_iterable(shares))
+
+    def take_work(self) -> dict[str, tuple[float, float]]:
+        """Return (sum, count) of what the engine did since the last call; zeros without one."""
+        return (EngineWork() if self._engine is None else self._engine.take_work()).sums()
 
     def sleep(self) -> None:
         """Give the engine's memory back; it needs weights before it samples again."""

@@ -28,7 +28,7 @@ def sample_groups(
     """
     sampling = SamplingConfig.of_step(run.config, run.progress.iteration, group_size)
     (groups,), metrics = sample_now(run, [Request(prompts, sampling)], earlier)
-    metrics |= run.parallel.mean_over_data(describe_rollouts(groups))
+    metrics |= _describe(run, groups)
     return rebalance(groups, group_cost, run.parallel), metrics
 
 
@@ -48,6 +48,7 @@ def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bo
         with run.turn("rollout"):
             sampled = run.data.ahead.result()
         run.data.ahead = None
+    metrics |= _describe(run, sampled[0])
     if is_ahead:
         orders, requests = run.data.states(), take(iteration + 1)
         if run.sampler.weights_version != run.progress.weights_version:
@@ -55,8 +56,9 @@ def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bo
             probe = SamplingConfig.of_step(run.config, iteration, 1, draw=2, max_new_tokens=most)
             _, compared = sample_now(run, [Request(requests[0].prompts[:PROBE_PROMPTS], probe)])
             metrics |= compared
+            run.sampler.take_work()  # the probe's is no work of a step
         run.data.ahead = Ahead(orders, run.sampler.start(requests))
-    return sampled, metrics | run.parallel.mean_over_data(describe_rollouts(sampled[0]))
+    return sampled, metrics
 
 
 def sample_now(run: Run, requests: Sequence[Request], earlier: Reference | None = None) -> Sampled:
@@ -68,6 +70,12 @@ def sample_now(run: Run, requests: Sequence[Request], earlier: Reference | None 
         first = [Group(group.prompt, group.rollouts[:1]) for group in sampled[0][:PROBE_PROMPTS]]
         metrics |= compare_first(run, first, earlier)
     return sampled, metrics
+
+
+def _describe(run: Run, groups: Sequence[Group]) -> Metrics:
+    """Return what is worth watching in rollouts, and what the engines did since the last call."""
+    work = run.sampler.take_work() if run.config.rollout.engine != "replay" else {}
+    return run.parallel.mean_over_data(describe_rollouts(groups) | work)
 
 
 def _swap_weights(run: Run, earlier: Reference | None = None) -> Metrics:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.engines.base import EngineWork, SamplingConfig, request_seed
 from megatron_gad.engines.decoding import decode
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.engines.kv_cache import BLOCK_TOKENS
@@ -188,7 +188,7 @@ def test_models_of_older_and_newer_transformers_are_given_their_cache(tmp_path, 
     requests = [Request(prompt.ids, seed=0) for prompt in prompts]
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=12)
     expected = awake_engine(folder).generate(prompts, sampling)
-    texts = [response.ids for response in decode(model, requests, sampling, 4096)]
+    texts = [response.ids for response in decode(model, requests, sampling, 4096)[0]]
     assert texts == [rollout.ids for _, _, rollout in rows_of(expected)]
 
 
@@ -221,6 +221,14 @@ def test_rows_that_have_ended_make_room_at_once_and_a_prompt_is_read_once(folder
     lengths = [len(r.ids) - 1 for _, _, r in rows_of(groups)]
     batched = sum(max(lengths[i : i + 12]) for i in range(0, 48, 12))
     assert len(steps) < 0.8 * batched
+    work = engine.take_work()
+    assert work.tokens == sum(len(r.ids) for _, _, r in rows_of(groups))
+    assert (work.running, work.moments) == (sum(steps), len(steps))
+    assert 0 < work.waiting < 48 * len(steps)
+    assert (work.prompt_tokens, work.cached_tokens) == (48 * 5, 42 * 5)
+    assert work.sums()["engine/cache_hit_share"] == (42 * 5, 48 * 5)
+    assert work.seconds > 0
+    assert engine.take_work() == EngineWork()
     assert max(steps) <= 12
 
 

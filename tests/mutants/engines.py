@@ -207,6 +207,18 @@ WEIGHT_MUTANTS = (
 
 NUMBER_MUTANTS = (
     Mutant(
+        "a prompt's first response counts as one that had it in the cache",
+        "cached_tokens=size * prompt.is_held)",
+        "cached_tokens=size)",
+        JOINING,
+    ),
+    Mutant(
+        "a client that is closed goes on asking",
+        "            self._is_closed = True\n        self.break_off()",
+        "            pass\n        self.break_off()",
+        ("tests/unit/engines/sglang/test_client.py",),
+    ),
+    Mutant(
         "the share of truncated responses counts those that stopped",
         '"response/truncated_share": (reasons["length"], count),',
         '"response/truncated_share": (reasons["stop"], count),',

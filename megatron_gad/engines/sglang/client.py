@@ -41,6 +41,7 @@ class SGLangClient:
         self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._open: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def post(self, path: str, body: Json, timeout_s: float | None = None) -> None:
         """Send JSON, and wait for the answer that it was done.
@@ -85,20 +86,33 @@ class SGLangClient:
         return True
 
     def break_off(self) -> None:
-        """End the calls that are waiting for an answer: they raise ServerFailed."""
+        """End the calls that are waiting for an answer: they raise ServerFailed.
+
+        A server that sees the connection gone stops the request, even one that came after its
+        abort.
+        """
         with self._lock:
             for connection in self._open:
                 if connection.sock is not None:
                     with contextlib.suppress(OSError):
                         connection.sock.shutdown(socket.SHUT_RDWR)
 
+    def close(self) -> None:
+        """Break off all calls, also those that have yet to be sent."""
+        with self._lock:
+            self._is_closed = True
+        self.break_off()
+
     def _call(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> bytes:
         connection = http.client.HTTPConnection(
             self._host, self._port, timeout=timeout_s or self._timeout_s
         )
-        with self._lock:
-            self._open.add(connection)
         try:
+            connection.connect()
+            with self._lock:
+                if self._is_closed:
+                    raise ServerFailed(f"{self.url}{path}: the client was closed")
+                self._open.add(connection)
             connection.request(method, path, body, self._headers)
             response = connection.getresponse()
             text = response.read()

@@ -6,8 +6,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
+from megatron_gad.engines.base import EngineWork
 from megatron_gad.engines.sglang.client import Json, ServerFailed
 from megatron_gad.engines.sglang.replica import Replica
+from megatron_gad.engines.sglang.requests import cached_tokens
 from megatron_gad.types import Rollout
 
 WATCH_INTERVAL_S = 1.0
@@ -51,6 +53,8 @@ class Dispatch:
         self._failing: Counter[Replica] = Counter()
         self._given_back: dict[Replica, list[str]] = {replica: [] for replica in replicas}
         self._rollouts: dict[int, Rollout] = {}
+        self._begin = time.monotonic()
+        self._work = EngineWork()
         self._error: Exception | None = None
         self._changed = threading.Condition()
 
@@ -92,6 +96,11 @@ class Dispatch:
             raise self._error
         return [self._rollouts[number] for number in range(len(self._requests))]
 
+    def work(self) -> EngineWork:
+        """Return what was done from the start until now."""
+        seconds = time.monotonic() - self._begin
+        return self._work + EngineWork(seconds=seconds, moments=seconds)
+
     def interrupt(self, reason: str) -> None:
         """Let another thread's ``run`` end with an error; servers that go on stop the requests."""
         self._fail(RuntimeError(reason))
@@ -114,8 +123,10 @@ class Dispatch:
         """Work on requests, one at a time, until all are done."""
         while (number := self._take(replica)) is not None:
             generation = replica.generation
+            begin = time.monotonic()
             try:
-                rollout = self._read(replica.generate(self._body(number)))
+                answer = replica.generate(self._body(number))
+                rollout = self._read(answer)
             except ServerFailed as error:
                 self._give_back(number, replica, error)
                 self._bring_back(replica, generation, error)
@@ -123,7 +134,7 @@ class Dispatch:
                 self._fail(error)
             else:
                 replica.num_failures = 0
-                self._finish(number, rollout)
+                self._finish(number, rollout, self._work_of(number, rollout, answer, begin))
 
     def _take(self, replica: Replica) -> int | None:
         with self._changed:
@@ -149,8 +160,19 @@ class Dispatch:
         request, num_failures = self._requests[number], self._num_failures[number]
         return {**request, "rid": f"{request['rid']}_{num_failures}"} if num_failures else request
 
-    def _finish(self, number: int, rollout: Rollout) -> None:
+    def _work_of(self, number: int, rollout: Rollout, answer: Json, begin: float) -> EngineWork:
+        """Return what one request took. begin: the time it was sent."""
+        return EngineWork(
+            tokens=len(rollout.ids),
+            running=time.monotonic() - begin,
+            waiting=begin - self._begin,
+            prompt_tokens=len(self._requests[number].get("input_ids", ())),
+            cached_tokens=cached_tokens(answer),
+        )
+
+    def _finish(self, number: int, rollout: Rollout, work: EngineWork) -> None:
         with self._changed:
+            self._work += work
             self._running.pop(number, None)
             self._rollouts[number] = rollout
             self._changed.notify_all()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.config.rollout import SGLangConfig
-from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.base import EngineWork, SamplingConfig
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.checksums import HeadCounts, find_mismatches
 from megatron_gad.engines.sglang.client import CallRefused, ServerFailed
@@ -74,6 +74,7 @@ class SGLangEngine:
         self._is_resting = False  # a server has taken its memory before it has any weights
         self._num_swaps = 0
         self._dispatch: Dispatch | None = None
+        self._work = EngineWork()
         self._replicas: list[Replica] = []
         try:
             self._replicas += map(
@@ -190,6 +191,7 @@ class SGLangEngine:
             rollouts = self._dispatch.run(
                 config.max_running_requests, config.health_timeout_s / 6, config.health_timeout_s
             )
+            self._work += self._dispatch.work()
         finally:
             self._dispatch = None
         size = sampling.num_samples
@@ -197,6 +199,11 @@ class SGLangEngine:
             Group(prompt, tuple(rollouts[number * size : (number + 1) * size]))
             for number, prompt in enumerate(prompts)
         ]
+
+    def take_work(self) -> EngineWork:
+        """Return what was done since the last call."""
+        work, self._work = self._work, EngineWork()
+        return work
 
     def held_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Return nothing: a server shows checksums only, which ``load_weights`` compares."""

@@ -233,6 +233,7 @@ class Replica:
         if self._process is not None:
             self._process.stop(STOP_PATIENCE_S)
         self.link.close()
+        self.client.close()
 
     def _launch(self) -> str:
         assert not isinstance(self._start, str)

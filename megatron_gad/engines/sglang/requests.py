@@ -67,6 +67,13 @@ def read_answer(answer: Json, sampling: SamplingConfig, version: int) -> Rollout
     return Rollout(ids, logprobs, reason, version)
 
 
+def cached_tokens(answer: Json) -> int:
+    """Return how many tokens of a prompt the server had in its cache; 0 if it does not say."""
+    meta = answer.get("meta_info")
+    count = meta.get("cached_tokens") if isinstance(meta, dict) else None
+    return count if isinstance(count, int) else 0
+
+
 def _problem(
     ids: tuple[int, ...],
     pairs: list[tuple[float, int]],

@@ -75,6 +75,15 @@ def test_rollouts_are_one_update_old_from_the_second_step_on(overlapped) -> None
     assert min(m["engine/off_policy_gap_max"] for m in overlapped[1:]) > 1e-3
 
 
+def test_what_the_engine_did_is_reported_in_every_step(overlapped, config: RunConfig) -> None:
+    for metrics in overlapped:
+        assert metrics["engine/tokens_per_s"] > 0
+        assert metrics["engine/running_rows"] >= 1
+        assert metrics["engine/waiting_rows"] == 0
+        # All responses to a prompt but its first have it from the cache.
+        assert 0 < metrics["engine/cache_hit_share"] <= 1 - 1 / config.adversarial.group_size
+
+
 def test_it_equals_a_schedule_by_hand_that_samples_one_step_early(
     config: RunConfig, place: parallel.Parallel, tmp_path: Path, overlapped
 ) -> None:

@@ -165,3 +165,22 @@ def test_a_number_without_end_is_a_broken_answer() -> None:
     assert read_answer(whole, sampling, version=0) == ROLLOUT
     with pytest.raises(ServerFailed, match="broken answer"):
         read_answer({**whole, "output_ids": [float("inf")]}, sampling, version=0)
+
+
+def test_what_the_servers_did_is_counted() -> None:
+    def generate(body: dict[str, Any]) -> dict[str, Any]:
+        return {"meta_info": {"cached_tokens": 2}}
+
+    server = Server()
+    server.generate = generate  # type: ignore[method-assign]
+    requests = [{"rid": str(number), "input_ids": [5, 6, 7]} for number in range(10)]
+    made = Dispatch(
+        cast(Any, [server]), requests, lambda _: ROLLOUT, load=lambda _: None, max_failures=3
+    )
+    made.run(places=4, health_interval_s=60, health_timeout_s=60)
+    work = made.work()
+    assert (work.tokens, work.prompt_tokens, work.cached_tokens) == (10, 30, 20)
+    # No more than four at a time, and those behind them waited.
+    assert 0 < work.running < 4 * work.seconds
+    assert 0 < work.waiting < 10 * work.seconds
+    assert work.moments == work.seconds

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.engines.sglang.client import ServerFailed
-from megatron_gad.engines.sglang.requests import make_requests, read_answer
+from megatron_gad.engines.sglang.requests import cached_tokens, make_requests, read_answer
 from megatron_gad.types import Prompt
 
 SAMPLING = SamplingConfig(num_samples=2, temperature=0.7, max_new_tokens=4, stop_ids=(3,), seed=9)
@@ -55,6 +55,12 @@ def test_a_stop_id_as_the_last_allowed_token_is_a_stop():
     assert read_answer(answer, full, version=12).finish_reason == "stop"
     other = replace(full, stop_ids=(28,))  # sampled before the last token, so not what ended it
     assert read_answer(answer, other, version=12).finish_reason == "length"
+
+
+def test_a_server_may_say_what_it_had_of_a_prompt():
+    assert cached_tokens({"meta_info": {"cached_tokens": 5}}) == 5
+    assert cached_tokens(ANSWER) == 0
+    assert cached_tokens({"meta_info": None}) == 0
 
 
 SPOILT = {
