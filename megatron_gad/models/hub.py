@@ -4,11 +4,14 @@ A name is found in the hub's cache on this machine (``HF_HOME``), or fetched int
 cache is not asked for again, so a run that resumes reads the files that it began with.
 """
 
+import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_gad.config.run import RunConfig
+from megatron_gad.files import replace_text
 from megatron_gad.models.hf_headers import weight_files
 
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -17,6 +20,8 @@ SNAPSHOT = re.compile(
 )
 # Weights, configuration, tokenizer and chat template; no pickles and no code.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+# When this process began: what the hub refused after that is not asked for again.
+STARTED = time.time()
 
 
 def is_hub_name(path: str) -> bool:
@@ -27,7 +32,7 @@ def is_hub_name(path: str) -> bool:
 def find_model(key: str, path: str, may_fetch: bool) -> str:
     """Return the folder of a model: the path itself, or a hub name's snapshot on this machine.
 
-    Several processes of a node may call this at once; one of them fetches.
+    Several processes of a node may call this at once: one of them fetches, or is refused, for all.
 
     Args:
         key: the setting, for messages.
@@ -109,15 +114,25 @@ def _fetched(named: str, name: str, revision: str, command: str) -> str:
 
     cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".megatron_gad--{name.replace('/', '--')}.lock"):
-        folder = _cached(name, revision)  # another process of this node may have fetched it
+    label = f".megatron_gad--{name.replace('/', '--')}--{revision.replace('/', '--')}"
+    refusal = cache / f"{label}.refused"
+    with FileLock(cache / f"{label}.lock"):
+        # Another process of this node may have fetched it meanwhile, or, as the hub retries for
+        # half a minute, waited in vain: since this process began, none has to do so again.
+        folder = _cached(name, revision)
         if folder is not None:
             return folder
+        if refusal.exists():
+            refused = json.loads(refusal.read_text(encoding="utf-8"))
+            if refused["time"] >= STARTED:
+                raise ValueError(f"{named} {refused['said']}")
         try:
             return snapshot_download(name, revision=revision, allow_patterns=WANTED)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{named} is no folder here, and the hub does not give it ({reason}); correct the "
-                f"path, or fetch the model on a machine with a network: {command}"
-            ) from error
+            said = (
+                f"is no folder here, and the hub does not give it ({reason}); correct the path, or "
+                f"fetch the model on a machine with a network: {command}"
+            )
+            replace_text(refusal, json.dumps({"time": time.time(), "said": said}))
+            raise ValueError(f"{named} {said}") from error

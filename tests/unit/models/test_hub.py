@@ -186,6 +186,34 @@ def test_a_name_that_the_hub_lacks_is_refused_with_what_was_meant(
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
+def test_processes_that_started_together_are_refused_together(tmp_path: Path, assets: Path) -> None:
+    """What the hub refused after a process began is not asked for again, but by a later start."""
+    code = (
+        "import contextlib; from megatron_gad.models.hub import find_model\n"
+        "for name in ('other', 'other', 'third'):\n"
+        "    try: find_model('student.path', f'tiny-team/{name}', may_fetch=True)\n"
+        "    except ValueError as error: print(error)"
+    )
+
+    def asked(hub: Hub) -> list[int]:
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_address[1]}"
+        hub.asked.clear()
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        first, second, third = done.stdout.splitlines()
+        assert first == second and "'tiny-team/other' is no folder here" in first, done.stderr
+        assert "hf download tiny-team/third" in third
+        return [sum(name in line for line in hub.asked) for name in ("other", "third")]
+
+    with serve(assets / "student") as hub:
+        once, third = asked(hub)
+        assert once == third > 0
+        assert asked(hub) == [once, third]
+
+
 def test_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_name("Qwen/Qwen2.5-0.5B-Instruct")
