@@ -10,6 +10,7 @@ from functools import partial
 from megatron_gad.checks.found import find
 from megatron_gad.checks.inputs import open_codecs
 from megatron_gad.checks.limits import check_limits
+from megatron_gad.checks.models import check_values
 from megatron_gad.checks.resume import check_override, check_resume
 from megatron_gad.checks.run import check_found
 from megatron_gad.checks.secrets import masked
@@ -74,6 +75,11 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
             f"--world-size {options.world_size} only plans; add --dry-run, or start that many "
             f"ranks: torchrun --nproc-per-node {options.world_size} -m megatron_gad ..."
         )
+    if options.check_weights and not options.dry_run:
+        raise ValueError(
+            "--check-weights reads gigabytes and is part of a dry run; add --dry-run, or leave it "
+            "out"
+        )
     if launched_without_torchrun():
         raise ValueError(
             "several Slurm tasks were started without torchrun, so each would be a run of its own; "
@@ -90,6 +96,7 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
         *check_found(config, found),
         *check_override(config),
         *changes.refused,
+        *(check_values(found.models) if options.check_weights and rank == 0 else ()),
     ]
     if problems:
         return _refuse(problems, rank)

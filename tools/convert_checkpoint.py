@@ -33,8 +33,9 @@ from megatron_gad.cpu_seam import install_if_needed
 install_if_needed()
 
 # isort: split
-from megatron_gad.checks.found import read_folder
-from megatron_gad.checks.models import folder_problems
+from megatron_gad.checks.found import read_folder, with_tokenizer
+from megatron_gad.checks.models import file_problems, folder_problems, reading_problems
+from megatron_gad.checks.weights import value_problems
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.output import ModelName
 from megatron_gad.environment import environment_rank, environment_world_size
@@ -69,7 +70,8 @@ class Arguments:
         pipeline_model_parallel_size: ranks that share the layers out.
         expert_model_parallel_size: ranks that share the experts of a layer out.
         expert_tensor_parallel_size: ranks that share an expert; as the other layers by default.
-        verify: compare the outputs with those of transformers on random tokens.
+        verify: look for weights that are not finite, and compare the outputs with those of
+            transformers on random tokens.
     """
 
     from_hf: Path | None = None
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(arguments)
         arguments = _with_folders(arguments)
-        _check_folder(arguments)
+        arguments = _check_folder(arguments)
         place = parallel.initialize(arguments.layout(), seed=0)
         try:
             return convert(arguments, place)
@@ -158,19 +160,33 @@ def _with_folders(arguments: Arguments) -> Arguments:
     )
 
 
-def _check_folder(arguments: Arguments) -> None:
-    """Raise ValueError with all that is wrong with the folder that is read."""
+def _check_folder(arguments: Arguments) -> Arguments:
+    """Return the arguments with the folder that config and tokenizer come from.
+
+    Says what a run would refuse of its tokenizer, which the weights do not need.
+
+    Raises ValueError with all that is wrong with what is read.
+    """
     problems: list[str] = []
     if arguments.from_hf is not None:
-        folder = read_folder("--from-hf", str(arguments.from_hf))
+        folder = with_tokenizer(read_folder("--from-hf", str(arguments.from_hf)))
         problems += folder_problems(folder, is_scorer=arguments.model == "discriminator")
-    if arguments.from_megatron is not None:
+    else:
+        assert arguments.from_megatron is not None
         checkpoint = find_checkpoint(arguments.from_megatron)
         damage = damage_of(checkpoint)
         if damage:
             problems.append(f"the checkpoint {checkpoint} {damage}; copy it again, or name another")
+        source = arguments.hf_config or find_hf_source(checkpoint, arguments.model)
+        arguments = replace(arguments, hf_config=source)
+        folder = with_tokenizer(read_folder("--hf-config", str(source)))
+        problems += file_problems(folder)
     if problems:
         raise ValueError("\n".join(problems))
+    if environment_rank() == 0:
+        for problem in reading_problems(folder):
+            print(f"convert_checkpoint: warning: a run would refuse {problem}", file=sys.stderr)
+    return arguments
 
 
 def convert(arguments: Arguments, place: parallel.Parallel) -> int:
@@ -183,9 +199,8 @@ def convert(arguments: Arguments, place: parallel.Parallel) -> int:
             _forget(chunks)
             load_weights(folder, chunks)
     else:
-        assert arguments.from_megatron and arguments.to_hf
-        checkpoint = find_checkpoint(arguments.from_megatron)
-        source = arguments.hf_config or find_hf_source(checkpoint, model)
+        assert arguments.from_megatron and arguments.to_hf and arguments.hf_config
+        checkpoint, source = find_checkpoint(arguments.from_megatron), arguments.hf_config
         hf_folder = written = arguments.to_hf
         chunks = megatron_to_hf(checkpoint, source, written, model, layout, place)
     _say(place, f"wrote {written}")
@@ -205,8 +220,16 @@ def _verify(
     arguments: Arguments,
     place: parallel.Parallel,
 ) -> int:
-    """Say how far the outputs are from those of transformers; return the exit status."""
+    """Say which weights are not finite, and how far the outputs are from those of transformers.
+
+    Returns the exit status.
+    """
     model = arguments.model
+    broken: list[str] = []
+    if place.is_writer:
+        broken = list(value_problems(read_folder("the folder", str(hf_folder))))
+    for problem in broken:
+        _say(place, problem)
     difference = relative_difference(chunks, hf_folder, model, arguments.layout(), place)
     kind = "scores" if model == "discriminator" else "logits"
     verdict = "equal" if difference <= TOLERANCE else "NOT equal"
@@ -215,7 +238,7 @@ def _verify(
         f"{kind} are {verdict} to those of transformers: they differ by {difference:.1e} of the "
         f"largest, allowed is {TOLERANCE:.0e}",
     )
-    return 0 if difference <= TOLERANCE else 1
+    return 0 if difference <= TOLERANCE and not place.gather_over_world(broken)[0] else 1
 
 
 def _say(place: parallel.Parallel, message: str) -> None:

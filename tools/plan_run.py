@@ -2,8 +2,8 @@ r"""Plan memory and time of a run on GPUs that need not be here.
 
     python tools/plan_run.py run.toml --gpus 16 --gpu-type h100-80g [--json plan.json]
 
-Formulas and assumptions are in docs/planning.md. Exit status: 0 a layout fits, 1 none does, 2 bad
-input.
+Formulas and assumptions are in docs/planning.md. What is here of models and data is checked as a
+run checks it. Exit status: 0 a layout fits, 1 none does, 2 bad input.
 """
 
 import json
@@ -14,8 +14,10 @@ from pathlib import Path
 
 import tyro
 
+from megatron_gad.checks.inputs import look_at_what_is_here
 from megatron_gad.config.run import RunConfig, config_kind
 from megatron_gad.config.toml import read_toml
+from megatron_gad.models.hub import with_model_folders
 from megatron_gad.planning.choice import caveats
 from megatron_gad.planning.devices import Assumptions, device_of
 from megatron_gad.planning.from_config import (
@@ -45,7 +47,7 @@ class Arguments:
         json: file for the plan as JSON.
         prompt_tokens: mean tokens of a prompt.
         response_tokens: mean tokens of a response, the teacher's and the student's.
-        num_prompts: usable rows of the data set; counted where the files are here.
+        num_prompts: usable rows of the data set; read, checked and counted if they are here.
         assume: what no data sheet says.
     """
 
@@ -64,8 +66,9 @@ def main() -> int:
     """Print the plan, write it where asked, and return the exit status."""
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
-        config = read_toml(arguments.config, config_kind())
-        request = _request(arguments, config)
+        config = _with_cached_models(read_toml(arguments.config, config_kind()))
+        refused, num_rows = look_at_what_is_here(config, arguments.num_prompts is None)
+        request = _request(arguments, config, num_rows)
     except ValueError as error:
         print(f"plan_run: {error}", file=sys.stderr)
         return 2
@@ -92,10 +95,20 @@ def main() -> int:
         print(f"Configured layout: {caveat}")
     if problem:
         print(f"plan_run: {problem}", file=sys.stderr)
+    for each in refused:
+        print(f"plan_run: a run would refuse this: {each}", file=sys.stderr)
     if arguments.json:
         found = to_json(request, configured, plans) | {"problem": problem or None}
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return 0 if plans else 1
+    return 2 if refused else 0 if plans else 1
+
+
+def _with_cached_models(config: RunConfig) -> RunConfig:
+    """Return a configuration with folders for names of the hub, if they are on this machine."""
+    try:
+        return with_model_folders(config, may_fetch=False)
+    except ValueError:
+        return config  # a name is enough to plan with
 
 
 def _flags_to_change(config: RunConfig, layout: Layout) -> Iterator[str]:
@@ -110,8 +123,8 @@ def _flags_to_change(config: RunConfig, layout: Layout) -> Iterator[str]:
         yield "With the flags of other layouts take schedule.leaves out: they choose who leaves."
 
 
-def _request(arguments: Arguments, config: RunConfig) -> Request:
-    """Put the question together.
+def _request(arguments: Arguments, config: RunConfig, num_rows: int | None) -> Request:
+    """Put the question together; num_rows: usable ones of the data set, if they were read.
 
     Raises:
         ValueError: something cannot be read or planned; names it.
@@ -136,7 +149,7 @@ def _request(arguments: Arguments, config: RunConfig) -> Request:
         lengths_of(config.data, arguments.prompt_tokens, arguments.response_tokens),
         bounded(arguments.assume, device, config.schedule.device_memory_gib),
     )
-    num_prompts = arguments.num_prompts or count_rows(config.data)
+    num_prompts = arguments.num_prompts or num_rows or count_rows(config.data)
     return replace(request, num_data_prompts=num_prompts)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_gad.checks.found import Models, read_models
+from megatron_gad.checks.models import check_models
 from megatron_gad.checks.tokenizer import check_texts, find_difference
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.cache import fill_cache, find_cache, read_cache
@@ -34,6 +35,34 @@ def open_codecs(config: RunConfig, models: Models) -> Codecs:
     caps = data.max_prompt_tokens, data.max_response_tokens
     scorer = ChatCodec.of_scorer(own.loaded, caps, data.chat_template_kwargs)
     return Codecs(codec, student.path, scorer, discriminator.path)
+
+
+def look_at_what_is_here(config: RunConfig, reads_rows: bool) -> tuple[list[str], int | None]:
+    """Return what a run would refuse of models and data, and the number of its usable rows.
+
+    For plans of runs elsewhere: a model or data that is not here is not missed, nor one of which
+    there is no more than its config.json.
+
+    reads_rows: False leaves the data alone. The number is None if it was not read.
+    """
+    folders = (config.student.path, config.discriminator.path)
+    student, discriminator = (path if _holds_weights(path) else "" for path in folders)
+    if not student or (config.discriminator.path and not discriminator):
+        return [], None
+    models = read_models(student, discriminator)
+    own = config.discriminator_layout(models.discriminator.mixture is not None)
+    problems = [*check_models(models, (config.parallel, own), config.data)]
+    is_here = bool(config.data.path) and Path(config.data.path).exists()
+    if problems or not (is_here and reads_rows):
+        return problems, None
+    try:
+        return [], len(read_rows(config, open_codecs(config, models)).prompts)
+    except ValueError as error:
+        return [str(error)], None
+
+
+def _holds_weights(path: str) -> bool:
+    return bool(path) and any(Path(path).glob("*.safetensors*"))
 
 
 def read_all_rows(config: RunConfig, codecs: Codecs) -> ReadRows:

@@ -11,7 +11,7 @@ from megatron_gad.checks.tokenizer import (
     find_difference,
     highest_id,
 )
-from megatron_gad.checks.weights import check_weights
+from megatron_gad.checks.weights import check_weights, value_problems
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.hf_headers import INDEX, is_pointer, pointer_problem
@@ -58,6 +58,12 @@ def check_models(
 
 def folder_problems(folder: ModelFolder, is_scorer: bool = False) -> Iterator[str]:
     """Yield what a folder lacks to be a model; is_scorer: to be a discriminator's."""
+    yield from file_problems(folder)
+    yield from check_weights(folder, is_scorer)
+
+
+def file_problems(folder: ModelFolder) -> Iterator[str]:
+    """Yield what is wrong with a folder besides its weights: config.json, git-lfs pointers."""
     path = Path(folder.path)
     if not path.is_dir():
         yield (
@@ -72,7 +78,20 @@ def folder_problems(folder: ModelFolder, is_scorer: bool = False) -> Iterator[st
     for file in sorted(path.iterdir()):
         if file.suffix in READ_BESIDES and file.name != INDEX and is_pointer(file):
             yield f"{folder.named} {pointer_problem(file)}"
-    yield from check_weights(folder, is_scorer)
+
+
+def reading_problems(folder: ModelFolder) -> Iterator[str]:
+    """Yield why a run could not read with a folder's tokenizer; nothing if it has none."""
+    if folder.shape is not None:
+        rows = folder.shape.vocab_size
+        yield from check_tokenizer(folder.named, folder.tokenizer, rows, DataConfig())
+
+
+def check_values(models: Models) -> Iterator[str]:
+    """Yield which weights of both models are not finite; reads them all."""
+    yield from value_problems(models.student)
+    if models.has_own_discriminator:
+        yield from value_problems(models.discriminator)
 
 
 def _context_problems(folder: ModelFolder, data: DataConfig) -> Iterator[str]:

@@ -129,6 +129,27 @@ def _tie_problems(folder: ModelFolder, tensors: Mapping[str, StoredTensor]) -> I
         )
 
 
+def value_problems(folder: ModelFolder) -> Iterator[str]:
+    """Yield which tensors hold values that are not finite; reads all of a folder's weights."""
+    if folder.weights is None or folder.weights.problems:
+        return  # said already
+    bad: dict[str, int] = {}
+    for file in sorted({tensor.file for tensor in folder.weights.tensors.values()}):
+        with safe_open(Path(folder.path) / file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - a handle, not a dict
+                value = tensors.get_tensor(name)
+                if value.is_floating_point() and not (finite := torch.isfinite(value)).all():
+                    bad[name] = int((~finite).sum())
+    if bad:
+        first, count = next(iter(bad.items()))
+        yield (
+            f"{folder.named}: {len(bad)} tensors hold values that are not finite: "
+            f"{shown([*bad])}; of {first} it is {count:,}, in "
+            f"{folder.weights.tensors[first].file}: download the folder again, or go back to an "
+            "earlier checkpoint of the model"
+        )
+
+
 def _some_rows(file: Path, name: str) -> torch.Tensor:
     """Return evenly spaced rows of a matrix, [up to COMPARED_ROWS, columns]."""
     with safe_open(file, framework="pt") as tensors:

@@ -36,11 +36,13 @@ class CliOptions:
         config: TOML file, the first argument; without one the defaults hold.
         dry_run: check everything, print the resolved plan and stop.
         world_size: ranks to check and plan for; by default what torchrun started.
+        check_weights: with dry_run, read all weights for values that are not finite.
     """
 
     config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")] = ""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     world_size: int | None = None
+    check_weights: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 @dataclass(frozen=True)

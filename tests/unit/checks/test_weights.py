@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from megatron_gad.checks.found import read_folder
 from megatron_gad.checks.models import folder_problems
+from megatron_gad.checks.weights import value_problems
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.tensor_names import LM_HEAD, body_shapes, head_shapes
 from tests.tiny import CLASSES, make_hf_folder
@@ -147,6 +148,25 @@ def test_weights_in_other_formats_are_told_with_the_way_to_convert_them(tmp_path
     (tmp_path / "adapter_config.json").write_text("{}")
     (problem,) = problems_of(tmp_path)
     assert problem.startswith("holds a LoRA adapter") and "merge_and_unload()" in problem
+
+
+def test_values_that_are_not_finite_are_found_by_reading_all(tmp_path: Path) -> None:
+    files = in_shards(make_hf_folder(tmp_path))
+    assert list(value_problems(read_folder("student.path", str(tmp_path)))) == []
+    broken = {}
+    for file, value in zip(files, (float("nan"), float("-inf")), strict=False):
+        tensors = load_file(file)
+        name = min(tensors)
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, file, metadata={"format": "pt"})
+        broken[name] = file.name
+    assert problems_of(tmp_path) == []  # headers say nothing of values
+    (problem,) = value_problems(read_folder("student.path", str(tmp_path)))
+    first = next(iter(broken))
+    assert problem.startswith(
+        f"student.path = '{tmp_path}': 2 tensors hold values that are not finite: "
+        f"{', '.join(broken)}; of {first} it is 1, in {broken[first]}: "
+    )
 
 
 def test_every_kind_of_misfit_is_told_at_once(tmp_path: Path) -> None:

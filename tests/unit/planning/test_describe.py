@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from megatron_gad.config.run import RunConfig
@@ -149,6 +150,21 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(good: RunConfig, tmp_path:
     done = run_command(str(file), "--dry-run", "--world-size", "2")
     assert (done.returncode, "TP 1 x PP 1 x DP 2" in done.stdout) == (0, True), done.stderr
     assert not Path(good.checkpoint.save).exists()
+
+
+def test_a_dry_run_reads_all_weights_on_request(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    file, weights = tmp_path / "run.toml", Path(config.student.path) / "model.safetensors"
+    file.write_text(to_toml(config))
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert run_command(str(file), "--dry-run").returncode == 0
+    done = run_command(str(file), "--dry-run", "--check-weights")
+    assert done.returncode == 2
+    assert "1 tensors hold values that are not finite: model.norm.weight;" in done.stderr
+    done = run_command(str(file), "--check-weights")
+    assert (done.returncode, "add --dry-run" in done.stderr) == (2, True)
 
 
 def test_the_command_reports_all_violations_and_exits_with_2(
