@@ -21,14 +21,16 @@ from megatron_gad.environment import (
 )
 from megatron_gad.errors import RunStoppedError, only_warns
 from megatron_gad.files import replace_text
-from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.models.hub import with_model_names
 from megatron_gad.resume import load_latest, save
+from megatron_gad.runtime.export import export_model
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
 from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.selection import keep_best
 from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.runtime.watchdog import Watchdog
 from megatron_gad.stages.begin import begin_stage, open_run, reason_to_end
+from megatron_gad.stages.held_out import evaluate_held_out
 from megatron_gad.stages.stage import Stage
 from megatron_gad.stages.step_result import StepResult
 from megatron_gad.storage import storage_error, telling_of_storage
@@ -141,6 +143,7 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
         while not reason:
             result = _take_step(run, stage)
             reason = reason_to_end(run, stage)
+            _evaluate_if_due(run, stage, result, is_last=bool(reason))
             _record(run, stage, result, last_step)
             advance(bar, result.metrics)
             if stop.everywhere(run.parallel):
@@ -162,6 +165,23 @@ def _take_step(run: Run, stage: Stage) -> StepResult:
     result.metrics["data/epoch"] = run.data.epoch
     stage.after_step(run, result.metrics)
     return result
+
+
+def _evaluate_if_due(run: Run, stage: Stage, result: StepResult, is_last: bool) -> None:
+    """Measure the student on held-out rows, also at the end of a stage."""
+    interval = run.config.evaluation.interval
+    if not interval or not stage.kind.uses_engine:
+        return
+    if run.progress.iteration % interval and not is_last:
+        return
+    start = time.monotonic()
+    metrics = evaluate_held_out(run)
+    keep_best(run, metrics)
+    # What was done for it is no part of the next step.
+    run.turn.take_metrics()
+    run.sampler.take_work()
+    result.metrics.update(metrics)
+    result.metrics["time/evaluation_s"] = time.monotonic() - start
 
 
 def _record(run: Run, stage: Stage, result: StepResult, last_step: int) -> None:
@@ -190,25 +210,8 @@ def _hand_over(run: Run, stage: Stage) -> None:
 def _export(run: Run, suffix: str) -> None:
     """Write the models that [checkpoint] export names as Hugging Face folders."""
     for name in run.config.checkpoint.export:
-        if name == "discriminator" and not run.has_discriminator:
-            continue
-        trainer = run.student if name == "student" else run.discriminator
-        weights = trainer.hf_weights()
-        with run.turn("export"):
-            if not trainer.has_finite_weights():
-                raise RunStoppedError(
-                    f"{name}_hf{suffix} is not written, because the weights are not finite; go on "
-                    "from the newest checkpoint with a lower learning rate or a smaller clip_grad"
-                )
-            if run.parallel.is_writer:
-                folder = run.folder / f"{name}_hf{suffix}"
-                source, stop_ids = run.codecs.student_folder, run.codec.stop_ids
-                if name == "discriminator" and run.codecs.scorer is not None:
-                    source, stop_ids = run.codecs.scorer_folder, ()
-                save_hf_folder(weights, trainer.hf_config, source, folder, stop_ids)
-            else:
-                for _ in weights:
-                    pass
+        if name != "discriminator" or run.has_discriminator:
+            export_model(run, name, run.folder / f"{name}_hf{suffix}")
 
 
 def _write_config(run: Run) -> None:

@@ -18,6 +18,7 @@ from megatron_gad.checks.sections import (
     check_data,
     check_discriminator,
     check_embedded,
+    check_evaluation,
     check_exports,
     check_optimizer,
     check_replay,
@@ -73,6 +74,7 @@ def check_found(config: RunConfig, found: Found) -> list[str]:
         *check_rollout(config.rollout),
         *check_watchdog(config.watchdog, config.parallel, world_size),
         *check_schedule(config.schedule),
+        *check_evaluation(config, max(data_parallel_size(x, world_size) for x in layouts)),
         *_of_engine(config, found),
         *_of_stages(config, layouts, world_size),
     ]

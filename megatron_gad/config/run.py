@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
+from megatron_gad.config.evaluation import EvaluationConfig
 from megatron_gad.config.flags import FILE_ONLY, FLAT
 from megatron_gad.config.further_stages import BestOfNConfig, PreferenceConfig
 from megatron_gad.config.gad import GadConfig
@@ -47,6 +48,7 @@ class RunConfig:
     best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     gad: GadConfig = field(default_factory=GadConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)

@@ -154,6 +154,83 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             unit="%",
         ),
     ),
+    "Held out": (
+        Chart(
+            "Held-out cross-entropy on the teacher's text",
+            (Line("evaluation/loss", "loss", "student"),),
+            unit="nats a token",
+        ),
+        Chart(
+            "Overlap with the teacher in pairs of words",
+            (
+                Line("evaluation/ngram_f1", "sampled", "student"),
+                Line("evaluation/greedy_ngram_f1", "greedy", "teacher"),
+            ),
+            unit="%",
+        ),
+        Chart(
+            "Length beside the teacher's",
+            (
+                Line("evaluation/length_ratio", "sampled", "student"),
+                Line("evaluation/greedy_length_ratio", "greedy", "teacher"),
+            ),
+            unit="ratio",
+            guides=((1.0, "the teacher's"),),
+        ),
+        Chart(
+            "Held-out responses that are cut, or repeat themselves",
+            (
+                Line("evaluation/truncated_share", "cut at the cap, sampled", "discriminator"),
+                Line("evaluation/greedy_truncated_share", "cut at the cap, greedy", "third"),
+                Line("evaluation/repetition", "repeated, sampled", "student"),
+                Line("evaluation/greedy_repetition", "repeated, greedy", "teacher"),
+            ),
+            unit="%",
+        ),
+        Chart(
+            "Different pairs of words among the samples",
+            (Line("evaluation/distinct_bigrams", "distinct", "student"),),
+            unit="%",
+        ),
+        Chart(
+            "Discriminator on held-out pairs",
+            (
+                Line("evaluation/discriminator_accuracy", "accuracy", "discriminator"),
+                Line("evaluation/discriminator_expected_accuracy", "as it expects", "third"),
+            ),
+            unit="%",
+            guides=((0.5, "chance"),),
+        ),
+        Chart(
+            "Held-out margin, and spread within a group",
+            (
+                Line("evaluation/discriminator_margin", "margin", "discriminator"),
+                Line("evaluation/group_std", "group std", "student"),
+            ),
+            unit="score",
+        ),
+        Chart(
+            "Probes: what form is worth to the discriminator",
+            (
+                Line("probe/same", "nothing changed", "teacher"),
+                Line("probe/newline", "line break added", "student"),
+                Line("probe/space", "space added", "third"),
+                Line("probe/no_final_mark", "no final mark", "discriminator"),
+                Line("probe/no_end_token", "no end token", "fourth"),
+            ),
+            unit="group std",
+        ),
+        Chart(
+            "Probes: what content is worth to the discriminator",
+            (
+                Line("probe/half", "first half", "student"),
+                Line("probe/doubled", "twice", "third"),
+                Line("probe/shuffled", "shuffled", "discriminator"),
+                Line("probe/other", "another prompt's", "teacher"),
+            ),
+            unit="group std",
+        ),
+    ),
     "Machinery": (
         Chart(
             "Gradient norms",
@@ -244,7 +321,10 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
     ),
 }
 # Shown as one number or as part of a curve, so no curve of their own.
-WITHOUT_CURVE = ("data/epoch", "engine/weights_lag", "moves/bytes", "swap/bytes", "time/step_s")
+WITHOUT_CURVE = (
+    *("data/epoch", "engine/weights_lag", "moves/bytes", "swap/bytes"),
+    *("time/step_s", "time/evaluation_s"),
+)
 
 
 def charts_of(run: RunRecord) -> dict[str, tuple[Chart, ...]]:

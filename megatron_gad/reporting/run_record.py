@@ -11,10 +11,9 @@ import tomli
 
 from megatron_gad.files import read_records
 from megatron_gad.planning.turns import TIMERS
-from megatron_gad.runtime.metrics import METRICS_FILE, SAMPLES_FOLDER, samples_step
+from megatron_gad.runtime.metrics import METRICS_FILE, RESULTS_FILE, SAMPLES_FOLDER, samples_step
 
 CONFIG_FILE = "config.toml"
-RESULTS_FILE = "results.json"
 PHASE_KEYS = tuple(f"time/{timer}_s" for timer in TIMERS)
 
 

@@ -24,6 +24,7 @@ from megatron_gad.files import keep_until, open_to_append, replace_lines, sync, 
 
 logger = logging.getLogger(__name__)
 
+RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 TENSORBOARD_FOLDER = "tensorboard"

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from megatron_gad.evaluation.diversity import distinct_ngrams, repetition, self_bleu
+from megatron_gad.evaluation.diversity import self_bleu
+from megatron_gad.evaluation.repetition import distinct_ngrams, repetition
 
 
 def test_distinct_ngrams_are_counted_over_all_texts() -> None:

@@ -1,0 +1,29 @@
+"""What a run measures of its student on rows that it does not learn from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# What a student may be chosen by, and whether more of it is better.
+SELECTABLE = {
+    "evaluation/greedy_ngram_f1": True,
+    "evaluation/ngram_f1": True,
+    "evaluation/loss": False,
+}
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Measures on the rows of data.eval_path, while a run goes on.
+
+    Attributes:
+        interval: steps between evaluations, in every stage that has an engine; 0: never.
+        num_prompts: rows that are evaluated, the first of data.eval_path.
+        select: metric by which the best student so far is kept in ``<save>/best_hf``; empty: none.
+        max_length_ratio: responses that are longer than the teacher's by more than this factor keep
+            a student from being chosen.
+    """
+
+    interval: int = 0
+    num_prompts: int = 64
+    select: Literal["", "evaluation/greedy_ngram_f1", "evaluation/ngram_f1", "evaluation/loss"] = ""
+    max_length_ratio: float = 1.5
