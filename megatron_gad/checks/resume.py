@@ -46,7 +46,7 @@ RULES: dict[Change, dict[str, str]] = {
         "student": "path",
         "discriminator": "path score",
         "gad": "discriminator_loss advantage kl_estimator kl_in reference policy_loss aggregation "
-        "mask_truncated length_correction",
+        "mask_truncated length_correction negatives_draw",
         "rollout": "temperature",
     },
     "told": {
@@ -57,7 +57,8 @@ RULES: dict[Change, dict[str, str]] = {
         "data": "eval_path",
         "student": OPTIMIZER,
         "discriminator": OPTIMIZER + " head_std",
-        "gad": "kl_coef clip_range clip_range_high dual_clip tis_cap reset_optimizer",
+        "gad": "kl_coef clip_range clip_range_high dual_clip tis_cap negatives_pool "
+        "negatives_share reset_optimizer",
         "rollout": "engine replay",
     },
     "free": {

@@ -132,6 +132,12 @@ def check_discriminator(discriminator: DiscriminatorConfig) -> Iterator[str]:
 def check_algorithm(gad: GadConfig) -> Iterator[str]:
     """Yield what is wrong with the section of the algorithm."""
     yield from violations("gad", gad, {"kl_coef": NOT_NEGATIVE, "clip_range_high": POSITIVE})
+    yield from violations("gad", gad, {"negatives_pool": NOT_NEGATIVE})
+    if gad.negatives_pool and not 0 < gad.negatives_share < 1:
+        yield (
+            f"gad.negatives_share = {gad.negatives_share} is not allowed; give a value between 0 "
+            "and 1 (0.5 is a beginning), or gad.negatives_pool = 0 for no past groups"
+        )
     if not 0 < gad.clip_range < 1:
         yield f"gad.clip_range = {gad.clip_range} is not allowed; give a value between 0 and 1"
     if gad.dual_clip != 0 and not gad.dual_clip > 1:

@@ -27,6 +27,9 @@ class GadConfig:
             still count in their groups.
         length_correction: subtract from the scores of a group what their lengths explain.
         tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
+        negatives_pool: past groups that the discriminator may learn from again; 0: none.
+        negatives_share: share of a step's pairs of the discriminator that comes from them.
+        negatives_draw: all of them alike, or recent ones more often.
         reset_optimizer: begin each stage without the optimizer states of the one before.
     """
 
@@ -44,4 +47,7 @@ class GadConfig:
     mask_truncated: bool = False
     length_correction: bool = False
     tis_cap: float = 0.0
+    negatives_pool: int = 0
+    negatives_share: float = 0.5
+    negatives_draw: Literal["uniform", "recent"] = "uniform"
     reset_optimizer: bool = False

@@ -238,7 +238,8 @@ class AdversarialConfig(SamplingSection):
     def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
         """The discriminator learns in some steps, and scores in the others."""
         learns = 0.0 if self.freeze_discriminator else 1 / self.discriminator_interval
-        again = self.num_judged if split_groups else 0
+        past = gad.negatives_share * self.num_judged if gad.negatives_pool else 0
+        again = self.num_judged + past if split_groups else 0
         extra = self.num_extra_steps * self.extra_prompts
         # The reference's pass; a KL in the reward needs the student's own before its update too.
         num_forwards = (1 + (gad.kl_in == "reward")) if gad.kl_coef > 0 else 0
@@ -250,7 +251,7 @@ class AdversarialConfig(SamplingSection):
             student_forwards=self.num_rollouts * num_forwards,
             student_trained=self.num_rollouts * self.student_updates,
             discriminator_forwards=self.num_judged * (1 - learns) + again * learns,
-            discriminator_trained=self.num_judged * learns + 2 * extra,
+            discriminator_trained=(self.num_judged + past) * learns + 2 * extra,
             steps=self.steps,
             epochs=self.epochs,
             has_reference=gad.kl_coef > 0,

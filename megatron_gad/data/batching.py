@@ -49,10 +49,13 @@ def preference_batch(groups: Sequence[Group]) -> Batch:
     return Batch(*_padded(rows), rows_per_unit=2)
 
 
-def pair_batch(groups: Sequence[Group], num_trained: int = 0) -> PairBatch:
+def pair_batch(
+    groups: Sequence[Group], num_trained: int = 0, is_trained: Sequence[bool] | None = None
+) -> PairBatch:
     """Return per group the teacher's row, then those of the rollouts, as the discriminator reads.
 
     num_trained: rollouts of each group, from its first, that enter the loss; 0: all of them.
+    is_trained: of every group, whether any of it does; None: all do.
     """
     sizes = {len(group.rollouts) for group in groups}
     assert len(sizes) == 1, f"groups of different sizes {sorted(sizes)}"
@@ -62,8 +65,10 @@ def pair_batch(groups: Sequence[Group], num_trained: int = 0) -> PairBatch:
     for group in groups:
         prompt_ids, *responses = scored_ids(group)
         rows.extend((prompt_ids, ids) for ids in responses)
-    trained = torch.arange(1 + group_size) <= (num_trained or group_size)
-    return PairBatch(*_padded(rows), trained=trained.repeat(len(groups)), group_size=group_size)
+    trained = (torch.arange(1 + group_size) <= (num_trained or group_size)).repeat(len(groups), 1)
+    if is_trained is not None:
+        trained[:, 1:] &= torch.tensor(is_trained)[:, None]
+    return PairBatch(*_padded(rows), trained=trained.flatten(), group_size=group_size)
 
 
 def take_rows(batch: AnyBatch, rows: Sequence[int], multiple_of: int = 1) -> AnyBatch:

@@ -102,7 +102,11 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         ),
         Chart(
             "Discriminator: accuracy",
-            (Line("discriminator/accuracy", "teacher scored above student", "discriminator"),),
+            (
+                Line("discriminator/accuracy", "teacher scored above student", "discriminator"),
+                Line("discriminator/fresh_accuracy", "of the step's own pairs", "student"),
+                Line("discriminator/past_accuracy", "of past ones", "teacher"),
+            ),
             unit="%",
             guides=((0.5, "chance"), (0.95, "too strong")),
         ),

@@ -20,7 +20,8 @@ from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Request
 from megatron_gad.stages.agreement import compare_all
-from megatron_gad.stages.discriminator_step import judge_groups
+from megatron_gad.stages.discriminator_step import Practice, judge_groups
+from megatron_gad.stages.negatives import NegativesPool, as_read
 from megatron_gad.stages.rewards import reward_groups
 from megatron_gad.stages.rollouts import sample_step
 from megatron_gad.stages.sampling_stage import SamplingStage
@@ -57,6 +58,8 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.reference: Reference | None = None
+        size = config.gad.negatives_pool
+        self.negatives = NegativesPool(size, config.seed) if size else None
 
     def discriminator_learning(self, num_steps: int) -> Learning:
         """An update every ``discriminator_interval`` steps, and the extra ones in every step."""
@@ -93,7 +96,11 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         sampled = self._sample(run)
         is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0
         learns = is_on_turn and not self.settings.freeze_discriminator
-        judged = judge_groups(run, sampled.groups, learns, self.settings.discriminator_samples)
+        practice = self._practice(run, sampled.groups) if learns else None
+        judged = judge_groups(
+            run, sampled.groups, learns, self.settings.discriminator_samples, practice
+        )
+        self._remember(run, sampled.groups)
         extra = [judge_groups(run, each) for each in sampled.extra_groups]
 
         batch = self._with_reference(run, sampled.batch)
@@ -110,7 +117,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             if not learned.output.is_skipped:
                 agreement = compare_all(run, learned.output.rows, batch, sampled.weights_lag)
         return StepResult.of(
-            sampled.metrics | agreement,
+            sampled.metrics | judged.metrics | agreement,
             judged=[each.step for each in (judged, *extra)],
             learned=learned,
             samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG, rewarded.parts),
@@ -120,8 +127,11 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         )
 
     def state(self, run: Run) -> dict[str, Any]:
-        """Return the rollouts that wait for the next step."""
-        return {"ahead": ahead_state(run)}
+        """Return the rollouts that wait for the next step, and past groups."""
+        return {
+            "ahead": ahead_state(run),
+            "negatives": self.negatives.state() if self.negatives is not None else [],
+        }
 
     def snapshots(self) -> dict[str, list[Tensor]]:
         """Return the reference."""
@@ -130,7 +140,9 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
     def resume(
         self, run: Run, state: Mapping[str, Any], snapshots: Mapping[str, list[Tensor]]
     ) -> None:
-        """Go on with the reference of the stage's start, and with the rollouts that wait."""
+        """Go on with the reference of the stage's start, past groups, and rollouts that wait."""
+        if self.negatives is not None:
+            self.negatives.load(state.get("negatives", ()))
         if self._needs_reference:
             if "reference" not in snapshots:
                 raise ValueError(
@@ -142,6 +154,25 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         if state["ahead"]:
             orders, requests = run.data.states(), self._requests(run, run.progress.iteration)
             restore_ahead(run, requests, orders, state["ahead"])
+
+    def _practice(self, run: Run, groups: Sequence[Group]) -> Practice | None:
+        """Return what the discriminator trains on: as many pairs as without past groups."""
+        if self.negatives is None:
+            return None
+        gad, iteration = self.config.gad, run.progress.iteration
+        shares = run.parallel.gather_over_data([group.prompt.index for group in groups])
+        rows = [*chain.from_iterable(shares)]
+        count = round(gad.negatives_share * len(rows))
+        past = self.negatives.draw(count, iteration, gad.negatives_draw)
+        resting = self.negatives.resting(rows, len(past), iteration)
+        own = past[run.parallel.data_rank :: run.parallel.data_size]
+        return Practice([each.group for each in own], resting)
+
+    def _remember(self, run: Run, groups: Sequence[Group]) -> None:
+        """Put the step's groups among those that may be drawn from the next step on."""
+        if self.negatives is not None:
+            shares = run.parallel.gather_over_data([as_read(group) for group in groups])
+            self.negatives.add(run.progress.iteration, [*chain.from_iterable(shares)])
 
     @property
     def _needs_reference(self) -> bool:

@@ -1,9 +1,11 @@
 """The discriminator's turn: groups to its ranks, scores and a step there, scores back."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import (
@@ -20,7 +22,25 @@ from megatron_gad.stages.step_result import ModelStep
 from megatron_gad.training.exchange import move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.trainer import Trainer
-from megatron_gad.types import Group, Loss, PairBatch, ScorerOutput
+from megatron_gad.types import Group, Loss, Metrics, PairBatch, ScorerOutput
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What the discriminator trains on besides a step's groups, and which of these it does not.
+
+    past: this data rank's groups of earlier steps.
+    resting: rows of the data whose groups are scored and not trained, of all data ranks.
+    """
+
+    past: Sequence[Group] = ()
+    resting: Collection[int] = ()
+
+
+class _Item(NamedTuple):
+    group: Group
+    is_trained: bool
+    is_past: bool
 
 
 @dataclass(frozen=True)
@@ -29,15 +49,21 @@ class Judged:
 
     scores_PG: [P, G] float32 of the student's responses, from before any update.
     teacher_scores_P: [P] float32 of the teacher's.
+    metrics: of past groups, if there may be any, apart from those of the step.
     """
 
     scores_PG: Tensor
     teacher_scores_P: Tensor
     step: ModelStep
+    metrics: Metrics = field(default_factory=dict[str, float])
 
 
 def judge_groups(
-    run: Run, groups: Sequence[Group], learns: bool = True, trained_samples: int = 0
+    run: Run,
+    groups: Sequence[Group],
+    learns: bool = True,
+    trained_samples: int = 0,
+    practice: Practice | None = None,
 ) -> Judged:
     """Score every response and, if the discriminator learns, take one step.
 
@@ -45,10 +71,15 @@ def judge_groups(
     by cost again: the student's data ranks may be fewer, or one, over which nothing is balanced.
 
     trained_samples: of a group that the loss is of; 0: all of them.
+    practice: None trains on the groups alone.
     """
     discriminator, kind = run.discriminator, run.config.gad.discriminator_loss
-    moved = move(groups, group_cost, run.parallel, discriminator.parallel)
-    pairs = pair_batch(moved.items, trained_samples)
+    past, resting = (practice.past, practice.resting) if practice else ((), ())
+    items = [_Item(group, group.prompt.index not in resting, False) for group in groups]
+    items += [_Item(group, is_trained=True, is_past=True) for group in past]
+    moved = move(items, lambda item: group_cost(item.group), run.parallel, discriminator.parallel)
+    judged = [item.group for item in moved.items]
+    pairs = pair_batch(judged, trained_samples, [item.is_trained for item in moved.items])
     if learns:
         with run.turn("discriminator"):
             split_groups = run.config.discriminator.split_groups
@@ -56,10 +87,24 @@ def judge_groups(
     else:
         with run.turn("score"):
             output = discriminator.evaluate(pairs, partial(discriminator_loss, kind=kind))
-    scores_R = moved.back(output.rows)
-    teacher_P, scores_PG = split_scores(scores_R, pairs.group_size)
-    rows = [group.prompt.index for group in moved.items for _ in range(1 + pairs.group_size)]
-    return Judged(scores_PG, teacher_P, ModelStep.of("discriminator", output, pairs, rows))
+    metrics = _accuracies(discriminator, moved.items, output.rows, pairs) if practice else {}
+    teacher_P, scores_PG = split_scores(moved.back(output.rows), pairs.group_size)
+    rows = [group.prompt.index for group in judged for _ in range(1 + pairs.group_size)]
+    step = ModelStep.of("discriminator", output, pairs, rows)
+    return Judged(scores_PG[: len(groups)], teacher_P[: len(groups)], step, metrics)
+
+
+def _accuracies(
+    discriminator: Trainer, items: Sequence[_Item], scores_R: Tensor, pairs: PairBatch
+) -> Metrics:
+    """Return in how many pairs the teacher is ahead, of the step's groups and of past ones."""
+    teacher_P, student_PG = split_scores(scores_R, pairs.group_size)
+    wins_P = ((teacher_P[:, None] - student_PG).sign() + 1).mean(dim=1) / 2
+    sums = {}
+    for name, is_past in (("fresh", False), ("past", True)):
+        chosen = torch.tensor([item.is_past == is_past for item in items])
+        sums[f"discriminator/{name}_accuracy"] = (float(wins_P[chosen].sum()), int(chosen.sum()))
+    return discriminator.parallel.mean_over_data(sums)
 
 
 def judge(

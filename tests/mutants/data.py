@@ -152,8 +152,8 @@ MASK_MUTANTS = (
     ),
     Mutant(
         "one rollout too few trains the discriminator",
-        "trained = torch.arange(1 + group_size) <= (num_trained or group_size)",
-        "trained = torch.arange(1 + group_size) < (num_trained or group_size)",
+        "(torch.arange(1 + group_size) <= (num_trained or group_size))",
+        "(torch.arange(1 + group_size) < (num_trained or group_size))",
         BATCHING,
     ),
     Mutant(

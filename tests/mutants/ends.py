@@ -190,8 +190,8 @@ RESUME_MUTANTS = (
     ),
     Mutant(
         "a checkpoint forgets the rollouts that wait",
-        'return {"ahead": ahead_state(run)}',
-        'return {"ahead": []}',
+        '"ahead": ahead_state(run),',
+        '"ahead": [],',
         ("tests/unit/stages/test_overlap.py::test_a_checkpoint_holds_the_rollouts_that_wait",),
     ),
     Mutant(

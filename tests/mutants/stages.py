@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
 
 WHOLE_RATIO = oracle("the ratio of whole responses, clipped")
 CUT = oracle("means of values, no reward for length, nothing learned from what was cut")
+PAST = oracle("past groups, resumed")
 DUAL = oracle("dr_grpo in full, clipped on both sides of a negative advantage")
 PUBLISHED = oracle("as published, with everything uneven")
 UPDATES = oracle("several updates of the student, clipped")
@@ -65,6 +66,24 @@ OPTION_MUTANTS = (
         "group_advantages(rewards_PG, self.config.gad.advantage)",
         'group_advantages(rewards_PG, "grpo")',
         IN_REWARD,
+    ),
+    Mutant(
+        "past groups do not come back from a checkpoint",
+        'self.negatives.load(state.get("negatives", ()))',
+        "pass",
+        PAST,
+    ),
+    Mutant(
+        "the groups that make room for past ones train as well",
+        "trained[:, 1:] &= torch.tensor(is_trained)[:, None]",
+        "pass",
+        PAST,
+    ),
+    Mutant(
+        "the oldest groups stay in the pool",
+        "del self._past[: -self._size]",
+        "del self._past[self._size :]",
+        ("tests/unit/stages/test_negatives.py",),
     ),
     Mutant(
         "gad.mask_truncated is ignored",
@@ -261,8 +280,8 @@ TURN_MUTANTS = (
     ),
     Mutant(
         "adversarial.discriminator_samples is ignored",
-        "sampled.groups, learns, self.settings.discriminator_samples)",
-        "sampled.groups, learns)",
+        "sampled.groups, learns, self.settings.discriminator_samples, practice",
+        "sampled.groups, learns, 0, practice",
         PUBLISHED,
     ),
     Mutant(

@@ -84,6 +84,9 @@ BASE: dict[str, Any] = {
     "gad.clip-range-high": None,
     "gad.dual-clip": 0.0,
     "rewards": (),
+    "gad.negatives-pool": 0,
+    "gad.negatives-share": 0.5,
+    "gad.negatives-draw": "uniform",
     "gad.mask-truncated": False,
     "gad.length-correction": False,
     "gad.aggregation": "token_mean",
@@ -271,6 +274,20 @@ CASES: dict[str, Case] = {
         gad__advantage="dr_grpo",
         gad__aggregation="constant",
     ),
+    "past groups, resumed": case(
+        gad__negatives_pool=6,
+        gad__negatives_share=0.5,
+        gad__negatives_draw="recent",
+        adversarial__steps=4,
+        resumes_after=(("adversarial", 2),),
+    ),
+    "past groups, split, single responses": case(
+        gad__negatives_pool=30,
+        gad__negatives_share=0.25,
+        gad__discriminator_loss="cross_entropy",
+        discriminator__split_groups=True,
+        adversarial__steps=4,
+    ),
     "rewards beside the discriminator's": case(
         rewards=(
             {
@@ -353,6 +370,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "a snapshot taken anew, resumed",
             "those above the teacher's",
             "rewards beside the discriminator's",
+            "past groups, resumed",
         ),
     ),
     "TP2, sequence parallel": (

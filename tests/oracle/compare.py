@@ -51,7 +51,10 @@ def _problems(step: Step, oracle: Oracle) -> Iterator[str]:
         elif step.stage == "best_of_n":
             outcome = oracle.best_of_n(step.groups)
         else:
-            outcome = oracle.adversarial(step.number, step.groups, step.extra)
+            yield from _drawn_otherwise(step, oracle)
+            outcome = oracle.adversarial(
+                step.number, step.groups, step.extra, step.past, step.resting
+            )
     for key, expected in outcome.numbers.items():
         found = step.metrics.get(key)
         if found is None or not abs(found - expected.value) <= RELATIVE * expected.scale + 1e-9:
@@ -90,6 +93,26 @@ def _asked_otherwise(step: Step, oracle: Oracle) -> Iterator[str]:
         prompt = oracle.texts.prompt(group.row)
         if list(group.prompt_ids) != prompt:
             yield f"prompt of row {group.row}: {group.prompt_ids}, the oracle has {prompt}"
+
+
+def _drawn_otherwise(step: Step, oracle: Oracle) -> Iterator[str]:
+    """Yield where other past groups were drawn than those that are held, or too few."""
+    size = oracle.options["gad.negatives-pool"]
+    held = (
+        [
+            (ago, row)
+            for ago in range(len(oracle.history), 0, -1)
+            for row in sorted(oracle.history[-ago])
+        ][-size:]
+        if size
+        else []
+    )
+    wanted = min(len(held), round(oracle.options["gad.negatives-share"] * len(step.groups)))
+    if not set(step.past) <= set(held) or len(set(step.past)) != wanted:
+        yield f"past groups: {step.past}, the oracle has {wanted} of {held}"
+    rows = {group.row for group in step.groups}
+    if len(step.resting) != wanted or not step.resting <= rows:
+        yield f"rows at rest: {step.resting}, the oracle has {wanted} of {rows}"
 
 
 def _other_logprobs(step: Step, outcome: Outcome) -> Iterator[str]:

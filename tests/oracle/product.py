@@ -28,6 +28,8 @@ class Step:
     number: of the step in its stage, from 0.
     groups: sampled for it. extra: for every further step of the discriminator.
     asked: how to sample both, as the engine was told.
+    past: groups that the discriminator learned from again: how many steps ago, and their rows.
+    resting: rows whose groups it did not learn from.
     metrics: as they are reported. samples: what it shows of its responses, by the prompt.
     """
 
@@ -36,6 +38,8 @@ class Step:
     groups: list[Sampled]
     extra: list[list[Sampled]]
     asked: list[dict[str, Any]]
+    past: list[tuple[int, int]]
+    resting: set[int]
     metrics: dict[str, float]
     samples: dict[str, dict[str, Any]]
 
@@ -58,11 +62,14 @@ class Product:
         self.options = options
         self._error = engine_error
         self._sampled = {} if sampled is None else sampled
+        self._past: list[tuple[int, int]] = []
+        self._resting: set[int] = set()
         self._asked: dict[str, dict[str, Any]] = {}
         self._run = open_run(configure(options, place.world_size), place)
         if self._run.sampler.engine is not None:
             self._listen(self._run.sampler.engine)
         self._stage = load_latest(self._run)
+        self._watch_pool()
 
     @property
     def stage(self) -> str | None:
@@ -84,11 +91,14 @@ class Product:
     def begin_stage(self) -> None:
         """Set the stage up, from the models as they are."""
         self._stage = begin_stage(self._run)
+        self._watch_pool()
 
     def step(self) -> Step:
         """Take the next step, and end the stage after its last."""
         run, where, stage = self._run, self._run.progress, self._stage
         assert stage is not None, "the stage has to begin first"
+        self._past.clear()
+        self._resting.clear()
         number, name = where.step_in_stage, f"step_{where.iteration + 1:07d}"
         result = take_step(run, stage)
         if reason_to_end(run, stage):
@@ -101,7 +111,17 @@ class Product:
         metrics = dict(result.metrics)
         groups = [group for share in shares for group in share]
         asked = [self._asked[key] for key in (f"{name}_0", f"{name}_1") if key in self._asked]
-        return Step(stage.name, number, groups, self._extra(name), asked, metrics, samples)
+        return Step(
+            stage.name,
+            number,
+            groups,
+            self._extra(name),
+            asked,
+            [*self._past],
+            set(self._resting),
+            metrics,
+            samples,
+        )
 
     def weights(self, model: str) -> dict[str, Tensor]:
         """Return the weights of "student" or "discriminator" under their Hugging Face names."""
@@ -132,6 +152,24 @@ class Product:
         """Return what all data ranks have; only the first of a model's ranks sampled."""
         place = self._run.parallel
         return place.gather_over_data(place.from_engine_rank(value))
+
+    def _watch_pool(self) -> None:
+        """Note which past groups are drawn, and which of the step make room for them."""
+        pool = getattr(self._stage, "negatives", None)
+        if pool is None:
+            return
+        draw, resting = pool.draw, pool.resting
+
+        def watched_draw(count: int, iteration: int, how: str) -> Any:
+            drawn = draw(count, iteration, how)
+            self._past[:] = [(iteration - p.iteration, p.group.prompt.index) for p in drawn]
+            return drawn
+
+        def watched_resting(*args: Any, **kwargs: Any) -> set[int]:
+            self._resting.update(resting(*args, **kwargs))
+            return set(self._resting)
+
+        pool.draw, pool.resting = watched_draw, watched_resting
 
     def _listen(self, engine: Any) -> None:
         """Note what the engine samples, and put an error on its log-probabilities."""

@@ -5,7 +5,7 @@ the ids that its engine sampled. A mistake therefore has to be made twice to go 
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tests.oracle.models import (
     plain,
     response_logprobs,
 )
+from tests.oracle.policy import objective, ratio_of
 from tests.oracle.rewards import advantages_of, explained_by_length, summed
 from tests.oracle.texts import Sampled, Texts
 
@@ -64,6 +65,8 @@ class Reference:
         get = self._in(stage)
         steps = get("steps")
         self._num_prompts = 0
+        self._has_pool = self.options["gad.negatives-pool"] > 0
+        self.history: list[dict[int, Sampled]] = []
         if stage == "seqkd":
             self.student.begin(get("lr"), steps, resets=False)
             return
@@ -97,9 +100,18 @@ class Reference:
         return Outcome(numbers, drawn, scores)
 
     def adversarial(
-        self, step: int, groups: Sequence[Sampled], extra: Sequence[Sequence[Sampled]]
+        self,
+        step: int,
+        groups: Sequence[Sampled],
+        extra: Sequence[Sequence[Sampled]],
+        past: Sequence[tuple[int, int]] = (),
+        resting: Collection[int] = (),
     ) -> Outcome:
-        """Score, teach the discriminator, raise what it scored above the group."""
+        """Score, teach the discriminator, raise what it scored above the group.
+
+        past: groups that it learns from again: how many steps ago, and their rows. resting: rows
+            whose groups it does not learn from.
+        """
         get = self._in("adversarial")
         # An engine that works ahead had the weights from before the step before.
         is_old = get("overlap") and step > 0
@@ -109,8 +121,12 @@ class Reference:
         numbers = self._described(groups)
 
         learns = step % get("discriminator-interval") == 0 and not get("freeze-discriminator")
-        judged, scores, _ = self._judge(groups, get("discriminator-samples"), learns)
+        again = [self.history[-ago][row] for ago, row in past] if self._has_pool else None
+        judged, scores, _ = self._judge(
+            groups, get("discriminator-samples"), learns, again, resting
+        )
         numbers |= named("discriminator", judged)
+        self.history.append({group.row: group for group in groups})
         for fresh in extra:
             self._judge(fresh, 0, learns=True)
 
@@ -194,19 +210,28 @@ class Reference:
             return response_logprobs(sampled_by, self._sampled_rows(groups), self.temperature)[0]
 
     def _judge(
-        self, groups: Sequence[Sampled], num_trained: int, learns: bool
+        self,
+        groups: Sequence[Sampled],
+        num_trained: int,
+        learns: bool,
+        again: Sequence[Sampled] | None = None,
+        resting: Collection[int] = (),
     ) -> tuple[dict[str, Number], Tensor, Tensor]:
         """Return what the discriminator reports, and its scores from before it learns.
 
         Of the student's responses, [P, G], and of the teacher's, [P, 1].
+
+        again: groups of steps before, which train too. resting: rows whose groups do not.
         """
         rows: list[Row] = []
-        for group in groups:
+        for group in (*groups, *(again or ())):
             prompt, (teacher, students) = self.texts.prompt(group.row), self.texts.read(group)
             rows += [(prompt, ids) for ids in (teacher, *students)]
-        scores = self._scorer(rows).view(len(groups), -1)
-        students = scores[:, 1:][:, : num_trained or None]
-        teachers = scores[:, :1].expand_as(students)
+        scores = self._scorer(rows).view(len(groups) + len(again or ()), -1)
+        trained = [p for p, group in enumerate(groups) if group.row not in resting]
+        trained += range(len(groups), len(scores))
+        students = scores[trained, 1:][:, : num_trained or None]
+        teachers = scores[trained, :1].expand_as(students)
         if self.options["gad.discriminator-loss"] == "bradley_terry":
             losses = -logsigmoid(teachers - students)
         else:
@@ -223,7 +248,12 @@ class Reference:
         if learns:
             assert self.discriminator is not None
             numbers |= self.discriminator.learn(loss)
-        return numbers, scores[:, 1:].detach(), scores[:, :1].detach()
+        if again is not None and learns:
+            ahead = ((scores[:, :1] - scores[:, 1:]).detach().sign().mean(dim=1) + 1) / 2
+            for name, part in (("fresh", ahead[: len(groups)]), ("past", ahead[len(groups) :])):
+                numbers[f"{name}_accuracy"] = Number(float(part.sum()) / max(1, len(part)), 1.0)
+        own = scores[: len(groups)].detach()
+        return numbers, own[:, 1:], own[:, :1]
 
     def _imitate(self, data_rows: Sequence[int]) -> dict[str, Number]:
         return self._fit([(self.texts.prompt(row), self.texts.teacher(row)) for row in data_rows])
@@ -268,7 +298,9 @@ class Reference:
         for _ in range(self.options["adversarial.student-updates"]):
             logprobs, entropies = response_logprobs(self._student, rows, self.temperature)
             old = old or [each.detach() for each in logprobs]
-            ratios = [self._ratio(now - then) for now, then in zip(logprobs, old, strict=True)]
+            ratios = [
+                ratio_of(self.options, now - then) for now, then in zip(logprobs, old, strict=True)
+            ]
             terms, clipped = self._surrogates(logprobs, ratios, advantages, old, engine)
             kl = [self._kl(*pair) for pair in zip(logprobs, anchor, strict=True)] if anchor else []
             if kl and self.options["gad.kl-in"] == "loss":
@@ -284,8 +316,8 @@ class Reference:
             }
             if anchor:
                 # An error of a log-probability enters a divergence times the gap that it adds to.
-                gaps = (torch.cat(anchor) - torch.cat(logprobs).detach()).abs()
-                numbers["kl"] = Number(float(torch.cat(kl).detach().mean()), float(gaps.mean()))
+                far = (torch.cat(anchor) - torch.cat(logprobs).detach()).abs()
+                numbers["kl"] = Number(float(torch.cat(kl).detach().mean()), float(far.mean()))
             numbers |= self.student.learn(loss)
         return numbers
 
@@ -311,12 +343,6 @@ class Reference:
         kept = [row for row, cut in enumerate(is_cut) if not cut]
         return [each and [each[row] for row in kept] for each in map(_listed, of_rows)]
 
-    def _ratio(self, gap: Tensor) -> Tensor:
-        """Return how much likelier every token of a response became, or the response as a whole."""
-        if self.options["gad.policy-loss"] == "gspo":
-            return torch.exp(gap.mean()).expand(len(gap))
-        return torch.exp(gap)
-
     def _surrogates(
         self,
         logprobs: list[Tensor],
@@ -331,28 +357,11 @@ class Reference:
         for now, ratio, advantage, before, sampled in zip(
             logprobs, ratios, advantages, old, engine, strict=True
         ):
-            objective, is_held = self._objective(now, ratio, float(advantage))
+            raised, is_held = objective(self.options, now, ratio, float(advantage))
             weight = torch.exp(before - sampled).clamp(max=cap) if cap else torch.ones(())
-            terms.append(-objective * weight)
+            terms.append(-raised * weight)
             clipped.append(is_held)
         return terms, clipped
-
-    def _objective(self, now: Tensor, ratio: Tensor, advantage: float) -> tuple[Tensor, Tensor]:
-        """Return what is to be raised at every token of a response, and where it is held back."""
-        below = self.options["gad.clip-range"]
-        above = self.options["gad.clip-range-high"] or below
-        if self.options["gad.policy-loss"] == "cispo":
-            weight = torch.where(ratio > 1 + above, 1 + above, ratio.detach())
-            return weight * advantage * now, ratio > 1 + above
-        # A response that pays is raised up to a bound, one that does not is lowered to another.
-        is_held = ratio > 1 + above if advantage > 0 else ratio < 1 - below
-        bound = 1 + above if advantage > 0 else 1 - below
-        objective = torch.where(is_held, bound, ratio) * advantage
-        most = self.options["gad.dual-clip"]
-        if most and advantage < 0:
-            objective = torch.where(ratio > most, most * advantage, objective)
-            is_held = is_held | (ratio > most)
-        return objective, is_held if advantage else torch.zeros_like(is_held)
 
     def _average(self, terms: list[Tensor]) -> Tensor:
         if self.options["gad.aggregation"] == "token_mean":
