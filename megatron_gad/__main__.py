@@ -1,4 +1,7 @@
-"""The command: ``megatron_gad CONFIG.toml [--flag value ...]``. Load, check, train."""
+"""The command: ``megatron_gad CONFIG.toml [--flag value ...]``. Load, check, train.
+
+``megatron_gad evaluate ...`` measures what was trained; see ``evaluation/command.py``.
+"""
 
 import gc
 import logging
@@ -42,11 +45,25 @@ def main() -> int:
     """Run the command on this rank; returns the exit status."""
     rank = environment_rank()
     install_if_needed()
+    if sys.argv[1:2] == ["evaluate"]:
+        return _evaluate(sys.argv[2:])
     try:
         config, options = load_config(sys.argv[1:])
         return _obey(config, options, rank)
     except tuple(STATUS) as error:
         return _tell(rank, error)
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    """Measure students; returns the exit status."""
+    # What measures answers takes seconds to import, and a run needs none of it.
+    try:
+        from megatron_gad.evaluation.command import main as evaluate  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'megatron-gad[evaluate]'"
+        print(f"megatron_gad evaluate needs {error.name}: {remedy}", file=sys.stderr)
+        return BAD_INPUT
+    return evaluate(argv)
 
 
 def _tell(rank: int, error: BaseException) -> int:

@@ -60,20 +60,19 @@ class Answerer:
         self._engine.close()
 
     def answer(
-        self, conversations: Sequence[Sequence[Message]], first_index: int = 0
+        self, conversations: Sequence[Sequence[Message]], numbers: Sequence[int] | None = None
     ) -> list[list[Answered]]:
         """Return ``sampling.num_samples`` answers per conversation, in their order.
 
-        first_index: number of the first conversation among all. The draws depend on a
-            conversation's number, so that the answers do not depend on what is asked at once.
+        numbers: of the conversations among all; by default 0, 1, ... The draws depend on them, so
+            that the answers do not depend on what is asked at once.
 
         Raises ValueError for a conversation longer than ``max_prompt_tokens``.
         """
+        places = range(len(conversations)) if numbers is None else numbers
         prompts = [
-            Prompt(
-                first_index + place, tuple(messages), "", self._codec.encode_prompt(messages), ()
-            )
-            for place, messages in enumerate(conversations)
+            Prompt(number, tuple(messages), "", self._codec.encode_prompt(messages), ())
+            for number, messages in zip(places, conversations, strict=True)
         ]
         limit = self._codec.max_prompt_tokens
         too_long = [prompt.index for prompt in prompts if len(prompt.ids) > limit]

@@ -35,10 +35,13 @@ def likelihoods(
     conversations: Sequence[Sequence[Message]],
     responses: Sequence[str],
     max_response_tokens: int = 1536,
+    were_cut: Sequence[bool] = (),
 ) -> list[Likelihood]:
     """Return how unlikely each response is after its conversation, in float32.
 
     A response is cut at ``max_response_tokens`` as in training; then no end token is expected.
+
+    were_cut: of each response whether it was cut where it comes from; by default none was.
 
     Raises:
         ValueError: the folder cannot be read, or the template refuses a conversation.
@@ -49,9 +52,10 @@ def likelihoods(
     allocate_weights(model, device)
     copy_weights(model, folder_weights(hf_folder))
     found: list[Likelihood] = []
-    for messages, text in zip(conversations, responses, strict=True):
+    cut = were_cut or [False] * len(responses)
+    for messages, text, was_cut in zip(conversations, responses, cut, strict=True):
         prompt = codec.encode_prompt(messages)
-        response, _ = codec.encode_response(text)
+        response, _ = codec.encode_response(text, was_cut)
         ids = torch.tensor([[*prompt, *response]], device=device)
         # The logits at a position are of the token after it.
         logits = model(input_ids=ids[:, :-1], logits_to_keep=len(response)).logits[0].float()

@@ -27,11 +27,14 @@ class InstructionAccuracy:
     """Shares of prompts of which all instructions are fulfilled.
 
     by_kind: name of a checker -> strict share of its instructions.
+    each_strict, each_loose: of each prompt whether they are.
     """
 
     strict: Interval
     loose: Interval
     by_kind: Mapping[str, Interval]
+    each_strict: Sequence[bool]
+    each_loose: Sequence[bool]
 
 
 def read_instructions(path: Path = PACKAGED) -> list[Instructed]:
@@ -70,17 +73,19 @@ def instruction_accuracy(
     if len(instructions) != len(answers):
         raise ValueError(f"{len(instructions)} prompts and {len(answers)} answers; give one each")
     pairs = [*zip(instructions, answers, strict=True)]
-    strict = [[fulfils(text, check) for check in each.checks] for each, text in pairs]
+    results = [[fulfils(text, check) for check in each.checks] for each, text in pairs]
+    strict = [all(each) for each in results]
     loose = [all(fulfils_loosely(text, check) for check in each.checks) for each, text in pairs]
     by_kind: dict[str, list[bool]] = {}
-    for each, results in zip(instructions, strict, strict=True):
-        for check, result in zip(each.checks, results, strict=True):
+    for each, fulfilled in zip(instructions, results, strict=True):
+        for check, result in zip(each.checks, fulfilled, strict=True):
             by_kind.setdefault(check["check"], []).append(result)
     return InstructionAccuracy(
-        strict=count_interval(sum(map(all, strict)), len(pairs)),
+        strict=count_interval(sum(strict), len(pairs)),
         loose=count_interval(sum(loose), len(pairs)),
         by_kind={
-            name: count_interval(sum(results), len(results))
-            for name, results in sorted(by_kind.items())
+            name: count_interval(sum(each), len(each)) for name, each in sorted(by_kind.items())
         },
+        each_strict=strict,
+        each_loose=loose,
     )
