@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import (
+    get_default_load_sharded_strategy,
+    get_default_save_sharded_strategy,
+)
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.files import delete_tree, draft_of, sync
@@ -27,11 +36,12 @@ from megatron_gad.training.checkpoint_files import (
     write_marker,
 )
 from megatron_gad.training.checkpoint_pickles import check_pickles
+from megatron_gad.training.checkpoint_shapes import check_tensors, checkpoint_tensors
 from megatron_gad.training.distributed_optimizer import (
     fill_moments,
     load_optimizer,
-    places_without_padding,
-    without_classes,
+    reload_main_parameters,
+    sharded_optimizer,
 )
 from megatron_gad.training.mixed_precision import float32_weights_known
 from megatron_gad.training.optimizer import forget_moments, has_moments
@@ -92,7 +102,7 @@ def save_checkpoint(
             trainer.parallel.megatron_state.active(),
         ):
             state_dict = sharded_weights(trainer.modules_to_read())
-            dist_checkpointing.save(state_dict, str(draft / name))
+            _write(state_dict, draft / name)
     if parallel.is_writer:
         (draft / STATE).write_text(json.dumps(state, indent=1))
     write_digests(draft, parallel)
@@ -120,7 +130,7 @@ def _save_model(name: str, trainer: Trainer, draft: Path) -> None:
         "has_moments": has_moments(optimizer),
         DISTRIBUTED: trainer.settings.layout.use_distributed_optimizer,
     }
-    dist_checkpointing.save({**_sharded_state(trainer), **facts}, str(draft / name))
+    _write({**_sharded_state(trainer), **facts}, draft / name)
 
 
 def undo_half_replacing(run_folder: Path) -> None:
@@ -150,7 +160,8 @@ def load_model(folder: Path, trainer: Trainer) -> None:
     if facts[DISTRIBUTED] != shards:
         raise ValueError(
             f"{folder} was saved with parallel.{DISTRIBUTED} = {facts[DISTRIBUTED]}, this run has "
-            f"{shards}: the two keep their moments differently; resume with the same"
+            f"{shards}: the two keep their moments differently; resume with the same, or leave "
+            "them behind with --load and --no-load-optim"
         )
     # An optimizer that took no step saved no moments, and has to be asked for none.
     held = facts["has_moments"]
@@ -164,6 +175,21 @@ def load_model(folder: Path, trainer: Trainer) -> None:
         take_weights(trainer.modules_to_write(), loaded)
         with float32_weights_known(optimizer):
             load_optimizer(optimizer, loaded["optimizer"])
+
+
+def load_model_weights(folder: Path, trainer: Trainer) -> None:
+    """Take a model's weights from a checkpoint, and let its optimizer begin anew at them.
+
+    Raises ValueError if the folder's model has another shape.
+    """
+    with trainer.parallel.megatron_state.active():
+        modules = trainer.modules_to_write()
+        stored, wanted = checkpoint_tensors(folder), sharded_weights(modules)
+        check_tensors(folder, stored, wanted, trainer.hf_config, trainer.parallel)
+        take_weights(modules, _filled(sharded_weights(modules), folder))
+        optimizer = trainer.optimizer_to_write()
+        forget_moments(optimizer)
+        reload_main_parameters(optimizer)
 
 
 def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:
@@ -198,8 +224,25 @@ def _filled(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
         index: {key: value for key, value in chunk.items() if not key.endswith(NORM_STATE)}
         for index, chunk in wanted["model"].items()
     }
-    loaded: Any = dist_checkpointing.load({**wanted, "model": models}, str(folder))
+    # What several data ranks want is read by one of them, and sent to the others.
+    strategy = FullyParallelLoadStrategyWrapper(
+        get_default_load_sharded_strategy(str(folder)), _data_ranks()
+    )
+    loaded: Any = dist_checkpointing.load({**wanted, "model": models}, str(folder), strategy)
     return loaded
+
+
+def _write(state: dict[str, Any], folder: Path) -> None:
+    """Write a sharded state; of what several data ranks hold, each writes an equal share."""
+    strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), _data_ranks())
+    # The strategy looks whether every part has a writer, once it has shared them out.
+    dist_checkpointing.save(state, str(folder), strategy, validate_access_integrity=False)
+
+
+def _data_ranks() -> ProcessGroup:
+    """Return the ranks that hold copies of this rank's weights, in the layout that is installed."""
+    group: Any = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
 
 
 def take_weights(chunks: list[Any], loaded: dict[str, Any]) -> None:
@@ -210,18 +253,12 @@ def take_weights(chunks: list[Any], loaded: dict[str, Any]) -> None:
         chunk.load_state_dict(loaded["model"][index] | norms)
 
 
-# The one layout of a distributed optimizer's state that any other layout can load.
-RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
-
-
 def _sharded_state(trainer: Trainer, is_loading: bool = False) -> dict[str, Any]:
     state = sharded_weights(trainer.modules_to_read())
     optimizer = trainer.optimizer_to_read()
-    with places_without_padding(optimizer), float32_weights_known(optimizer):
-        optimizer_state = optimizer.sharded_state_dict(
-            state["model"], is_loading=is_loading, metadata=RESHARDABLE
-        )
-    return {**state, "optimizer": without_classes(optimizer_state)}
+    with float32_weights_known(optimizer):
+        optimizer_state = sharded_optimizer(optimizer, state["model"], is_loading)
+    return {**state, "optimizer": optimizer_state}
 
 
 def _clear(run_folder: Path) -> None:

@@ -3,19 +3,16 @@
 It was written for a fused Adam, which counts its steps once per parameter group. torch's Adam
 counts in a tensor per parameter: Megatron saves the count from there, but makes states without one,
 and gives all parameters the same tensor when it loads, which then counts once for each of them.
-
-It gathers its states without the padding between the buckets of gradients, and looks parameters up
-in them at places that count it. Where an embedding is tied, the last of several stages has its copy
-in a bucket of its own, whose padding Megatron avoids by wider vocabularies than a checkpoint needs.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from megatron.core.optimizer.cpu_offloading.hybrid_optimizer import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from megatron_gad.training.optimizer_shards import shard_tensors, sharded_states
 
 
 def fill_moments(optimizer: Any) -> None:
@@ -97,28 +94,22 @@ def set_main_parameters(optimizer: Any, values: Mapping[Any, torch.Tensor]) -> N
                     shard.copy_(values[parameter].view(-1)[place.start : place.end])
 
 
-@contextmanager
-def places_without_padding(optimizer: Any) -> Iterator[None]:
-    """Let parameters be looked up where gathered states have them, inside the block."""
-    buffers = [buffer for part in _distributed_parts(optimizer) for buffer in part.buffers]
-    padded = [buffer.param_index_map for buffer in buffers]
-    try:
-        for buffer in buffers:
-            buffer.param_index_map = _places_without_padding(buffer)
-        yield
-    finally:
-        for buffer, places in zip(buffers, padded, strict=True):
-            buffer.param_index_map = places
+def sharded_optimizer(optimizer: Any, model: Any, is_loading: bool) -> Any:
+    """Return what is saved of an optimizer, or filled in when it is loaded, in any layout.
 
-
-def _places_without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
-    """A buffer's parameter -> (start, end, bucket), with every bucket right after the last."""
-    lengths = [bucket.numel_unpadded for bucket in buffer.buckets]
-    padding = [bucket.offset - sum(lengths[:i]) for i, bucket in enumerate(buffer.buckets)]
-    return {
-        parameter: (start - padding[index], end - padding[index], index)
-        for parameter, (start, end, index) in buffer.param_index_map.items()
-    }
+    model: sharded state of the modules that it trains.
+    """
+    if not any(_distributed_parts(optimizer)):
+        return without_classes(optimizer.sharded_state_dict(model, is_loading=is_loading))
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    states = {}
+    for index, part in enumerate(parts):
+        # As Megatron calls them.
+        prefix = f"chained_{index}." if len(parts) > 1 else ""
+        shards = {} if part.is_stub_optimizer else sharded_states(part, model, prefix)
+        own = {} if part.is_stub_optimizer else without_classes(part.state_dict())
+        states[index] = {**own, "param_state": shards}
+    return states if len(parts) > 1 else states[0]
 
 
 def without_classes(state: Any) -> Any:
@@ -144,16 +135,23 @@ def load_optimizer(optimizer: Any, state: dict[Any, Any]) -> None:
             part.load_state_dict(own)
 
 
+@torch.no_grad()
 def _load_shards(part: DistributedOptimizer, state: dict[str, Any]) -> None:
     """Load the parameter groups, and then this rank's shard of every moment.
 
     The counts of steps are out of the way meanwhile: no checkpoint has them by parameter.
     """
-    part.load_state_dict({key: value for key, value in state.items() if key != "param_state"})
+    left_out = ("param_state", "param_state_sharding_type")
+    part.load_state_dict({key: value for key, value in state.items() if key not in left_out})
     held = part.optimizer.state
     is_torch = isinstance(part.optimizer, torch.optim.AdamW)
     steps = {p: held[p].pop("step").clone() for p in held} if is_torch else {}
-    part.load_parameter_state_from_fully_reshardable(state["param_state"])
+    for number, (parameter, _, _) in enumerate(shard_tensors(part)):
+        pieces = state["param_state"][number]
+        values = {name: torch.cat([box.view(-1) for box in pieces[name]]) for name in pieces}
+        part._set_main_param_and_optimizer_states(parameter, values)
+    if isinstance(part.optimizer, HybridDeviceOptimizer):
+        part.optimizer._sync_hdo_state_to_sub_optimizers()
     for parameter, step in steps.items():
         held[parameter]["step"] = step
 
