@@ -13,6 +13,7 @@ from megatron_gad.stages.stage import Stage
 from megatron_gad.training.checkpoint import (
     Residents,
     load_model,
+    load_model_weights,
     load_snapshot,
     save_checkpoint,
 )
@@ -66,6 +67,12 @@ def load_latest(run: Run) -> Stage | None:
     if found is None:
         return None
     source, iteration = found
+    is_other = source != run.folder
+    if is_other and run.config.checkpoint.finetune:
+        _take_student(run, iteration_folder(source, iteration))
+        return None
+    # A run of its own that goes on has its optimizers' states by now.
+    load = load_model if run.config.checkpoint.load_optim or not is_other else load_model_weights
     state = read_state(source, iteration)
     _check_stages(run, source, state)
     _check_settings(run, iteration_folder(source, iteration), state)
@@ -76,10 +83,10 @@ def load_latest(run: Run) -> Stage | None:
     run.progress = Progress(**{k: v for k, v in state["progress"].items() if k in names})
     run.last_update = run.progress.iteration
     folder = iteration_folder(source, iteration)
-    load_model(folder / "student", run.student)
+    load(folder / "student", run.student)
     if "discriminator" in state["schedule_steps"]:
         run.build_discriminator()
-        load_model(folder / "discriminator", run.discriminator)
+        load(folder / "discriminator", run.discriminator)
     if run.parallel.is_writer:
         logger.info("resuming from %s", folder)
     if run.progress.step_in_stage == 0:
@@ -88,6 +95,13 @@ def load_latest(run: Run) -> Stage | None:
     run.data.load_states(state)
     snapshots = {name: load_snapshot(folder / name, run.student) for name in state["snapshots"]}
     return resume_stage(run, state["schedule_steps"], _stage_state(state), snapshots)
+
+
+def _take_student(run: Run, folder: Path) -> None:
+    """Let a run begin at the student's weights of another run."""
+    load_model_weights(folder / "student", run.student)
+    if run.parallel.is_writer:
+        logger.info("beginning at the student's weights of %s, with nothing else of it", folder)
 
 
 def _stage_state(state: dict) -> dict:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_gad.checks.run_state import (
+    chosen_iteration,
     damage_message,
     damage_of_run,
     earlier_whole,
     iteration_of,
 )
+from megatron_gad.config.output import CheckpointConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.models.hub import with_model_names
@@ -66,7 +68,8 @@ RULES: dict[Change, dict[str, str]] = {
         "compute": "micro_batch_size max_tokens_per_microbatch recompute_granularity "
         "recompute_method recompute_num_layers optimizer_cpu_offload "
         "pack_sequences logprob_chunk_size",
-        "checkpoint": "save load override_config verify_checkpoint save_interval keep_last export "
+        "checkpoint": "save load ckpt_step load_optim finetune override_config verify_checkpoint "
+        "save_interval keep_last export "
         "export_stages",
         "log": "log_interval samples_interval tensorboard wandb_project",
         "discriminator": LAYOUT + " split_groups",
@@ -130,12 +133,14 @@ def check_resume(config: RunConfig) -> Changes:
         if folder is not None:
             changes = changes_since(config, json.loads((folder / STATE).read_text()), folder)
             return replace(changes, told=[*going_back, *changes.told])
-        folder = _marked(Path(source)) if source else None
+        folder = _named(config.checkpoint) if source else None
         damage = damage_of_run(folder) if folder is not None else ""
         if folder is None:
             return Changes([], [])
         if damage:
             return Changes([damage_message(folder, damage)], [])
+        if config.checkpoint.finetune:
+            return Changes([], [])
         return changes_since(config, json.loads((folder / STATE).read_text()), folder)
     except ValueError as error:
         return Changes([str(error)], [])
@@ -199,6 +204,17 @@ def _has_begun(key: str, state: Mapping[str, Any]) -> bool:
     if section == "gad" or key == "rewards":
         return stage is not None and stage.uses_gad
     return section in ("", "data", "student") or (stage is not None and section == stage.name)
+
+
+def _named(checkpoint: CheckpointConfig) -> Path | None:
+    """Return the checkpoint of checkpoint.load that a run would go on from.
+
+    Raises ValueError if checkpoint.ckpt_step is none of them.
+    """
+    source = Path(checkpoint.load)
+    if checkpoint.ckpt_step is None:
+        return _marked(source)
+    return iteration_folder(source, chosen_iteration(source, checkpoint.ckpt_step))
 
 
 def _marked(run_folder: Path) -> Path | None:

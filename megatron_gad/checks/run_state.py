@@ -47,6 +47,20 @@ def damage_message(folder: Path, damage: str) -> str:
     return f"the checkpoint {folder} {damage}; copy it again if there is a copy, {remedy}"
 
 
+def chosen_iteration(source: Path, step: int) -> int:
+    """Return the iteration that checkpoint.ckpt_step names.
+
+    Raises ValueError if a run directory has no such checkpoint; names those that it has.
+    """
+    whole = whole_iterations(source)
+    if step not in whole:
+        raise ValueError(
+            f"checkpoint.ckpt_step = {step}: {source} has checkpoints of the iterations "
+            f"{', '.join(map(str, whole)) or 'none'}; choose one of these"
+        )
+    return step
+
+
 def iteration_of(folder: Path) -> int:
     """Return the number in a checkpoint's name, also in one that a crash left it with."""
     return int(folder.name.removeprefix("iter_").removesuffix(".old"))

@@ -55,11 +55,31 @@ def check_run_directory(checkpoint: CheckpointConfig, log: LogConfig) -> Iterato
             f"checkpoint.load = {checkpoint.load!r} holds no {marker.name}; name the run directory "
             "of a run that saved a checkpoint, or leave it out to start anew"
         )
+    yield from _check_what_is_loaded(checkpoint)
     if log.wandb_project and find_spec("wandb") is None:
         yield (
             f"log.wandb_project = {log.wandb_project!r}, but wandb is not installed; "
             "install megatron-gad[wandb], or leave it out"
         )
+
+
+def _check_what_is_loaded(checkpoint: CheckpointConfig) -> Iterator[str]:
+    """Yield which flags say how checkpoint.load is read, where it names nothing."""
+    if checkpoint.load:
+        return
+    if checkpoint.ckpt_step is not None:
+        yield (
+            f"checkpoint.ckpt_step = {checkpoint.ckpt_step} chooses a checkpoint of "
+            "checkpoint.load, which names none; name a run directory with --load. To go back in "
+            f"place, write {checkpoint.ckpt_step} into latest_checkpointed_iteration.txt of "
+            f"{checkpoint.save}"
+        )
+    for key, value in (("load_optim", False), ("finetune", True)):
+        if getattr(checkpoint, key) is value:
+            yield (
+                f"checkpoint.{key} = {str(value).lower()} says what to take of checkpoint.load, "
+                "which names nothing; name a run directory with --load, or leave it out"
+            )
 
 
 def check_exports(checkpoint: CheckpointConfig, stages: Sequence[str]) -> Iterator[str]:

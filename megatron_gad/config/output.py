@@ -13,6 +13,11 @@ class CheckpointConfig:
     Attributes:
         save: the run directory; everything the run writes is in it. All hosts of a run share it.
         load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
+        ckpt_step: iteration of ``load`` to go on from; not set: its newest.
+        load_optim: take the optimizers' states of ``load``, too; without, they begin anew at its
+            weights.
+        finetune: take the student's weights of ``load`` alone, for a run that begins at its first
+            stage. A run that has checkpoints of its own goes on from these, whatever the three say.
         override_config: settings, such as "data.path", that may differ from the checkpoint's though
             they change what the run means.
         verify_checkpoint: compare a checkpoint's files, and an exported model's, with their digests
@@ -26,6 +31,9 @@ class CheckpointConfig:
 
     save: str = "runs/run"
     load: str = ""
+    ckpt_step: int | None = None
+    load_optim: bool = True
+    finetune: bool = False
     override_config: tuple[str, ...] = ()
     verify_checkpoint: bool = True
     save_interval: int = 50

@@ -9,7 +9,12 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from megatron_gad.checks.run_state import damage_message, damage_of_run, earlier_whole
+from megatron_gad.checks.run_state import (
+    chosen_iteration,
+    damage_message,
+    damage_of_run,
+    earlier_whole,
+)
 from megatron_gad.config.output import CheckpointConfig
 from megatron_gad.runtime.run_folder import ask_first_rank
 from megatron_gad.training.checkpoint import undo_half_replacing
@@ -43,7 +48,7 @@ def find_checkpoint(config: CheckpointConfig, parallel: Parallel) -> tuple[Path,
     if not config.load:
         return None
     source = Path(config.load)
-    iteration = ask_first_rank(parallel, lambda: _loaded(source))
+    iteration = ask_first_rank(parallel, lambda: _loaded(source, config.ckpt_step))
     damage = _damage(source, iteration, config, parallel)
     if damage:
         raise ValueError(damage_message(iteration_folder(source, iteration), damage))
@@ -96,7 +101,9 @@ def _go_back(run_folder: Path, iteration: int, damage: str) -> int:
     return before[-1]
 
 
-def _loaded(source: Path) -> int:
+def _loaded(source: Path, step: int | None) -> int:
+    if step is not None:
+        return chosen_iteration(source, step)
     iteration = latest_iteration(source)
     if iteration is None:
         raise ValueError(f"checkpoint.load = {str(source)!r}: there is no checkpoint in it")

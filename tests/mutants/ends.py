@@ -5,6 +5,8 @@ from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
 PUBLISHED = oracle("as published, with everything uneven")
 RESUMED = oracle("resumed in every stage")
 MOMENTS = in_stages("test_the_first_update_of_a_stage_shows_whether_moments_were_kept")
+FLAGS = "tests/unit/test_load_flags.py::"
+RESHARDING = "tests/distributed/test_resharding.py::"
 BACK = "tests/unit/test_going_back.py::"
 RESUME = "tests/unit/test_resume.py::"
 BEST = in_stages("test_seqkd_hands_over_its_best_weights")
@@ -238,5 +240,23 @@ RESUME_MUTANTS = (
             "tests/unit/stages/test_skipped_steps.py::"
             "test_no_checkpoint_is_written_while_steps_are_skipped_and_a_usable_one_is_named",
         ),
+    ),
+    Mutant(
+        "the end of a rank's piece of a parameter is not saved",
+        "    yield from _of_row(last, rest, inner, last * inner, end)\n",
+        "",
+        ("tests/unit/training/test_optimizer_shards.py",),
+    ),
+    Mutant(
+        "the first data rank writes everything",
+        "dist_checkpointing.save(state, str(folder), strategy, validate_access_integrity=False)",
+        "dist_checkpointing.save(state, str(folder))",
+        (f"{RESHARDING}test_four_data_ranks_write_and_read_a_quarter_each",),
+    ),
+    Mutant(
+        "--no-load-optim takes the optimizers' states all the same",
+        "if run.config.checkpoint.load_optim or not is_other else load_model_weights",
+        "",
+        (f"{FLAGS}test_without_the_optimizers_states_a_run_goes_on_with_a_first_step",),
     ),
 )
