@@ -11,8 +11,7 @@ from megatron_gad.checks.sections import check_run_directory
 from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
-from megatron_gad.runtime.run import Run
-from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.training import parallel
 from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.trainer import Trainer
@@ -36,7 +35,7 @@ def configure(assets: Path):
 def other(configure, place: parallel.Parallel, tmp_path_factory) -> tuple[Path, list[list[Tensor]]]:
     """A run with checkpoints of steps 1 and 2, and the student's weights in each."""
     folder = tmp_path_factory.mktemp("other")
-    run = Run(configure(folder, "--stages", "seqkd", "warmup"), place)
+    run = open_run(configure(folder, "--stages", "seqkd", "warmup"), place)
     stage = begin_stage(run)
     held = []
     for _ in range(2):
@@ -63,7 +62,7 @@ SAME_STAGES = ("--stages", "seqkd", "warmup")
 def test_ckpt_step_chooses_a_checkpoint_of_load(configure, place, other, tmp_path: Path) -> None:
     folder, held = other
     flags = (*SAME_STAGES, "--load", str(folder))
-    run = Run(configure(tmp_path / "a", *flags, "--ckpt-step", "1"), place)
+    run = open_run(configure(tmp_path / "a", *flags, "--ckpt-step", "1"), place)
     stage = load_latest(run)
     assert stage is not None
     assert run.progress.iteration == 1
@@ -74,7 +73,7 @@ def test_ckpt_step_chooses_a_checkpoint_of_load(configure, place, other, tmp_pat
     take_step(run, stage)
     save(run, stage)
     run.close()
-    again = Run(configure(tmp_path / "a", *flags, "--ckpt-step", "1", "--finetune"), place)
+    again = open_run(configure(tmp_path / "a", *flags, "--ckpt-step", "1", "--finetune"), place)
     assert load_latest(again) is not None
     assert again.progress.iteration == 3
     again.close()
@@ -86,7 +85,7 @@ def test_a_ckpt_step_that_is_not_there_is_told_with_those_that_are(
     config = configure(tmp_path, *SAME_STAGES, "--load", str(other[0]), "--ckpt-step", "7")
     words = "ckpt_step = 7: .* has checkpoints of the iterations 1, 2; choose one of these"
     (problem,) = check_resume(config).refused
-    run = Run(config, place)
+    run = open_run(config, place)
     with pytest.raises(ValueError, match=words) as refused:
         load_latest(run)
     run.close()
@@ -98,7 +97,9 @@ def test_without_the_optimizers_states_a_run_goes_on_with_a_first_step(
 ) -> None:
     """AdamW's first step moves a weight by about the learning rate, whatever its gradient is."""
     folder, held = other
-    run = Run(configure(tmp_path, *SAME_STAGES, "--load", str(folder), "--no-load-optim"), place)
+    run = open_run(
+        configure(tmp_path, *SAME_STAGES, "--load", str(folder), "--no-load-optim"), place
+    )
     stage = load_latest(run)
     assert stage is not None
     assert run.progress.iteration == 2
@@ -122,7 +123,7 @@ def test_finetune_takes_the_students_weights_and_nothing_else(
     flags = ("--load", str(folder), "--finetune", "--seed", "77")
     config = configure(tmp_path, *flags)
     assert check_resume(config).refused == []
-    run = Run(config, place)
+    run = open_run(config, place)
     assert load_latest(run) is None
     assert run.progress == type(run.progress)()
     assert same(run.student.snapshot(), held[1])
