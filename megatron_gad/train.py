@@ -22,6 +22,7 @@ from megatron_gad.environment import (
 from megatron_gad.errors import RunStoppedError, only_warns
 from megatron_gad.files import replace_text
 from megatron_gad.models.hub import with_model_names
+from megatron_gad.reporting.health_watch import HealthWatch
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.export import export_model
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
@@ -136,6 +137,7 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
     where, total = run.progress, stage.settings.num_steps(len(run.data.prompts))
     interval = run.config.checkpoint.save_interval
     last_step = where.iteration - where.step_in_stage + total
+    health = HealthWatch(run.folder, run.config.health, run.parallel)
     with progress(total, stage.name, run.parallel.is_writer) as bar:
         bar.update(where.step_in_stage)
         reason = reason_to_end(run, stage)  # a stopped stage may have been at its end
@@ -145,6 +147,7 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
             reason = reason_to_end(run, stage)
             _evaluate_if_due(run, stage, result, is_last=bool(reason))
             _record(run, stage, result, last_step)
+            health.look(where.step_in_stage)
             advance(bar, result.metrics)
             if stop.everywhere(run.parallel):
                 break

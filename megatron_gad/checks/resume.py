@@ -74,6 +74,7 @@ RULES: dict[Change, dict[str, str]] = {
         "log": "log_interval samples_interval tensorboard wandb_project",
         "discriminator": LAYOUT + " split_groups",
         "rollout": "max_total_tokens logprob_gap_bound record",
+        "health": "ignore stop",
         "evaluation": "interval num_prompts select max_length_ratio",
         "sglang": "urls python num_servers tensor_parallel_size mem_fraction_static "
         "weight_transport update_weight_buffer_size weight_folder verify_interval "

@@ -10,6 +10,7 @@ from megatron_gad.config.evaluation import EvaluationConfig
 from megatron_gad.config.flags import FILE_ONLY, FLAT
 from megatron_gad.config.further_stages import BestOfNConfig, PreferenceConfig
 from megatron_gad.config.gad import GadConfig
+from megatron_gad.config.health import HealthConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
@@ -49,6 +50,7 @@ class RunConfig:
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     gad: GadConfig = field(default_factory=GadConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sglang: SGLangConfig = field(default_factory=SGLangConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)

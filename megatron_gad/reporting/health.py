@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from megatron_gad.config.health import HealthRule
 from megatron_gad.config.rollout import BF16_GAP_ALARM, FP32_GAP_BOUND
 from megatron_gad.reporting.formatting import format_number
 from megatron_gad.reporting.run_record import RunRecord, finite_values
@@ -26,9 +27,11 @@ ANY_STAGE = ("adversarial", "warmup", "seqkd")
 class Finding:
     """The outcome of one rule.
 
+    name: of the rule, as [health] has it.
     value, healthy: as shown to a reader; advice: what to do, empty where the value is healthy.
     """
 
+    name: HealthRule
     title: str
     level: Level
     value: str
@@ -40,12 +43,14 @@ class Finding:
 class Rule:
     """A number of a run and the range in which it is healthy.
 
+    name: as [health] has it.
     measure: the number, None where the run does not have it.
     unit: written behind the number; "%" shows a share as per cent.
     low, high: (watch, act) bounds below and above; None where that side is always healthy.
     too_low, too_high: what to do beyond them.
     """
 
+    name: HealthRule
     title: str
     measure: Callable[[RunRecord], float | None]
     unit: str
@@ -64,7 +69,7 @@ class Rule:
         shown = format_number(value, self.unit)
         if self.unit != "%":
             shown = f"{shown} {self.unit}".strip()
-        return Finding(self.title, level, shown, self.healthy, advice)
+        return Finding(self.name, self.title, level, shown, self.healthy, advice)
 
     def _level(self, value: float) -> tuple[Level, str]:
         if self.low is not None and value < self.low[0]:
@@ -141,8 +146,24 @@ def num_non_finite(run: RunRecord) -> float | None:
     return sum(not math.isfinite(value) for value in numbers) if numbers else None
 
 
+def held_out_loss_of_accuracy(run: RunRecord) -> float | None:
+    """Measure by how much the discriminator is better on its own rows than on held-out ones."""
+    learned = recent("discriminator/accuracy", SAMPLING)(run)
+    held_out = recent("evaluation/discriminator_accuracy", SAMPLING)(run)
+    return None if learned is None or held_out is None else learned - held_out
+
+
+def largest_form_probe(run: RunRecord) -> float | None:
+    """Measure the largest size of the changes of form that should not matter."""
+    found = [
+        recent(f"probe/{name}", SAMPLING)(run) for name in ("newline", "space", "no_final_mark")
+    ]
+    return max((abs(value) for value in found if value is not None), default=None)
+
+
 RULES = (
     Rule(
+        "non_finite",
         "Numbers that are nan or infinite",
         num_non_finite,
         "",
@@ -152,6 +173,7 @@ RULES = (
         "model that shows it first, and look at the samples of that step.",
     ),
     Rule(
+        "discriminator_accuracy",
         "Discriminator accuracy, end of the game",
         recent("discriminator/accuracy", GAME),
         "%",
@@ -166,6 +188,7 @@ RULES = (
         "adversarial.discriminator_lr, discriminator_interval = 2, or a longer seqkd stage.",
     ),
     Rule(
+        "discriminator_margin",
         "Discriminator margin, end of the game",
         recent("discriminator/margin", GAME),
         "",
@@ -178,6 +201,7 @@ RULES = (
         "discriminator_interval; look for a tell in the samples.",
     ),
     Rule(
+        "warmup_loss",
         "Discriminator loss at the end of its warm-up",
         recent("discriminator/loss", ("warmup",)),
         "",
@@ -188,6 +212,7 @@ RULES = (
         "give more distinct prompts rather than more samples of each.",
     ),
     Rule(
+        "discriminator_loss_growth",
         "Discriminator loss, end against beginning of the game",
         relative_to_start("discriminator/loss"),
         "x",
@@ -198,6 +223,7 @@ RULES = (
         "extra_discriminator_steps with fresh prompts, or a lower adversarial.student_lr.",
     ),
     Rule(
+        "zero_advantages",
         "Groups whose advantages are all zero",
         recent("advantage/zero_share", GAME),
         "%",
@@ -207,6 +233,7 @@ RULES = (
         "take harder prompts.",
     ),
     Rule(
+        "kl",
         "KL to the reference, end of the game",
         recent("student/kl", GAME),
         "nats a token",
@@ -216,6 +243,7 @@ RULES = (
         "lower adversarial.student_lr, unless the samples are plainly better.",
     ),
     Rule(
+        "entropy",
         "Entropy, end against beginning of the game",
         relative_to_start("student/entropy"),
         "x",
@@ -227,6 +255,7 @@ RULES = (
         too_high="Text is falling apart. Lower adversarial.student_lr and raise gad.kl_coef.",
     ),
     Rule(
+        "length_ratio",
         "Response length against the teacher's",
         length_ratio,
         "x",
@@ -240,6 +269,7 @@ RULES = (
         "results.",
     ),
     Rule(
+        "truncated",
         "Responses cut at the length cap",
         recent("response/truncated_share", SAMPLING),
         "%",
@@ -249,6 +279,7 @@ RULES = (
         "repetition in the samples.",
     ),
     Rule(
+        "retokenized",
         "Rollouts that read back as other tokens",
         recent("response/retokenized_share", SAMPLING),
         "%",
@@ -258,6 +289,7 @@ RULES = (
         "Usual with a weak student; if it grows, the student leaves normal text.",
     ),
     Rule(
+        "engine_gap",
         "Engine against trainer, largest gap",
         engine_gap,
         "x the bound",
@@ -267,6 +299,7 @@ RULES = (
         "rollout.logprob_gap_bound stops such a run; gad.tis_cap corrects a small mismatch.",
     ),
     Rule(
+        "grad_norm_growth",
         "Student gradient norm, end against beginning of the game",
         relative_to_start("student/grad_norm"),
         "x",
@@ -275,6 +308,7 @@ RULES = (
         too_high="Updates grow, which comes before collapse. Lower adversarial.student_lr.",
     ),
     Rule(
+        "frozen_discriminator",
         "Steps against a frozen discriminator",
         frozen_steps,
         "",
@@ -282,5 +316,35 @@ RULES = (
         high=(50, 150),
         too_high="A discriminator that does not learn gets hacked: its reward rises on while the "
         "text becomes worthless. Take an early checkpoint, or freeze_discriminator = false.",
+    ),
+    Rule(
+        "held_out_accuracy",
+        "Discriminator accuracy, training above held-out rows",
+        held_out_loss_of_accuracy,
+        "%",
+        "below 10 %",
+        high=(0.1, 0.25),
+        too_high="It knows its rows by heart, and rewards what is on them. Use more distinct "
+        "prompts, or fewer epochs; a lower adversarial.discriminator_lr.",
+    ),
+    Rule(
+        "form_probe",
+        "What a line break, a space or a final mark is worth to the discriminator",
+        largest_form_probe,
+        "group std",
+        "below 0.5",
+        high=(0.5, 1.0),
+        too_high="The score follows form, and the student will too. Look for white space or a mark "
+        "that only one side has, and take it off the data.",
+    ),
+    Rule(
+        "repetition",
+        "Held-out responses that repeat themselves",
+        recent("evaluation/repetition", SAMPLING),
+        "%",
+        "below 10 %",
+        high=(0.1, 0.3),
+        too_high="Responses loop. Lower adversarial.student_lr, raise gad.kl_coef, or stop at an "
+        "earlier checkpoint.",
     ),
 )

@@ -1,9 +1,11 @@
 """Each rule fires on the number that it is about, says what to do, and is silent otherwise."""
 
 import math
+from typing import get_args
 
 import pytest
 
+from megatron_gad.config.health import HealthRule
 from megatron_gad.reporting.health import RULES, Finding, assess
 from megatron_gad.reporting.run_record import read_run
 from tests.unit.reporting.synthetic_run import write_metrics, write_run
@@ -24,8 +26,8 @@ def rising(key: str, start: float, end: float) -> list[dict[str, float]]:
 def test_a_healthy_run_is_healthy_by_every_rule(tmp_path):
     findings = assess(read_run(write_run(tmp_path / "run", steps=(60, 100, 60))))
     assert [f.title for f in findings if f.level != "healthy"] == []
-    # All but the one about a frozen discriminator have a number here.
-    assert len(findings) == len(RULES) - 1
+    # Not of a frozen discriminator, nor of an evaluation.
+    assert len(findings) == len(RULES) - 4
     assert all(finding.advice == "" for finding in findings)
 
 
@@ -54,6 +56,9 @@ def test_a_healthy_run_is_healthy_by_every_rule(tmp_path):
         ("cut at the", "warmup", constant("response/truncated_share", 0.2), "watch", "20.0 %"),
         ("other tokens", "adversarial", constant("response/retokenized_share", 0.3), "act", "30.0"),
         ("gradient norm", "adversarial", rising("student/grad_norm", 0.5, 2.0), "watch", "4 x"),
+        ("line break", "warmup", constant("probe/space", -1.2, 3), "act", "1.2 group std"),
+        ("line break", "warmup", constant("probe/newline", 0.1, 3), "healthy", "0.1 group std"),
+        ("repeat", "adversarial", constant("evaluation/repetition", 0.2, 3), "watch", "20.0 %"),
         ("nan", "adversarial", constant("student/loss", math.nan, 3), "act", "3"),
         ("nan", "adversarial", constant("student/loss", 0.1, 3), "healthy", "0"),
     ],
@@ -108,3 +113,14 @@ def test_the_worst_comes_first(tmp_path):
     run = read_run(write_metrics(tmp_path, "adversarial", [row] * 5))
     levels = [finding.level for finding in assess(run)]
     assert levels == ["act", "watch", "healthy", "healthy"]
+
+
+def test_a_discriminator_that_knows_its_rows_by_heart(tmp_path):
+    row = {"discriminator/accuracy": 0.9, "evaluation/discriminator_accuracy": 0.6}
+    findings = findings_of(tmp_path, "adversarial", [row] * 5)
+    title = "Discriminator accuracy, training above held-out rows"
+    assert (findings[title].level, findings[title].value) == ("act", "30.0 %")
+
+
+def test_every_rule_has_the_name_that_a_configuration_knows():
+    assert [rule.name for rule in RULES] == list(get_args(HealthRule))
