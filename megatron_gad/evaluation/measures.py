@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from megatron_gad.evaluation.answers import Answered
 from megatron_gad.evaluation.coverage import coverage
-from megatron_gad.evaluation.diversity import distinct_ngrams, repetition, self_bleu
+from megatron_gad.evaluation.diversity import self_bleu
 from megatron_gad.evaluation.flaws import is_other_language, is_refusal
 from megatron_gad.evaluation.intervals import (
     Interval,
@@ -19,6 +19,7 @@ from megatron_gad.evaluation.intervals import (
 )
 from megatron_gad.evaluation.items import Item
 from megatron_gad.evaluation.ngram_f1 import ngram_f1, split_words
+from megatron_gad.evaluation.repetition import distinct_ngrams, repetition
 from megatron_gad.evaluation.two_sample import FEWEST_PROMPTS, Side, TwoSample, two_sample
 
 Numbers = NDArray[np.float64]
