@@ -1,6 +1,7 @@
 """The command: ``megatron_gad CONFIG.toml [--flag value ...]``. Load, check, train.
 
 ``megatron_gad evaluate ...`` measures what was trained; see ``evaluation/command.py``.
+``megatron_gad report ...`` shows a run; see ``reporting/command.py``.
 """
 
 import gc
@@ -44,6 +45,8 @@ STATUS = {ValueError: BAD_INPUT, RunStoppedError: STOPPED, StorageError: NO_STOR
 def main() -> int:
     """Run the command on this rank; returns the exit status."""
     rank = environment_rank()
+    if sys.argv[1:2] == ["report"]:
+        return _report(sys.argv[2:])
     install_if_needed()
     if sys.argv[1:2] == ["evaluate"]:
         return _evaluate(sys.argv[2:])
@@ -64,6 +67,18 @@ def _evaluate(argv: Sequence[str]) -> int:
         print(f"megatron_gad evaluate needs {error.name}: {remedy}", file=sys.stderr)
         return BAD_INPUT
     return evaluate(argv)
+
+
+def _report(argv: Sequence[str]) -> int:
+    """Show a run; returns the exit status."""
+    # What draws takes seconds to import, and a run needs it at its end alone.
+    from megatron_gad.reporting.command import report  # noqa: PLC0415
+
+    try:
+        report(argv, "megatron-gad report")
+    except (ValueError, OSError) as error:
+        return _tell(0, ValueError(str(error)))
+    return 0
 
 
 def _tell(rank: int, error: BaseException) -> int:

@@ -1,23 +1,17 @@
-"""Write report.html into a run folder: python tools/report_run.py RUN_FOLDER."""
+"""Write report.html into a run folder: python tools/report_run.py RUN_FOLDER [--watch]."""
 
-from pathlib import Path
+import sys
 
-import tyro
-
-from megatron_gad.reporting.page import build_report
+from megatron_gad.reporting.command import report
 
 
-def main(run_folder: tyro.conf.Positional[Path]) -> None:
-    """Write report.html, one self-contained page about a run.
-
-    Args:
-        run_folder: the run directory, the one that --save named; the run may still be going.
-    """
+def main() -> None:
+    """Write the page of a run, or serve it while the run goes on."""
     try:
-        print(build_report(run_folder))
+        report(sys.argv[1:], "report_run")
     except (ValueError, OSError) as error:
         raise SystemExit(f"report_run: {error}") from None
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()

@@ -56,8 +56,9 @@ class HealthWatch:
         newest = describe_newest(self._folder)
         return (
             f"the run is stopped, as health.stop says ({names}): "
-            f"{'; '.join(map(_evidence, deadly))} {newest[0].upper()}{newest[1:]}. "
-            "The same command goes on from it; leave the rule out of health.stop to go on as it is"
+            f"{'; '.join(map(_evidence, deadly))} {newest[0].upper()}{newest[1:]}; "
+            "the same command goes on from a checkpoint, or begins anew. Leave the rule out of "
+            "health.stop to go on as it is"
         )
 
 

@@ -33,15 +33,24 @@ def build_report(run_folder: Path | str) -> Path:
     Raises:
         ValueError: the folder is no run.
     """
-    run = read_run(Path(run_folder))
+    path = Path(run_folder) / REPORT_FILE
+    # A lone surrogate cannot be encoded; as a character reference it shows as a replacement mark.
+    replace_text(path, render_report(Path(run_folder)), errors="xmlcharrefreplace")
+    return path
+
+
+def render_report(run_folder: Path) -> str:
+    """Return the page of a run.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+    run = read_run(run_folder)
     groups = {
         group: [draw_chart(chart, run) for chart in charts]
         for group, charts in charts_of(run).items()
     }
-    path = run.folder / REPORT_FILE
-    # A lone surrogate cannot be encoded; as a character reference it shows as a replacement mark.
-    replace_text(path, _render(run, groups), errors="xmlcharrefreplace")
-    return path
+    return _render(run, groups)
 
 
 def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:

@@ -58,7 +58,7 @@ def test_a_rule_that_may_stop_the_run_does_with_evidence_and_remedy(
     assert message.startswith("the run is stopped, as health.stop says (kl): KL to the reference")
     assert "Raise gad.kl_coef" in message
     assert "zero_advantages" not in message
-    assert "There is no checkpoint yet." in message
+    assert "There is no checkpoint yet; the same command" in message
 
 
 def test_a_watched_run_that_is_healthy_goes_on(tmp_path: Path, place: Parallel) -> None:
