@@ -46,8 +46,9 @@ class ChatCodec:
         self.template = ChatTemplate(tokenizer, chat_template_kwargs)
         if reasoning == "strip" and self.template.opening == "open":
             raise ValueError(
-                "data.reasoning = 'strip', but the student's chat template opens <think> where the "
-                "response begins: an answer without reasoning would stand inside; use 'keep', or "
+                "data.reasoning = 'strip', but the student's chat template opens "
+                f"{self.template.tags.open} where the response begins: an answer without reasoning "
+                "would stand inside; use 'keep', or "
                 "let the template close it, with data.chat_template_kwargs or in its file"
             )
         self._tokenizer = tokenizer
@@ -169,8 +170,9 @@ class ChatCodec:
         """
         if self.reasoning == "strip":
             return answer
-        text = join_reasoning(reasoning, answer)
-        return continue_prompt(text, self.template.opening, self.template.opening_space)
+        template = self.template
+        text = join_reasoning(reasoning, answer, template.tags)
+        return continue_prompt(text, template.opening, template.opening_space, template.tags)
 
     def visible(self, text: str) -> str:
         """Return what of a response is trained on and judged."""

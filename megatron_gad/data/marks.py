@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from megatron_gad.data.chat import ChatCodec
-from megatron_gad.data.reasoning import CLOSE
 from megatron_gad.types import Prompt
 
 SAMPLE_ROWS = 1000  # responses that are looked at, spread evenly over the data
@@ -70,19 +69,21 @@ def _marks_of_texts(sample: Sequence[Prompt], codec: ChatCodec) -> Iterator[str]
         "data if it is not the teacher's",
         MOST,
     )
+    tags = codec.template.tags
     if codec.template.opening == "open":
         yield from _told(
             sample,
-            lambda text: None if CLOSE in text else text,
-            "have no reasoning, but the student's chat template opens <think>; switch it off with "
-            "data.chat_template_kwargs or in the template's file, or take a teacher that reasons",
+            lambda text: None if tags.close in text else text,
+            f"have no reasoning, but the student's chat template opens {tags.open}; switch it off "
+            "with data.chat_template_kwargs or in the template's file, or take a teacher that "
+            "reasons",
         )
     switch = codec.template.unused_switch
-    if switch and not any(CLOSE in prompt.teacher_text for prompt in sample):
+    if switch and not any(tags.close in prompt.teacher_text for prompt in sample):
         yield (
             f"the student's chat template lets it reason unless {switch} is false, and no teacher "
             "response that was looked at has reasoning: the discriminator knows the student by its "
-            f"<think>; set data.chat_template_kwargs = {{{switch} = false}}"
+            f"{tags.open}; set data.chat_template_kwargs = {{{switch} = false}}"
         )
 
 

@@ -10,7 +10,7 @@ import jinja2.meta
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from megatron_gad.data.reasoning import CLOSE, OPEN
+from megatron_gad.data.reasoning import tags_of
 from megatron_gad.types import Message
 
 MARKER = "RESPONSE-MARKER"  # stands for the text of a turn; occurs in no template
@@ -38,6 +38,7 @@ class ChatTemplate:
     opening: what it writes of a block of reasoning where the response begins: none of it, its
         beginning, or an empty one.
     opening_space: the white space that it writes after the beginning.
+    tags: what stands around the reasoning of the student.
     unused_switch: the argument that would keep the model from reasoning; empty if it has none, or
         it is given.
     """
@@ -54,10 +55,11 @@ class ChatTemplate:
         self._losses: dict[tuple[Any, ...], str] = {}
         asked = self.render([{"role": "user", "content": MARKER}])
         _, _, before_response = asked.rpartition(MARKER)
-        _, is_opened, opened = before_response.rpartition(OPEN)
+        self.tags = tags_of(str(tokenizer.chat_template))
+        _, is_opened, opened = before_response.rpartition(self.tags.open)
         self.opening: Opening = "none"
         if is_opened:
-            self.opening = "closed" if CLOSE in opened else "open"
+            self.opening = "closed" if self.tags.close in opened else "open"
         self.opening_space = opened if self.opening == "open" and opened.isspace() else ""
 
     def render(

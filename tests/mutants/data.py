@@ -269,7 +269,7 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "kept reasoning repeats the tag that the prompt wrote",
-        "return text.lstrip().removeprefix(OPEN).removeprefix(space) if is_opened else text",
+        "return text.lstrip().removeprefix(tags.open).removeprefix(space) if is_opened else text",
         "return text",
         REASONING,
     ),

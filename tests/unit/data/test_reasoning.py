@@ -9,9 +9,16 @@ import pytest
 from megatron_gad.config.data import DataConfig, Reasoning
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
-from megatron_gad.data.reasoning import continue_prompt, join_reasoning, split_reasoning
+from megatron_gad.data.reasoning import (
+    continue_prompt,
+    join_reasoning,
+    split_reasoning,
+    tags_of,
+)
 from tests.tiny_tokenizer import make_tokenizer
 from tests.unit.data.test_template import THINKING
+
+GPT_OSS = "<|channel|>analysis<|message|>one<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +31,14 @@ from tests.unit.data.test_template import THINKING
         ("plain", "", "plain"),
         ("of <think> and </think> I know", "", "of <think> and </think> I know"),
         ("<think>a</think>b</think>c", "<think>a</think>", "b</think>c"),
+        ("<thinking>one</thinking>\ntwo", "<thinking>one</thinking>", "two"),
+        ("<reasoning>one</reasoning>two", "<reasoning>one</reasoning>", "two"),
+        ("◁think▷one◁/think▷two", "◁think▷one◁/think▷", "two"),
+        ("[THINK]one[/THINK]two", "[THINK]one[/THINK]", "two"),
+        (GPT_OSS + "two", GPT_OSS, "two"),
+        ("<thinking>one", "<thinking>one", ""),
+        ("<thinking>a</think>b</thinking>c", "<thinking>a</think>b</thinking>", "c"),
+        ("one</reasoning> two", "", "one</reasoning> two"),  # no prompt wrote that
     ],
 )
 def test_reasoning_ends_where_the_first_closing_tag_is(
@@ -51,6 +66,18 @@ def test_kept_reasoning_goes_on_from_what_the_prompt_wrote() -> None:
         assert continue_prompt("two", opening, "\n") == "two"
     with pytest.raises(ValueError, match=r"ends it before the response begins; set data\.reason"):
         continue_prompt(whole, "closed", "")
+
+
+@pytest.mark.parametrize(
+    "text", [GPT_OSS + "two", "<reasoning>\none</reasoning> two", "[THINK]one[/THINK]two"]
+)
+def test_kept_reasoning_gets_the_tags_that_the_student_writes(text: str) -> None:
+    assert continue_prompt(text, "none", "") == "<think>\none\n</think>\n\ntwo"
+    assert continue_prompt(text, "open", "\n") == "one\n</think>\n\ntwo"
+    kimi = tags_of("{{ '◁think▷' }}{{ '◁/think▷' }}")
+    assert continue_prompt(text, "open", "", kimi) == "\none\n◁/think▷\n\ntwo"
+    assert continue_prompt("<thinking>never done", "none", "") == "<think>never done"
+    assert tags_of("{{ messages }}") == ("<think>", "</think>")
 
 
 def load(folder: Path, reasoning: Reasoning, rows: list[dict[str, Any]], **arguments: Any):
