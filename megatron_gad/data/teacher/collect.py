@@ -113,19 +113,21 @@ def collect(
         retries=dict(retries),
         prompt_tokens=tally.prompt_tokens,
         completion_tokens=tally.completion_tokens,
-        cost=tally.cost - spent,
+        cost=tally.cost - sum(spent),
         seconds=time.perf_counter() - start,
         stopped=tally.stopped,
     )
 
 
-def _spent(wanted: Sequence[WantedRow], file: ResponseFile, targets: Sequence[Target]) -> float:
-    """Return what the rows in the file have cost."""
-    return sum(
+def _spent(
+    wanted: Sequence[WantedRow], file: ResponseFile, targets: Sequence[Target]
+) -> list[float]:
+    """Return what each row in the file has cost."""
+    return [
         targets[row.teacher].cost(stored.prompt_tokens, stored.completion_tokens)
         for row in wanted
         if (stored := file.rows.get(row.key))
-    )
+    ]
 
 
 async def _ask(
@@ -133,7 +135,7 @@ async def _ask(
     collection: Collection,
     targets: Sequence[Target],
     config: CollectConfig,
-    spent: float,
+    spent: Sequence[float],
 ) -> tuple[Tally[RowKey], Counter[str]]:
     """Ask for every missing row; return the counts and the retries."""
     bar = tqdm(
@@ -157,7 +159,7 @@ async def _ask(
             bar.set_postfix_str(f"failed={failed}, retries={retries().total()}", refresh=False)
             bar.update()
 
-        pool = Pool(config.limits, collection.keep, show, spent)
+        pool = Pool(config.limits, collection.keep, show, sum(spent), max(spent, default=None))
         await pool.run(Question(row.key, row.messages, endpoints[row.teacher]) for row in missing)
         return pool.tally, retries()
 

@@ -43,7 +43,7 @@ class CollectConfig:
         prompt_column: column with the messages, or with a string that is one user message.
         prompt_price: price of a million tokens of prompts.
         completion_price: price of a million tokens of responses.
-        max_cost: cost of the rows in the file and of all answers of this call that ends the asking.
+        max_cost: most that the rows in the file and all answers of this call may cost.
         show_progress: a progress bar on stderr.
     """
 

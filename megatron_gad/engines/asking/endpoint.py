@@ -1,6 +1,7 @@
 """One model at an OpenAI-compatible chat endpoint, asked until it answers or refuses."""
 
 import asyncio
+import json
 import logging
 import math
 import random
@@ -19,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 LONGEST_WAIT_S = 60.0
+MOST_REPLY_BYTES = 64_000_000
+# Fields of a request that cap the tokens of an answer, and tokens that templates add to a turn.
+CAPS = ("max_tokens", "max_completion_tokens")
+TURN_TOKENS = 16
+# Headers about how a body came, which is here as it was meant.
+OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -65,6 +72,17 @@ class Target:
         """Return what tokens cost, in the currency of the prices; unknown counts cost nothing."""
         prompt = (prompt_tokens or 0) * self.prompt_price
         return (prompt + (completion_tokens or 0) * self.completion_price) / 1e6
+
+    def most_cost(self, messages: Messages) -> float | None:
+        """Return what an answer may cost at most; None if nothing caps its tokens.
+
+        A token of a prompt takes a byte at least, besides some around every turn.
+        """
+        most = next((self.options[key] for key in CAPS if key in self.options), None)
+        if not isinstance(most, int):
+            return None
+        num_bytes = len(json.dumps(list(messages), ensure_ascii=False).encode())
+        return self.cost(num_bytes + TURN_TOKENS * (1 + len(messages)), most)
 
 
 class Endpoint:
@@ -129,6 +147,8 @@ class Endpoint:
             content = self._without_key(error.response.content)
             raise status_failure(error.status_code, content, wait_s) from error
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, Failure):
+                raise error.__cause__ from None
             detail = str(error.__cause__)
             raise Failure("connection lost or refused", detail, Remedy.ASK_AGAIN) from error
         return read_answer(reply.content)
@@ -144,6 +164,28 @@ class Endpoint:
         return max(doubled * self._jitter.uniform(0.75, 1.0), failure.wait_s)
 
 
+class _BoundedClient(openai.DefaultAsyncHttpxClient):
+    """Reads no more of a reply, unpacked, than any answer has: some are made to fill the memory."""
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        """Return the reply, read to its end."""
+        options["stream"] = True
+        reply = await super().send(request, **options)
+        body = bytearray()
+        try:
+            async for part in reply.aiter_bytes():
+                body += part
+                if len(body) > MOST_REPLY_BYTES:
+                    detail = f"more than {MOST_REPLY_BYTES:,} bytes"
+                    raise Failure("the reply is too large", detail, Remedy.NEXT_QUESTION)
+        finally:
+            await reply.aclose()
+        headers = [(k, v) for k, v in reply.headers.multi_items() if k.lower() not in OF_THE_WIRE]
+        return type(reply)(
+            reply.status_code, headers=headers, content=bytes(body), request=reply.request
+        )
+
+
 def _open_client(target: Target) -> openai.AsyncOpenAI:
     """Return the official client, without retries of its own so that all of them are counted.
 
@@ -155,7 +197,7 @@ def _open_client(target: Target) -> openai.AsyncOpenAI:
         api_key=target.api_key or "none",
         timeout=None,  # Patience.timeout_s holds for the whole of an attempt
         max_retries=0,
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if is_local else None,
+        http_client=_BoundedClient(trust_env=not is_local),
     )
 
 

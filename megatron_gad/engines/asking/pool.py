@@ -5,8 +5,9 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
+from megatron_gad.engines.asking.budget import Budget, Spent
 from megatron_gad.engines.asking.endpoint import Endpoint, Messages
 from megatron_gad.engines.asking.failure import Failure, Remedy
 from megatron_gad.engines.asking.reply import Answer
@@ -30,8 +31,9 @@ class Limits:
     """How many questions are in flight, and when no more are asked.
 
     stop_after_failures: number of questions without an answer, one after another; 0: never.
-    max_cost: cost that ends the asking, in the currency of the prices. Answers in flight are paid
-        for too, so the whole can cost as much more as ``concurrency`` answers.
+    max_cost: cost that ends the asking, in the currency of the prices. A question waits while it
+        and those in flight might reach it, as far as ``Target.most_cost`` and the answers so far
+        tell: without a cap of its tokens, one answer can cost more than any before.
     grace_s: the longest wait for answers in flight once no more are asked.
     """
 
@@ -72,6 +74,7 @@ class Pool(Generic[Key]):
         keep: Callable[[Question[Key], Answer], Awaitable[str]],
         after_each: Callable[[], None],
         spent: float = 0.0,
+        largest: float | None = None,
     ) -> None:
         """Ask nothing yet.
 
@@ -79,11 +82,13 @@ class Pool(Generic[Key]):
             the asking at once.
         after_each: called when a question has its answer or its reason.
         spent: cost of earlier answers, which count towards ``Limits.max_cost``.
+        largest: cost of the most expensive of them, if it is known.
         """
         self.tally: Tally[Key] = Tally(cost=spent)
         self._limits = limits
         self._keep = keep
         self._after_each = after_each
+        self._budget = Budget(limits.max_cost, spent, largest)
 
     async def run(self, questions: Iterable[Question[Key]]) -> None:
         """Ask all questions, or as many as the limits and the endpoints allow.
@@ -128,12 +133,18 @@ class Pool(Generic[Key]):
 
     async def _put(self, question: Question[Key]) -> None:
         """Put a question to its endpoint and hand the answer on."""
-        answer = await question.endpoint.ask(question.messages)
-        self.tally.prompt_tokens += answer.prompt_tokens or 0
-        self.tally.completion_tokens += answer.completion_tokens or 0
-        self.tally.cost += question.endpoint.target.cost(
-            answer.prompt_tokens, answer.completion_tokens
-        )
+        target = question.endpoint.target
+        most = target.most_cost(question.messages)
+        try:
+            async with self._budget.reserving(most, lambda: bool(self.tally.stopped)):
+                answer = await question.endpoint.ask(question.messages)
+                self.tally.prompt_tokens += answer.prompt_tokens or 0
+                self.tally.completion_tokens += answer.completion_tokens or 0
+                self._budget.spend(target.cost(answer.prompt_tokens, answer.completion_tokens))
+                self.tally.cost = self._budget.cost
+        except Spent as spent:
+            self._stop(f"cost {self.tally.cost:.4f}, and one more answer may cost {spent}: more "
+                       f"than max_cost = {self._limits.max_cost:g}")  # fmt: skip
         problem = await self._keep(question, answer)
         if problem:
             self._miss(question.key, problem)
@@ -158,7 +169,7 @@ class Pool(Generic[Key]):
             self._stop(f"cost {self.tally.cost:.4f} has reached max_cost = "
                        f"{self._limits.max_cost:g}")  # fmt: skip
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str) -> NoReturn:
         self.tally.stopped = self.tally.stopped or reason
         raise _Stopped
 

@@ -52,7 +52,19 @@ TEXT = {"type": "text", "text": "x"}
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
 WHOLE = ok(completion("x"))
 
+# 70 MB that come as 70 kB.
+BOMB = gzip.compress(b" " * 70_000_000, 1)
+PACKED = ("Content-Type: application/json", "Content-Encoding: gzip")
+
 LISTED = {
+    "packed reply that fills the memory": (
+        Reply(http(200, BOMB, *PACKED)),
+        "the reply is too large: more than 64,000,000 bytes",
+    ),
+    "packed error that fills the memory": (
+        Reply(http(400, BOMB, *PACKED)),
+        "the reply is too large: more than 64,000,000 bytes",
+    ),
     "lone surrogate": (content("x \ud800 y"), "holds half of a surrogate pair"),
     "number as content": (content(5), "content.str: Input should be a valid string"),
     "object as content": (content({"a": 1}), "content.str: Input should be a valid string"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,22 +156,44 @@ def test_the_cost_ends_a_collection_and_counts_what_the_file_holds(tmp_path: Pat
     prices: dict[str, Any] = {"prompt_price": (1e6,), "completion_price": (2e5,)}  # 3 + 1 an answer
     with hostile_teacher(answer_well) as teacher:
         urls, one = [teacher.base_url], {**prices, "concurrency": 1}
+        # A fourth answer would cost 12 in all.
         report = run(tmp_path, urls, **one, max_cost=10.0)
-        assert (report.num_collected, report.cost, report.num_not_asked) == (3, 12.0, 7)
-        assert report.stopped == "cost 12.0000 has reached max_cost = 10"
+        assert (report.num_collected, report.cost, report.num_not_asked) == (2, 8.0, 8)
+        said = "cost 8.0000, and one more answer may cost 4.0000: more than max_cost = 10"
+        assert report.stopped == said
+        assert run(tmp_path, urls, **one, max_cost=11.0).num_collected == 0
+        report = run(tmp_path, urls, **one, max_cost=12.0)
+        assert (report.num_recovered, report.num_collected, report.cost) == (2, 1, 4.0)
+        assert report.stopped == "cost 12.0000 has reached max_cost = 12"
         assert run(tmp_path, urls, **one, max_cost=12.0).num_collected == 0
-        report = run(tmp_path, urls, **one, max_cost=19.0)
-        assert (report.num_recovered, report.num_collected, report.cost) == (3, 2, 8.0)
-        # Those in flight are paid for, and kept.
+        # However many might be asked at once.
         report = run(tmp_path, urls, **prices, concurrency=4, max_cost=21.0)
-        assert (report.num_collected, report.is_complete) == (4, False)
-        assert teacher.asked().total() == 9
+        assert (report.num_collected, report.cost, report.is_complete) == (2, 8.0, False)
+        assert teacher.asked().total() == 5
+
+
+def test_a_cap_of_tokens_says_how_many_may_be_asked_at_once(tmp_path: Path) -> None:
+    write_prompts(tmp_path, 20)
+    in_flight, most = [0], [0]
+
+    def answer(body: dict[str, Any], attempt: int) -> Reply:
+        in_flight[0] += 1
+        most[0] = max(most[0], in_flight[0])
+        time.sleep(0.1)  # for others to arrive meanwhile
+        in_flight[0] -= 1
+        return ok(completion("x"))  # of 5 tokens
+
+    with hostile_teacher(answer) as teacher:
+        options: dict[str, Any] = {"max_tokens": 8, "completion_price": (1e6,), "concurrency": 16}
+        report = run(tmp_path, [teacher.base_url], **options, max_cost=40.0)
+    # Five of at most 8 at once; the seventh is asked at a cost of 30, and an eighth might take 43.
+    assert (report.num_collected, report.cost, most[0]) == (7, 35.0, 5)
 
 
 def test_answers_that_are_not_kept_cost_as_well(tmp_path: Path) -> None:
     write_prompts(tmp_path, 4)
     with hostile_teacher(lambda body, attempt: ok(completion(""))) as teacher:
-        report = run(tmp_path, [teacher.base_url], prompt_price=(1e6,), concurrency=1, max_cost=5.0)
+        report = run(tmp_path, [teacher.base_url], prompt_price=(1e6,), concurrency=1, max_cost=8.0)
     assert (report.num_empty, report.cost, report.num_not_asked) == (2, 6.0, 2)
 
 
