@@ -51,6 +51,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def master_address() -> str:
+    """Return the address of the host of rank 0."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+
 def is_started_by_torchrun() -> bool:
     """Return whether this process is a child of torchrun."""
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -8,6 +8,7 @@ import torch
 from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.replay import ReplayEngine
+from megatron_gad.engines.sglang.sharing import Sharing
 
 
 def build_engine(
@@ -17,6 +18,7 @@ def build_engine(
     dtype: torch.dtype,
     sglang: SGLangConfig | None = None,
     gpus: Sequence[int] = (),
+    sharing: Sharing | None = None,
 ) -> Engine:
     """Build the engine that samples responses; it is asleep until its first ``load_weights``.
 
@@ -24,6 +26,7 @@ def build_engine(
     device, dtype: where and in what the engine computes.
     sglang: the servers of the SGLang engine; by default one with the package's defaults.
     gpus: the numbers of those that servers may use.
+    sharing: the ranks whose servers have one queue.
 
     Raises ValueError for a name without an engine, and ServerStartError for a server that does not
     come up.
@@ -36,7 +39,7 @@ def build_engine(
     if rollout.engine == "sglang":
         from megatron_gad.engines.sglang.engine import SGLangEngine  # noqa: PLC0415
 
-        return SGLangEngine(sglang or SGLangConfig(), hf_folder, device, dtype, gpus)
+        return SGLangEngine(sglang or SGLangConfig(), hf_folder, device, dtype, gpus, sharing)
     if rollout.engine == "replay":
         return ReplayEngine(rollout.replay)
     raise ValueError(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed import PrefixStore, TCPStore
 
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
@@ -12,6 +13,8 @@ from megatron_gad.data.codecs import Codecs
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
+from megatron_gad.engines.sglang.sharing import Sharing
+from megatron_gad.environment import local_world_size, master_address
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
@@ -77,7 +80,25 @@ def _build_engine(config: RunConfig, parallel: Parallel) -> Engine | None:
         dtype,
         _servers_of_rank(config, parallel),
         parallel.group_devices(),
+        _sharing(config, parallel) if config.rollout.engine == "sglang" else None,
     )
+
+
+def _sharing(config: RunConfig, parallel: Parallel) -> Sharing | None:
+    """Return the ranks whose servers have one queue, through a store for them alone.
+
+    Servers at URLs serve all ranks. Those that a run starts listen on their own host, so they serve
+    its ranks. All engine ranks call it.
+    """
+    host = 0 if config.sglang.urls else parallel.rank // local_world_size()
+    hosts = parallel.gather_over_data(host)
+    if len(set(hosts)) == len(hosts):
+        return None  # each is alone
+    address, is_first = master_address(), parallel.data_rank == 0
+    own = TCPStore(address, 0, is_master=True, wait_for_workers=False) if is_first else None
+    (port, *_) = parallel.gather_over_data(own.port if own is not None else 0)
+    store = own or TCPStore(address, port, is_master=False, wait_for_workers=False)
+    return Sharing(PrefixStore(f"host {host}", store), hosts.count(host))
 
 
 def _servers_of_rank(config: RunConfig, parallel: Parallel) -> SGLangConfig:

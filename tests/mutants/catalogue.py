@@ -19,6 +19,7 @@ SUBJECTS: dict[str, tuple[Mutant, ...]] = {
     "Text and tokens": data.TEXT_MUTANTS,
     "Draws of the engine": engines.DRAW_MUTANTS,
     "Decoding": engines.DECODING_MUTANTS,
+    "One queue over all servers": engines.SHARING_MUTANTS,
     "Weights of the engine": engines.WEIGHT_MUTANTS,
     "Reported numbers": engines.NUMBER_MUTANTS,
     "The network": models.NETWORK_MUTANTS,

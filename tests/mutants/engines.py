@@ -10,6 +10,7 @@ PLAIN = (f"{EMBEDDED}test_rollout_logprobs_equal_a_plain_forward",)
 STOPS = (f"{EMBEDDED}test_the_stop_id_is_kept_as_the_last_and_the_cap_cuts_without_one",)
 ROOM = (f"{EMBEDDED}test_the_room_for_tokens_does_not_change_the_text",)
 JOINING = (f"{EMBEDDED}test_rows_that_have_ended_make_room_at_once_and_a_prompt_is_read_once",)
+SHARING = ("tests/unit/engines/sglang/test_sharing.py",)
 REQUESTS = ("tests/unit/engines/sglang/test_requests.py",)
 AGREEMENT = ("tests/unit/stages/test_agreement.py",)
 SAMPLER = ("tests/unit/runtime/test_sampler.py",)
@@ -139,6 +140,27 @@ DECODING_MUTANTS = (
         "max_new_tokens=max_new_tokens or config.data.max_response_tokens,",
         "max_new_tokens=max_new_tokens or config.data.max_response_tokens - 1,",
         in_settings("test_sampling_takes_every_setting_of_the_configuration"),
+    ),
+)
+
+SHARING_MUTANTS = (
+    Mutant(
+        "a rank whose requests are answered takes its servers from others",
+        "(self._has_all_answers() and self._have_all_finished)",
+        "self._has_all_answers()",
+        SHARING,
+    ),
+    Mutant(
+        "places that a rank never needs are lent to no other",
+        "self._borrowing.places.lend(replica.name, places - own)",
+        "self._borrowing.places.lend(replica.name, 0)",
+        SHARING,
+    ),
+    Mutant(
+        "ranks stay at a server that its owner brings back",
+        "if places.is_withdrawn(url):",
+        "if False:",
+        SHARING,
     ),
 )
 

@@ -4,14 +4,17 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 
 from megatron_gad.engines.base import EngineWork
 from megatron_gad.engines.sglang.client import Json, ServerFailed
 from megatron_gad.engines.sglang.replica import Replica
 from megatron_gad.engines.sglang.requests import cached_tokens
+from megatron_gad.engines.sglang.sharing import Borrowing, Guest, Places
 from megatron_gad.types import Rollout
 
+BORROW_INTERVAL_S = 0.05
 WATCH_INTERVAL_S = 1.0
 JOIN_TIMEOUT_S = 10.0
 JOIN_POLL_S = 0.1
@@ -33,6 +36,7 @@ class Dispatch:
         read: Callable[[Json], Rollout],
         load: Callable[[Replica], None],
         max_failures: int,
+        borrowing: Borrowing | None = None,
     ) -> None:
         """requests: bodies for /generate, each with its own "rid".
 
@@ -40,6 +44,7 @@ class Dispatch:
         load: gives a server that was started again the current weights.
         max_failures: of one request, after one more of which the run ends, even if all others are
             answered.
+        borrowing: of places on the servers of other ranks, which are lent places in turn.
         """
         self._replicas = replicas
         self._requests = requests
@@ -48,15 +53,19 @@ class Dispatch:
         self._max_failures = max_failures
         self._pending = deque(range(len(requests)))
         self._num_failures: Counter[int] = Counter()
-        self._running: dict[int, Replica] = {}
+        self._running: dict[int, Replica | Guest] = {}
         # Of a server that failed, until it is back: the places that noticed, and their requests.
         self._failing: Counter[Replica] = Counter()
-        self._given_back: dict[Replica, list[str]] = {replica: [] for replica in replicas}
+        self._given_back: dict[Replica | Guest, list[str]] = {replica: [] for replica in replicas}
         self._rollouts: dict[int, Rollout] = {}
         self._begin = time.monotonic()
         self._work = EngineWork()
         self._error: Exception | None = None
         self._changed = threading.Condition()
+        self._borrowing = borrowing
+        self._guests: dict[str, Guest] = {}
+        self._withdrawn: set[Replica] = set()
+        self._have_all_finished = borrowing is None
 
     def run(self, places: int, health_interval_s: float, health_timeout_s: float) -> list[Rollout]:
         """Return the rollouts in the order of the requests.
@@ -65,20 +74,26 @@ class Dispatch:
         health_interval_s, health_timeout_s: how often a server is asked how it is, and how long it
             may take to answer before it counts as hung.
 
-        It returns when all requests are answered, even while a server is still being brought back,
+        It returns when all requests are answered, those of ranks that borrow from this one, too;
+        even while a server is still being brought back,
         whose ``lock`` is held as long.
 
         Raises what a server refuses, and RuntimeError when one fails too often.
         """
-        places = min(places, len(self._requests))
+        own = min(places, len(self._requests))
+        if self._borrowing is not None:
+            own = max(own, 1)
+            for replica in self._replicas:
+                self._borrowing.places.lend(replica.name, places - own)
+            threading.Thread(target=self._borrow, args=(self._borrowing,), daemon=True).start()
         threads: dict[Replica, list[threading.Thread]] = {}
         for replica in self._replicas:
             watching = (replica, health_interval_s, health_timeout_s)
             threads[replica] = [
                 threading.Thread(target=self._watch, args=watching, daemon=True),
                 *(
-                    threading.Thread(target=self._serve, args=(replica,), daemon=True)
-                    for _ in range(places)
+                    threading.Thread(target=self._serve, args=(replica, number), daemon=True)
+                    for number in range(own)
                 ),
             ]
         for thread in chain.from_iterable(threads.values()):
@@ -90,6 +105,8 @@ class Dispatch:
             self._fail(RuntimeError("sampling was interrupted"))
             raise
         finally:
+            if self._borrowing is not None and self._error is not None:
+                self._borrowing.tell(self._error)
             self._abort_running()
             self._join(threads)
         if self._error is not None:
@@ -117,11 +134,17 @@ class Dispatch:
                     thread.join(JOIN_POLL_S)
 
     def _is_over(self) -> bool:
-        return self._error is not None or len(self._rollouts) == len(self._requests)
+        return self._error is not None or (self._has_all_answers() and self._have_all_finished)
 
-    def _serve(self, replica: Replica) -> None:
-        """Work on requests, one at a time, until all are done."""
-        while (number := self._take(replica)) is not None:
+    def _has_all_answers(self) -> bool:
+        return len(self._rollouts) == len(self._requests)
+
+    def _serve(self, replica: Replica, place: int) -> None:
+        """Work on requests, one at a time, until all are done or the place is lent.
+
+        place: its number; the first of a server is never lent, so that each rank can go on alone.
+        """
+        while (number := self._take(replica, may_lend=place > 0)) is not None:
             generation = replica.generation
             begin = time.monotonic()
             try:
@@ -135,18 +158,92 @@ class Dispatch:
             else:
                 replica.num_failures = 0
                 self._finish(number, rollout, self._work_of(number, rollout, answer, begin))
+        if self._borrowing is not None and not self._is_over():
+            self._borrowing.places.lend(replica.name)
 
-    def _take(self, replica: Replica) -> int | None:
+    def _take(self, replica: Replica, may_lend: bool) -> int | None:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._is_over() or (self._pending and self._is_next(replica))
+                lambda: (
+                    self._is_over()
+                    or (self._pending and self._is_next(replica))
+                    or (may_lend and self._may_lend(replica))
+                )
             )
             if self._is_over():
+                return None
+            if not self._pending:
                 return None
             number = self._pending.popleft()
             self._running[number] = replica
             self._changed.notify_all()  # another server may be next now
             return number
+
+    def _may_lend(self, replica: Replica) -> bool:
+        """Say whether a place of a server is of no use to this rank, and good for others."""
+        if self._borrowing is None or self._pending:
+            return False
+        return not self._failing[replica] and replica not in self._withdrawn
+
+    def _borrow(self, borrowing: Borrowing) -> None:
+        """Send requests that wait to other ranks' servers too, until all ranks are done."""
+        is_told, places = False, borrowing.places
+        try:
+            while not self._is_over():
+                with self._changed:
+                    self._changed.wait_for(self._is_over, BORROW_INTERVAL_S)
+                    num_waiting, is_done = len(self._pending), self._has_all_answers()
+                for url, count in places.borrow(num_waiting):
+                    self._use(borrowing, url, count)
+                for url, guest in list(self._guests.items()):
+                    if places.is_withdrawn(url):
+                        guest.leave(self._ids_on(guest))
+                        del self._guests[url]
+                if is_done and not is_told:
+                    places.finish()
+                    is_told = True
+                if reason := places.failure():
+                    self._fail(RuntimeError(f"sampling failed on another rank: {reason}"))
+                if is_told and places.have_all_finished():
+                    with self._changed:
+                        self._have_all_finished = True
+                        self._changed.notify_all()
+        except RuntimeError as error:  # of the store
+            self._fail(error)
+
+    def _use(self, borrowing: Borrowing, url: str, count: int) -> None:
+        """Use as many borrowed places as there are requests for, and lend the rest on."""
+        with self._changed:
+            used = min(count, len(self._pending))
+        borrowing.places.lend(url, count - used)
+        for _ in range(used):
+            guest = self._guests.setdefault(url, borrowing.guest(url))
+            target = partial(self._serve_at, guest, borrowing.places)
+            threading.Thread(target=target, daemon=True).start()
+
+    def _serve_at(self, guest: Guest, places: Places) -> None:
+        """Work on requests at a borrowed place while any wait; lend it on unless it failed."""
+        while True:
+            with self._changed:
+                if self._is_over():
+                    return
+                if not self._pending:
+                    break
+                number = self._pending.popleft()
+                self._running[number] = guest
+            begin = time.monotonic()
+            try:
+                answer = guest.generate(self._body(number))
+                rollout = self._read(answer)
+            except ServerFailed as error:
+                with self._changed:
+                    self._put_back(number, error)
+                return
+            except Exception as error:  # noqa: BLE001 - the thread that waits raises it
+                self._fail(error)
+                return
+            self._finish(number, rollout, self._work_of(number, rollout, answer, begin))
+        places.lend(guest.name)
 
     def _is_next(self, replica: Replica) -> bool:
         """Say whether no other server that works has more room."""
@@ -181,17 +278,27 @@ class Dispatch:
         """Let a request be sent again, to a server that works."""
         with self._changed:
             self._given_back[replica].append(self._body(number)["rid"])
-            self._running.pop(number, None)
             self._failing[replica] += 1
-            self._num_failures[number] += 1
-            self._pending.appendleft(number)
-            # Where a server fails at everything, it is named, which comes one failure earlier.
-            if self._num_failures[number] > self._max_failures + 1:
-                self._error = self._error or RuntimeError(
-                    f"one request failed {self._num_failures[number]} times, last with: {error} "
-                    f"(one more than sglang.max_restarts = {self._max_failures} allows a server)"
-                )
-            self._changed.notify_all()
+            self._put_back(number, error)
+
+    def _put_back(self, number: int, error: ServerFailed) -> None:
+        """Let a request wait again, first of all; the lock is held."""
+        self._running.pop(number, None)
+        self._num_failures[number] += 1
+        self._pending.appendleft(number)
+        # Where a server fails at everything, it is named, which comes one failure earlier.
+        if self._num_failures[number] > self._max_failures + 1:
+            self._error = self._error or RuntimeError(
+                f"one request failed {self._num_failures[number]} times, last with: {error} "
+                f"(one more than sglang.max_restarts = {self._max_failures} allows a server)"
+            )
+        self._changed.notify_all()
+
+    def _withdraw(self, replica: Replica) -> None:
+        """Lend no place of a server that has failed, and let other ranks leave it."""
+        if self._borrowing is not None and replica not in self._withdrawn:
+            self._withdrawn.add(replica)
+            self._borrowing.places.withdraw(replica.name)
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
@@ -202,6 +309,7 @@ class Dispatch:
         """Recover a server once, whichever of its places notices the failure first."""
         with replica.lock:
             if replica.generation == generation and not self._is_over():
+                self._withdraw(replica)
                 try:
                     replica.recover(error, self._load, self._ids_on(replica))
                 except Exception as fatal:  # noqa: BLE001 - the thread that waits raises it
@@ -227,14 +335,17 @@ class Dispatch:
             if not replica.is_alive(timeout_s) and not self._is_over():
                 with replica.lock:
                     if replica.generation == generation and not self._is_over():
+                        self._withdraw(replica)
                         replica.kill()
 
     def _abort_running(self) -> None:
         for replica in self._replicas:
             replica.abort(self._ids_on(replica))
+        for guest in list(self._guests.values()):
+            guest.leave(self._ids_on(guest))
 
-    def _ids_on(self, replica: Replica) -> list[str]:
+    def _ids_on(self, server: Replica | Guest) -> list[str]:
         """Return the ids of the requests that a server works on, or did when it failed."""
         with self._changed:
-            running = [n for n, owner in self._running.items() if owner is replica]
-            return [*self._given_back[replica], *(self._body(n)["rid"] for n in running)]
+            running = [n for n, owner in self._running.items() if owner is server]
+            return [*self._given_back.get(server, ()), *(self._body(n)["rid"] for n in running)]

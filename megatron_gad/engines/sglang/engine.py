@@ -28,6 +28,7 @@ from megatron_gad.engines.sglang.launch import (
 from megatron_gad.engines.sglang.replica import Limits, Replica
 from megatron_gad.engines.sglang.requests import make_requests, read_answer
 from megatron_gad.engines.sglang.server import ServerProcess
+from megatron_gad.engines.sglang.sharing import Borrowing, Places, Sharing
 from megatron_gad.engines.sglang.streaming import stream_buckets
 from megatron_gad.engines.sglang.transport import build_transport
 from megatron_gad.engines.sglang.weight_plan import WeightPlan
@@ -51,11 +52,12 @@ class SGLangEngine:
         device: torch.device | str,
         dtype: torch.dtype,
         gpus: Sequence[int] = (),
+        sharing: Sharing | None = None,
     ) -> None:
         """Start the servers, all at once, and wait until they can take weights.
 
         hf_folder: only its config.json is read. gpus: numbers of those that servers share out; by
-        default that of ``device``.
+        default that of ``device``. sharing: the ranks that all servers serve; None: each its own.
 
         Raises ServerStartError, with the end of the server's log, where one does not come up.
         """
@@ -63,6 +65,8 @@ class SGLangEngine:
         self._dtype = dtype
         self._device = torch.device(device)
         self._gpus = gpus
+        self._sharing = sharing
+        self._num_samplings = 0
         hf_config = load_hf_config(hf_folder)
         self._heads = HeadCounts(hf_config.num_attention_heads, hf_config.num_key_value_heads)
         self._plan = WeightPlan.of_folder(hf_folder, dtype, config.update_weight_buffer_size)
@@ -185,6 +189,7 @@ class SGLangEngine:
             read=partial(read_answer, sampling=sampling, version=version),
             load=self._loader(version),
             max_failures=self._config.max_restarts,
+            borrowing=self._borrowing(),
         )
         config = self._config
         try:
@@ -199,6 +204,14 @@ class SGLangEngine:
             Group(prompt, tuple(rollouts[number * size : (number + 1) * size]))
             for number, prompt in enumerate(prompts)
         ]
+
+    def _borrowing(self) -> Borrowing | None:
+        """Return the places of the next sampling, which all ranks count alike."""
+        self._num_samplings += 1
+        if self._sharing is None:
+            return None
+        places = Places(self._sharing, f"sampling {self._num_samplings}")
+        return Borrowing(places, self._config.request_timeout_s)
 
     def take_work(self) -> EngineWork:
         """Return what was done since the last call."""
