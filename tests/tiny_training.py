@@ -57,6 +57,19 @@ def pair_rows(
     return PairBatch(tokens, lengths, response_mask, trained, GROUP_SIZE)
 
 
+def with_equal_prompts(batch: AnyBatch, size: int) -> AnyBatch:
+    """The batch, whose rows have the prompt of the first in each group of so many; equally long."""
+    tokens = batch.tokens.clone()
+    starts = torch.where(
+        batch.response_mask.any(1), batch.response_mask.int().argmax(1), batch.lengths
+    )
+    for row, start in enumerate(starts.tolist()):
+        first = row - row % size
+        assert starts[first] == start, (row, start)
+        tokens[row, :start] = tokens[first, :start]
+    return replace(batch, tokens=tokens)
+
+
 def with_copies(pairs: PairBatch, source: dict[int, int]) -> PairBatch:
     """The batch, some rows of which hold what others do: row -> the other."""
     rows = [source.get(row, row) for row in range(len(pairs.lengths))]

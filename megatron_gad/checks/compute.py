@@ -70,10 +70,27 @@ def check_compute(
     """Yield what is wrong with arithmetic and memory."""
     counts = ("micro_batch_size", "logprob_chunk_size", "recompute_num_layers")
     yield from violations("compute", compute, dict.fromkeys(counts, POSITIVE))
+    yield from _check_share_prompts(compute)
     yield from _check_transformer_engine(compute, machine)
     yield from _check_fp8(compute, parallel, machine)
     yield from _check_recompute(compute)
     yield from _check_optimizer_memory(compute, parallel, machine)
+
+
+def _check_share_prompts(compute: ComputeConfig) -> Iterator[str]:
+    """Yield why the attention that is chosen does not let responses share their prompt."""
+    if not compute.share_prompts:
+        return
+    if compute.pack_sequences is False:
+        yield (
+            "compute.share_prompts = True with pack_sequences = False: a padded row holds its "
+            "whole prompt; leave one of them out"
+        )
+    if compute.transformer_impl == "transformer_engine":
+        yield (
+            "compute.share_prompts = True with transformer_impl = 'transformer_engine': its "
+            "attention gives every row keys of its own; use 'local', or leave share_prompts out"
+        )
 
 
 def _check_transformer_engine(compute: ComputeConfig, machine: Machine) -> Iterator[str]:

@@ -112,6 +112,12 @@ def _layout_problems(
             f"{layout.context_parallel_size}: context-parallel ranks share the tokens of padded "
             "rows only; leave one of them out"
         )
+    if layout.context_parallel_size > 1 and compute.share_prompts:
+        yield (
+            f"compute.share_prompts = True with {table}.context_parallel_size = "
+            f"{layout.context_parallel_size}: context-parallel ranks take equal chunks of whole "
+            "rows; leave one of them out"
+        )
     is_fused = compute.transformer_impl == "transformer_engine"
     if layout.context_parallel_size > 1 and is_fused and not compute.bf16:
         # The one of its kernels that takes float32 takes whole rows only.

@@ -67,7 +67,7 @@ RULES: dict[Change, dict[str, str]] = {
         "parallel": LAYOUT + " use_distributed_optimizer distributed_timeout_minutes",
         "compute": "micro_batch_size max_tokens_per_microbatch recompute_granularity "
         "recompute_method recompute_num_layers optimizer_cpu_offload "
-        "pack_sequences logprob_chunk_size",
+        "pack_sequences share_prompts logprob_chunk_size",
         "checkpoint": "save load ckpt_step load_optim finetune override_config verify_checkpoint "
         "save_interval keep_last export "
         "export_stages",

@@ -42,6 +42,9 @@ class ComputeConfig:
         pack_sequences: run the rows of a microbatch as one sequence without padding; None packs
             where attention takes it: without context parallelism, and not in fp32 of Transformer
             Engine.
+        share_prompts: compute the prompt of a group once in each microbatch instead of once for
+            each response; None does where attention takes it: packed, and with transformer_impl
+            local.
         logprob_chunk_size: response tokens whose logits are held at once; no others are computed.
     """
 
@@ -61,4 +64,5 @@ class ComputeConfig:
     exp_avg_sq_dtype: MomentType = "fp32"
     optimizer_cpu_offload: bool = False
     pack_sequences: Switch = None
+    share_prompts: Switch = None
     logprob_chunk_size: int = 1024

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from megatron_gad.types import Group, Prompt
 
 
-def group_cost(group: Group) -> int:
+def group_cost(
+    group: Group, student_shares: bool = False, discriminator_shares: bool = False
+) -> int:
     """Return the tokens that both models train on for a group.
 
     The student reads every rollout behind its prompt; the discriminator reads what it makes of the
     rollouts' texts, and the teacher's response, equal ones once.
+
+    student_shares, discriminator_shares: the model reads the prompt once for all of them.
     """
-    student = sum(len(group.prompt.ids) + len(rollout.ids) for rollout in group.rollouts)
-    prompt_ids, *texts = scored_ids(group)
-    return student + sum(len(prompt_ids) + len(ids) for ids in set(texts))
+    rollouts = [rollout.ids for rollout in group.rollouts]
+    scored_prompt, *texts = scored_ids(group)
+    texts = set(texts)
+    student = sum(map(len, rollouts))
+    student += len(group.prompt.ids) * (1 if student_shares else len(rollouts))
+    discriminator = sum(map(len, texts))
+    discriminator += len(scored_prompt) * (1 if discriminator_shares else len(texts))
+    return student + discriminator
 
 
 def scored_ids(group: Group) -> list[tuple[int, ...]]:

@@ -125,6 +125,25 @@ def distinct_rows(batch: Batch | PairBatch) -> tuple[list[int], Tensor]:
     return rows, torch.tensor(index)
 
 
+def prompt_sizes(batch: Batch | PairBatch) -> Tensor:
+    """Return the tokens of each row before its response, [R] int64.
+
+    A row without a response token in its mask counts as a prompt altogether.
+    """
+    mask = batch.response_mask
+    return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), batch.lengths)
+
+
+def prompt_numbers(batch: Batch | PairBatch) -> list[int]:
+    """Return for each row the number of its prompt; rows with equal prompts have the same."""
+    numbers: dict[bytes, int] = {}
+    found: list[int] = []
+    for row, size in enumerate(prompt_sizes(batch)):
+        ids = batch.tokens[row, : int(size)].numpy().tobytes()
+        found.append(numbers.setdefault(ids, len(numbers)))
+    return found
+
+
 def without_copies(batch: AnyBatch) -> tuple[AnyBatch, Tensor]:
     """Return the distinct rows, at the batch's width, and which of them each row is, [R]."""
     rows, index = distinct_rows(batch)

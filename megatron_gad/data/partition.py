@@ -20,12 +20,21 @@ class MicrobatchBound:
         a multiple of this.
     is_packed: rows stand one behind the other without padding; False: all are as wide as the
         longest.
+    shares_prompts: rows with equal prompts have it once in a microbatch. So whoever counts their
+        tokens counts it at one of them.
     """
 
     rows: int
     max_tokens: int | None = None
     multiple_of: int = 1
     is_packed: bool = False
+    shares_prompts: bool = False
+
+    def holds(self, lengths: Sequence[int]) -> bool:
+        """Return whether rows of these lengths fit into one microbatch."""
+        if self.max_tokens is None:
+            return len(lengths) <= self.rows
+        return self.num_tokens(lengths) <= self.max_tokens
 
     def num_tokens(self, lengths: Sequence[int]) -> int:
         """Return the tokens that a model runs over for rows of these lengths."""
@@ -40,16 +49,14 @@ def partition_units(units: Sequence[Sequence[int]], bound: MicrobatchBound) -> l
     """
     # Padded rows are as wide as the longest; of packed ones only the sum counts.
     order = _longest_first([sum(unit) if bound.is_packed else max(unit) for unit in units])
-    if bound.max_tokens is None:
-        if bound.is_packed:  # where sorting would only put the longest together
-            order = list(range(len(units)))
-        return _next_fit(order, lambda part: sum(len(units[u]) for u in part) <= bound.rows)
-    max_tokens = bound.max_tokens
+    is_by_rows = bound.max_tokens is None
+    if is_by_rows and bound.is_packed:  # where sorting would only put the longest together
+        order = list(range(len(units)))
 
     def fits(part: Sequence[int]) -> bool:
-        return bound.num_tokens([length for u in part for length in units[u]]) <= max_tokens
+        return bound.holds([length for u in part for length in units[u]])
 
-    return (_first_fit if bound.is_packed else _next_fit)(order, fits)
+    return (_first_fit if bound.is_packed and not is_by_rows else _next_fit)(order, fits)
 
 
 def _longest_first(sizes: Sequence[int]) -> list[int]:

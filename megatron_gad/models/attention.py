@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_gad.models.autograd import Rotate
+from megatron_gad.models.shared_attention import attend_shared, spans_of
 
 
 @dataclass
@@ -28,14 +29,32 @@ class PackedLengths(PackedSeqParams):
 
     Transformer Engine takes Megatron's fields, which are on the device. To read the lengths from
     there, the host would wait for the device in every layer.
+
+    A sequence may go on from the beginning of an earlier one, whose tokens it then lacks: responses
+    to one prompt have it once.
+
+    lengths: tokens of each sequence.
+    starts: position of each sequence's first token; so many tokens of another stand before it.
+    sources: number of that other sequence, which begins at position 0; not read if starts is 0.
     """
 
     lengths: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
 
 
-def packed_lengths(lengths: Sequence[int], device: torch.device) -> PackedLengths:
-    """Describe sequences of these lengths, one behind the other, on a device."""
+def packed_lengths(
+    lengths: Sequence[int],
+    device: torch.device,
+    starts: Sequence[int] | None = None,
+    sources: Sequence[int] | None = None,
+) -> PackedLengths:
+    """Describe sequences of these lengths, one behind the other, on a device.
+
+    starts, sources: see PackedLengths; None: every sequence stands for itself.
+    """
     ends = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    alone = (0,) * len(lengths)
     return PackedLengths(
         qkv_format="thd",
         cu_seqlens_q=ends,
@@ -43,6 +62,8 @@ def packed_lengths(lengths: Sequence[int], device: torch.device) -> PackedLength
         max_seqlen_q=max(lengths),
         max_seqlen_kv=max(lengths),
         lengths=tuple(lengths),
+        starts=alone if starts is None else tuple(starts),
+        sources=alone if sources is None else tuple(sources),
     )
 
 
@@ -75,19 +96,20 @@ class RotaryTable:
             return cos[:num_positions], sin[:num_positions]
         return cos[positions], sin[positions]
 
-    def packed(self, lengths: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same for packed sequences, whose positions start anew in each.
+    def packed(self, packed: PackedLengths, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same for packed sequences, each with positions of its own.
 
         The layers of a model share what this returns, as they keep it for their backward.
         """
-        return self._packed(lengths, like.device, like.dtype)
+        spans = tuple(zip(packed.starts, packed.lengths, strict=True))
+        return self._packed(spans, like.device, like.dtype)
 
     def _join(
-        self, lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype
+        self, spans: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         like = torch.empty(0, device=device, dtype=dtype)
-        cos, sin = self.at(max(lengths), like)
-        parts = [(cos[:length], sin[:length]) for length in lengths]
+        cos, sin = self.at(max(map(sum, spans)), like)
+        parts = [(cos[at : at + length], sin[at : at + length]) for at, length in spans]
         cos, sin = (torch.cat(tables) for tables in zip(*parts, strict=True))
         return cos, sin
 
@@ -174,14 +196,20 @@ class CoreAttention(MegatronModule):
     def _attend_packed(
         self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams
     ) -> Tensor:
-        """Attend within each packed sequence; positions start anew in every one."""
+        """Attend within each packed sequence, and to the tokens that stand before it."""
         assert self.cp_group is None, "packed sequences under context parallelism are not supported"
         assert isinstance(packed, PackedLengths), type(packed)
+        query, key = _rotate(
+            query.unsqueeze(1), key.unsqueeze(1), self.rotary.packed(packed, query)
+        )
+        if any(packed.starts):
+            spans = spans_of(packed.lengths, packed.starts, packed.sources)
+            tensors = query.squeeze(1), key.squeeze(1), value
+            return attend_shared(*tensors, spans, self.softmax_scale).flatten(start_dim=1)
         lengths = list(packed.lengths)
-        tables = self.rotary.packed(packed.lengths, query)
-        query, key = _rotate(query.unsqueeze(1), key.unsqueeze(1), tables)
-        value = value.unsqueeze(1)
-        parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        parts = zip(
+            query.split(lengths), key.split(lengths), value.unsqueeze(1).split(lengths), strict=True
+        )
         return torch.cat([self._attend(*part, allowed=None) for part in parts]).squeeze(1)
 
     def _attend_context_parallel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

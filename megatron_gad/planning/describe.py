@@ -82,7 +82,25 @@ def _layout_lines(config: RunConfig, world_size: int) -> Iterator[str]:
         f"{precision}, {compute.transformer_impl} layers, microbatches of {size}{packed}, "
         f"{recompute} recompute",
     )
+    yield _line("prompts", _describe_prompts(config, own))
     yield _line("kernels here", describe_kernels(compute, this_machine()))
+
+
+def _describe_prompts(config: RunConfig, own: ParallelConfig) -> str:
+    """Say for which model a group's prompt is computed once. own: the discriminator's layout."""
+    layouts = {"student": config.parallel}
+    if config.uses_discriminator:
+        layouts["discriminator"] = own
+    reasons = {
+        model: TrainerSettings(layout, config.compute, config.seed).why_prompts_repeat
+        for model, layout in layouts.items()
+    }
+    once = [model for model, reason in reasons.items() if not reason]
+    words = [f"once for the responses of a group ({', '.join(once)})"] if once else []
+    words += [
+        f"anew for each response ({model}: {reason})" for model, reason in reasons.items() if reason
+    ]
+    return "; ".join(words)
 
 
 def _describe_layout(layout: ParallelConfig, world_size: int) -> str:

@@ -19,6 +19,7 @@ from megatron_gad.planning.memory import Precision, precision_of
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import Lengths
+from megatron_gad.training.settings import TrainerSettings
 
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
@@ -51,6 +52,7 @@ def plan_request(
         max_tokens_per_microbatch=compute.max_tokens_per_microbatch,
         split_groups=config.discriminator.split_groups,
         joins_attention=compute.transformer_impl == "local" and compute.pack_sequences is not False,
+        shares_prompts=TrainerSettings(ParallelConfig(), compute, config.seed).shares_prompts,
         logprob_chunk_size=compute.logprob_chunk_size,
         assume=assume,
     )

@@ -15,11 +15,13 @@ from megatron_gad.planning.memory import (
     model_state,
 )
 from megatron_gad.planning.request import (
+    Grouping,
     Request,
+    discriminator_rows,
     microbatch_rows,
     microbatch_tokens,
     num_microbatches,
-    rows_per_unit,
+    student_rows,
     swap_bytes,
 )
 
@@ -80,29 +82,34 @@ def _activations(request: Request, layout: Layout) -> dict[str, int]:
     """Return the activations of the student's and the discriminator's largest microbatch."""
     own, found = layout.of_discriminator, {"student": 0, "discriminator": 0}
     for stage in request.stages:
-        unit, trained = stage.student_unit, stage.student_trained
-        tokens, count = _largest_microbatch(request, unit, trained, layout.data)
-        batch = Microbatch(tokens, count, request.logprob_chunk_size, request.joins_attention)
+        batch = _largest_microbatch(
+            request, layout, student_rows(stage), stage.student_trained, request.logprob_chunk_size
+        )
         needed = activation_bytes(request.student, layout, request.precision, batch)
         found["student"] = max(found["student"], needed)
         if stage.uses_discriminator:
-            unit, trained = rows_per_unit(request, stage.group_size), stage.discriminator_trained
-            tokens, count = _largest_microbatch(request, unit, trained, own.data)
-            batch = Microbatch(tokens, count, 0, request.joins_attention)
+            rows, trained = discriminator_rows(request, stage), stage.discriminator_trained
+            batch = _largest_microbatch(request, own, rows, trained)
             needed = activation_bytes(request.discriminator, own, request.precision, batch)
             found["discriminator"] = max(found["discriminator"], needed)
     return found
 
 
 def _largest_microbatch(
-    request: Request, unit: int, trained: float, data_ranks: int
-) -> tuple[int, int]:
-    """Return the tokens of a model's largest microbatch, and how many of them a step has.
+    request: Request, layout: Layout, rows: Grouping, trained: float, chunk: int = 0
+) -> Microbatch:
+    """Return a model's largest microbatch.
 
-    unit: rows that stay together. trained: rows of a step over all data ranks.
+    layout: of the model. trained: rows of a step over all data ranks. chunk: tokens whose logits
+    are held at once.
     """
-    rows = microbatch_rows(request, unit, request.lengths.max_row)
-    return microbatch_tokens(request, unit), num_microbatches(trained, rows, data_ranks)
+    each = microbatch_rows(request, rows.unit, request.lengths.max_row)
+    return Microbatch(
+        tokens=microbatch_tokens(request, layout, rows),
+        count=num_microbatches(trained, each, layout.data),
+        chunk=chunk,
+        is_joined=request.joins_attention,
+    )
 
 
 def _memory_plan(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from megatron_gad.config.stage_section import StageWork
 from megatron_gad.planning.devices import Assumptions, Device
+from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.memory import Precision
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import Lengths
@@ -40,6 +41,8 @@ class Request:
     micro_batch_size: rows of a microbatch, where max_tokens_per_microbatch does not bound it by
         tokens. split_groups: the discriminator's too; otherwise it takes whole groups.
     joins_attention: packed rows are attended one by one; see Microbatch.is_joined.
+    shares_prompts: the rows of a group in a microbatch have their prompt once, unless a layout's
+        context parallelism forbids it.
     logprob_chunk_size: tokens whose logits are held at once.
     is_fp8: matrices are multiplied in FP8.
     num_data_prompts: usable rows of the data set; None where nobody counted them.
@@ -58,6 +61,7 @@ class Request:
     max_tokens_per_microbatch: int | None = None
     split_groups: bool = False
     joins_attention: bool = False
+    shares_prompts: bool = False
     logprob_chunk_size: int = 1024
     num_data_prompts: int | None = None
     assume: Assumptions = field(default_factory=Assumptions)
@@ -89,9 +93,26 @@ def swap_bytes(request: Request) -> int:
     return request.student.num_parameters() * request.precision.engine
 
 
-def rows_per_unit(request: Request, group_size: int) -> int:
-    """Return the rows that the discriminator keeps together: a whole group, or one alone."""
-    return 1 if request.split_groups else 1 + group_size
+@dataclass(frozen=True)
+class Grouping:
+    """How the rows of a model's batch belong together.
+
+    unit: rows that stay together in a microbatch. per_prompt: rows with equal prompts.
+    """
+
+    unit: int
+    per_prompt: int
+
+
+def student_rows(work: StageWork) -> Grouping:
+    """Return how the student's rows belong together: those that its loss reads together stay."""
+    return Grouping(work.student_unit, work.group_size if work.is_game else work.student_unit)
+
+
+def discriminator_rows(request: Request, work: StageWork) -> Grouping:
+    """Return how the discriminator's rows do: it keeps a whole group together, or none."""
+    size = 1 + work.group_size
+    return Grouping(1 if request.split_groups else size, size)
 
 
 def microbatch_rows(request: Request, unit: int, length: int) -> int:
@@ -104,12 +125,27 @@ def microbatch_rows(request: Request, unit: int, length: int) -> int:
     return max(1, rows // unit) * unit
 
 
-def microbatch_tokens(request: Request, unit: int) -> int:
+def rows_that_share(request: Request, layout: Layout, rows: Grouping, length: int) -> int:
+    """Return how many rows have their prompt once for all of them.
+
+    layout: of the model. length: tokens of a row.
+    """
+    if not request.shares_prompts or layout.context > 1:
+        return 1
+    return min(rows.per_prompt, microbatch_rows(request, rows.unit, length))
+
+
+def microbatch_tokens(request: Request, layout: Layout, rows: Grouping) -> int:
     """Return the most tokens of one microbatch, rows at their longest; one unit has to fit."""
-    longest = request.lengths.max_row
-    bound = request.max_tokens_per_microbatch
-    rows = microbatch_rows(request, unit, longest)
-    return rows * longest if bound is None else max(bound, unit * longest)
+    lengths, bound = request.lengths, request.max_tokens_per_microbatch
+    sharing = rows_that_share(request, layout, rows, lengths.max_row)
+
+    def longest(count: int) -> int:
+        return -(-count // sharing) * lengths.max_prompt + count * lengths.max_response
+
+    if bound is None:
+        return longest(microbatch_rows(request, rows.unit, lengths.max_row))
+    return max(bound, longest(rows.unit))
 
 
 def num_microbatches(rows: float, rows_each: int, data_ranks: int) -> int:

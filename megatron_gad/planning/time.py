@@ -1,21 +1,24 @@
 """Seconds of a step: passes through both models, communication, weight swap, moves to the host."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_gad.config.stage_section import StageWork
 from megatron_gad.planning.layout import Layout, stage_parameters
 from megatron_gad.planning.occupancy import MemoryPlan
 from megatron_gad.planning.request import (
+    Grouping,
     Request,
+    discriminator_rows,
     microbatch_rows,
     num_microbatches,
-    rows_per_unit,
+    rows_that_share,
+    student_rows,
     swap_bytes,
 )
 from megatron_gad.planning.rollout_time import RolloutTime, rollout_time
 from megatron_gad.planning.shapes import ModelShape
-from megatron_gad.planning.work import reference_work
+from megatron_gad.planning.work import Lengths, reference_work
 
 BF16_BYTES = 2
 
@@ -93,9 +96,10 @@ def stage_time(request: Request, layout: Layout, memory: MemoryPlan, work: Stage
     moves = move_seconds(request, memory, work) if samples else 0.0
     rollout = rollout_time(request, layout, work, memory.cache_tokens)
     theirs = reference_work(work)
+    alone = replace(request, shares_prompts=False)
     reference = swap + moves + rollout_time(request, layout, theirs, memory.cache_tokens).total
-    reference += student_seconds(request, layout, theirs)
-    reference += discriminator_seconds(request, layout, theirs)
+    reference += student_seconds(alone, layout, theirs)
+    reference += discriminator_seconds(alone, layout, theirs)
     prompts = request.num_data_prompts
     return StageTime(
         stage=work.kind,
@@ -114,14 +118,14 @@ def stage_time(request: Request, layout: Layout, memory: MemoryPlan, work: Stage
 def student_seconds(request: Request, layout: Layout, work: StageWork) -> float:
     """Return the seconds of the student's passes, the reference's included."""
     passes = (work.student_forwards, work.student_trained)
-    return _model_seconds(request, layout, passes, work.student_unit, is_scorer=False)
+    return _model_seconds(request, layout, passes, student_rows(work), is_scorer=False)
 
 
 def discriminator_seconds(request: Request, layout: Layout, work: StageWork) -> float:
     """Return the seconds of the discriminator's passes."""
     passes = (work.discriminator_forwards, work.discriminator_trained)
-    unit = rows_per_unit(request, work.group_size)
-    return _model_seconds(request, layout.of_discriminator, passes, unit, is_scorer=True)
+    rows = discriminator_rows(request, work)
+    return _model_seconds(request, layout.of_discriminator, passes, rows, is_scorer=True)
 
 
 def forward_flops(shape: ModelShape, length: int, is_scorer: bool) -> float:
@@ -134,15 +138,25 @@ def forward_flops(shape: ModelShape, length: int, is_scorer: bool) -> float:
     return 2 * shape.multiplied_parameters(is_scorer) + attention
 
 
+def row_flops(shape: ModelShape, lengths: Lengths, sharing: int, is_scorer: bool) -> float:
+    """Return the operations of a forward pass for one row, of which so many share a prompt.
+
+    The response of r tokens attends to the whole prompt of p, so that each of its tokens meets
+    p + r / 2 keys, which is what a token of a row of 2 p + r tokens meets.
+    """
+    prompt, response = lengths.prompt, lengths.response
+    of_prompt = prompt * forward_flops(shape, prompt, is_scorer)
+    of_response = response * forward_flops(shape, 2 * prompt + response, is_scorer)
+    return of_prompt / sharing + of_response
+
+
 def _model_seconds(
-    request: Request, layout: Layout, passes: tuple[float, float], unit: int, is_scorer: bool
+    request: Request, layout: Layout, passes: tuple[float, float], rows: Grouping, is_scorer: bool
 ) -> float:
     """Return the seconds of rows that pass forward only, and of rows that train.
 
     A training pass costs three forward passes, four with full recompute; a pipeline adds its
     bubble, (PP - 1) / (VPP microbatches) of the time, and waits for its last stage, with the head.
-
-    unit: rows that stay together in a microbatch.
     """
     forwards, trained = passes
     if not forwards + trained:
@@ -150,14 +164,16 @@ def _model_seconds(
     shape = request.discriminator if is_scorer else request.student
     assume, device = request.assume, request.device
     again = 1 if layout.recompute == "full" else 0
-    tokens = request.lengths.row * assume.padding
-    one = forward_flops(shape, request.lengths.row, is_scorer) * tokens
+    lengths = request.lengths
+    sharing = rows_that_share(request, layout, rows, lengths.row)
+    tokens = (lengths.prompt / sharing + lengths.response) * assume.padding
+    one = row_flops(shape, lengths, sharing, is_scorer) * assume.padding
     mfu = assume.fp8_mfu * device.fp8_flops if request.is_fp8 else assume.mfu * device.bf16_flops
     compute = one * (forwards + (3 + again) * trained) / (mfu * layout.world)
     # Backward exchanges as much as forward does.
     exchanged = (forwards + (2 + again) * trained) * tokens / layout.copies
     compute += exchanged * _exchange_seconds(request, layout, shape)
-    rows_each = microbatch_rows(request, unit, request.lengths.row)
+    rows_each = microbatch_rows(request, rows.unit, lengths.row)
     microbatches = num_microbatches(forwards + trained, rows_each, layout.data)
     bubble = (layout.pipeline - 1) / (microbatches * layout.virtual)
     compute *= _imbalance(shape, layout, is_scorer) * (1 + bubble)

@@ -314,6 +314,14 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             unit="%",
         ),
         Chart(
+            "Tokens left out, as prompts are shared",
+            (
+                Line("student/shared_prompt_share", "student", "student"),
+                Line("discriminator/shared_prompt_share", "discriminator", "discriminator"),
+            ),
+            unit="%",
+        ),
+        Chart(
             "Steps skipped, as their numbers were not finite",
             (
                 Line("student/skipped_steps", "student", "student"),

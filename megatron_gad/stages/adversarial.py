@@ -14,7 +14,6 @@ from megatron_gad.algorithms.advantages import group_advantages, length_sums, wi
 from megatron_gad.algorithms.kl import sequence_kl
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import AdversarialConfig
-from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import policy_batch
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.runtime.run import Run
@@ -23,7 +22,7 @@ from megatron_gad.stages.agreement import compare_all
 from megatron_gad.stages.discriminator_step import Practice, judge_groups
 from megatron_gad.stages.negatives import NegativesPool, as_read
 from megatron_gad.stages.rewards import reward_groups
-from megatron_gad.stages.rollouts import sample_step
+from megatron_gad.stages.rollouts import cost_of_group, sample_step
 from megatron_gad.stages.sampling_stage import SamplingStage
 from megatron_gad.stages.stage import Learning
 from megatron_gad.stages.step_result import StepResult, reward_metrics, sample_rows
@@ -190,7 +189,8 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         num_extra = self.settings.num_extra_steps
         size = len(extra) // max(1, num_extra)
         parts = [extra[i * size : (i + 1) * size] for i in range(num_extra)]
-        even, *extra = [rebalance(part, group_cost, run.parallel) for part in (groups, *parts)]
+        cost = cost_of_group(run)
+        even, *extra = [rebalance(part, cost, run.parallel) for part in (groups, *parts)]
         return _Sampled(even, policy_batch(even), extra, lag, metrics)
 
     def _requests(self, run: Run, iteration: int) -> list[Request]:

@@ -15,9 +15,9 @@ from megatron_gad.algorithms.discriminator import (
     split_scores,
     weighted_score_loss,
 )
-from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import pair_batch
 from megatron_gad.runtime.run import Run
+from megatron_gad.stages.rollouts import cost_of_group
 from megatron_gad.stages.step_result import ModelStep
 from megatron_gad.training.exchange import move
 from megatron_gad.training.forward_backward import StepOutput
@@ -77,7 +77,8 @@ def judge_groups(
     past, resting = (practice.past, practice.resting) if practice else ((), ())
     items = [_Item(group, group.prompt.index not in resting, False) for group in groups]
     items += [_Item(group, is_trained=True, is_past=True) for group in past]
-    moved = move(items, lambda item: group_cost(item.group), run.parallel, discriminator.parallel)
+    cost = cost_of_group(run)
+    moved = move(items, lambda item: cost(item.group), run.parallel, discriminator.parallel)
     judged = [item.group for item in moved.items]
     pairs = pair_batch(judged, trained_samples, [item.is_trained for item in moved.items])
     if learns:

@@ -1,6 +1,7 @@
 """The rollouts of a step: weights swapped in, responses sampled, engine and trainer compared."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from megatron_gad.data.balance import group_cost
 from megatron_gad.engines.base import SamplingConfig
@@ -29,7 +30,18 @@ def sample_groups(
     sampling = SamplingConfig.of_step(run.config, run.progress.iteration, group_size)
     (groups,), metrics = sample_now(run, [Request(prompts, sampling)], earlier)
     metrics |= _describe(run, groups)
-    return rebalance(groups, group_cost, run.parallel), metrics
+    return rebalance(groups, cost_of_group(run), run.parallel), metrics
+
+
+def cost_of_group(run: Run) -> Callable[[Group], int]:
+    """Return what a group costs the two models of a run, to share groups out at equal cost."""
+    student = run.student
+    discriminator = run.discriminator if run.has_discriminator else student
+    return partial(
+        group_cost,
+        student_shares=student.settings.shares_prompts,
+        discriminator_shares=discriminator.settings.shares_prompts,
+    )
 
 
 def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bool) -> Sampled:

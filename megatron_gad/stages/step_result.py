@@ -76,7 +76,11 @@ class StepResult:
         found = {**metrics, **(rewards or {})}
         models = [*judged, *([learned] if learned else [])]
         for step in (*judged[:1], *models[len(judged) :]):
-            own = {**step.output.metrics, "padding_share": step.output.padding_share}
+            shares = {
+                "padding_share": step.output.padding_share,
+                "shared_prompt_share": step.output.shared_prompt_share,
+            }
+            own = step.output.metrics | shares
             found |= {f"{step.model}/{name}": value for name, value in own.items()}
         skipped = [step.output.metrics.get("skipped_steps") for step in judged]
         if any(each is not None for each in skipped):

@@ -14,7 +14,7 @@ from megatron_gad.data.batching import without_copies
 from megatron_gad.training.context_parallel import context_group, own_tokens
 from megatron_gad.training.heads import Head
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
-from megatron_gad.training.packing import PackedRows, pack_rows
+from megatron_gad.training.packing import PackedOutput, pack_rows
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.types import Loss, ScorerOutput
@@ -29,13 +29,15 @@ class StepOutput:
     metrics: means over all microbatches and data ranks; after a training step also grad_norm,
         before clipping, lr, and skipped_steps, 1 for a step that left the model as it was.
     rows: from before the update, for this data rank's rows: [B, T] logprobs or [R] scores.
-    padding_share: see Microbatches; how the work was done, not what came out of it.
+    padding_share, shared_prompt_share: see Microbatches; how the work was done, not what came out
+        of it.
     trained_tokens: real tokens that passed forward and backward, on all data ranks.
     """
 
     metrics: dict[str, float]
     rows: Tensor
     padding_share: float = 0.0
+    shared_prompt_share: float = 0.0
     trained_tokens: int = 0
 
     @property
@@ -100,7 +102,8 @@ class ForwardBackward:
             rows = join_rows([rows for _, rows in computed], cut.rows, batch.tokens.shape[1])
             result = metrics, rows
         trained = 0 if forward_only else cut.real_tokens
-        return StepOutput(*self._parallel.from_last_stage(result), cut.padding_share, trained)
+        shares = cut.padding_share, cut.shared_prompt_share
+        return StepOutput(*self._parallel.from_last_stage(result), *shares, trained)
 
     def _forward(
         self,
@@ -118,8 +121,9 @@ class ForwardBackward:
         reading = _Reading(piece, batch, row_of.to(device))
         finish = partial(self._finish, reading, loss, temperature)
         if self._settings.is_packed:
-            packed = pack_rows(on_host, self._settings.length_multiple(), device)
-            return packed.forward(model), partial(finish, packed=packed)
+            settings = self._settings
+            packed = pack_rows(on_host, settings.length_multiple(), device, settings.shares_prompts)
+            return packed.forward(model), partial(finish, places=packed.places)
         width = piece.tokens.shape[1]
         positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)
         own = [own_tokens(rows, context_group()) for rows in (piece.tokens, positions)]
@@ -131,12 +135,11 @@ class ForwardBackward:
         loss: LossFunction | None,
         temperature: float,
         output: Tensor,
-        packed: PackedRows | None = None,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
-        if packed is not None:
-            output = packed.as_rows(output)
-        read = self._head.read(output, reading.rows, temperature)
+        found = output if places is None else PackedOutput(output, places)
+        read = self._head.read(found, reading.rows, temperature)
         if isinstance(read, ScorerOutput):
             read = ScorerOutput(read.scores[reading.row_of])
         rows = self._head.rows(read)

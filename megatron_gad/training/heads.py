@@ -9,6 +9,7 @@ from torch import Tensor
 from megatron_gad.config.models import ScoreKind
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.training.context_parallel import context_group, whole_rows
+from megatron_gad.training.packing import PackedOutput
 from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
 from megatron_gad.types import Batch, LanguageOutput, PairBatch, ScorerOutput
 
@@ -16,7 +17,7 @@ from megatron_gad.types import Batch, LanguageOutput, PairBatch, ScorerOutput
 class Head(Protocol):
     """What the trainer asks of either head; the types follow from the kind of model."""
 
-    def read(self, output: Tensor, piece: Any, temperature: float) -> Any:
+    def read(self, output: Tensor | PackedOutput, piece: Any, temperature: float) -> Any:
         """Turn what the last stage returns for a microbatch into what its loss takes."""
         ...
 
@@ -36,7 +37,9 @@ class LanguageHead:
     model: LanguageModel
     chunk_size: int
 
-    def read(self, output: Tensor, piece: Batch, temperature: float) -> LanguageOutput:
+    def read(
+        self, output: Tensor | PackedOutput, piece: Batch, temperature: float
+    ) -> LanguageOutput:
         """output: [B, T / CP, H] hidden states; returns [B, T] float32 logprobs and entropy."""
         weight = self.model.output_weight()
         logprobs, entropy = response_logprobs(
@@ -64,9 +67,12 @@ class ScoreHead:
 
     kind: ScoreKind
 
-    def read(self, output: Tensor, piece: PairBatch, temperature: float) -> ScorerOutput:
+    def read(
+        self, output: Tensor | PackedOutput, piece: PairBatch, temperature: float
+    ) -> ScorerOutput:
         """output: [R, T / CP] float32; temperature is without meaning here. Returns [R] scores."""
-        values = whole_rows(output, context_group())
+        is_packed = isinstance(output, PackedOutput)
+        values = output[:] if is_packed else whole_rows(output, context_group())
         if self.kind != "last_token":
             sums = torch.where(piece.response_mask, values, 0.0).sum(dim=1)
             num_tokens = piece.response_mask.sum(dim=1).clamp(min=1)

@@ -9,6 +9,8 @@ from torch import Tensor
 from megatron_gad.data.batching import (
     AnyBatch,
     distinct_rows,
+    prompt_numbers,
+    prompt_sizes,
     rows_per_unit,
     take_rows,
     untrained_rows,
@@ -26,15 +28,19 @@ class Microbatches:
 
     pieces: the last of them may be there only to make up the number; they train nothing.
     rows: the batch's rows, in the order in which the pieces hold them.
-    real_tokens: of the rows that the model runs over, on all data ranks.
-    padding_share: tokens that the model runs over and that are none of a row, of all tokens that
-        it runs over, on all data ranks. It runs over equal rows once.
+    real_tokens: that the model runs over and that are of a row, on all data ranks. It runs over
+        equal rows once, and over a shared prompt once in a microbatch.
+    padding_share: tokens that the model runs over and that are of no row, of all tokens that it
+        runs over, on all data ranks.
+    shared_prompt_share: tokens of prompts that it need not run over, because another row of the
+        microbatch has the prompt too, of all tokens of the rows, on all data ranks.
     """
 
     pieces: list[Batch | PairBatch]
     rows: list[int]
     real_tokens: int
     padding_share: float
+    shared_prompt_share: float
 
 
 def split_batch(
@@ -42,33 +48,35 @@ def split_batch(
 ) -> Microbatches:
     """Cut a batch into microbatches, each padded to its own longest row.
 
-    A loss over pairs needs whole groups; else equal rows stay together. The model runs over equal
-    rows once, and the bound counts them once. All data ranks call this: experts that are spread
-    over them wait for each other in every microbatch, so a rank that has fewer gets empty ones.
+    A loss over pairs needs whole groups; else equal rows stay together, and rows that share a
+    prompt as far as the bound allows. The model runs over equal rows once, and the bound counts
+    them once. All data ranks call this: experts that are spread over them wait for each other in
+    every microbatch, so a rank that has fewer gets empty ones.
 
     multiple: the number of microbatches is a multiple of this.
     """
     is_by_row = isinstance(batch, PairBatch) and batch.score_gradients is not None
     needs_groups = with_loss and not is_by_row and rows_per_unit(batch) > 1
-    tokens_of_row: list[int] = batch.lengths.tolist()
-    text_of_row: list[int] = distinct_rows(batch)[1].tolist()
-    units = _groups(batch) if needs_groups else _alike(text_of_row)
-
-    def run(rows: Sequence[int]) -> list[int]:
-        """Return the lengths, among some rows, of those that the model runs over."""
-        return list({text_of_row[row]: tokens_of_row[row] for row in rows}.values())
-
-    joined = partition_units([run(unit) for unit in units], bound)
+    reading = _read_rows(batch, bound.shares_prompts)
+    units = _groups(batch) if needs_groups else _units(reading, bound)
+    joined = partition_units([reading.lengths(unit) for unit in units], bound)
     parts = [[row for unit in part for row in units[unit]] for part in joined]
-    lengths = [run(part) for part in parts]
+    lengths = [reading.lengths(part) for part in parts]
     told = parallel.gather_over_data(
-        (len(parts), sum(map(sum, lengths)), sum(map(bound.num_tokens, lengths)))
+        (
+            len(parts),
+            sum(map(sum, lengths)),
+            sum(map(bound.num_tokens, lengths)),
+            sum(sum(reading.whole_lengths(part)) for part in parts),
+        )
     )
-    counts, real, computed = zip(*told, strict=True)
+    counts, real, computed, whole = zip(*told, strict=True)
 
     number = -(-max(counts) // multiple) * multiple
     empty = untrained_rows(batch, bound.multiple_of)
-    of_empty = bound.num_tokens([1] * len(distinct_rows(empty)[0]))
+    of_empty = bound.num_tokens(
+        _read_rows(empty, bound.shares_prompts).lengths(range(len(empty.lengths)))
+    )
     total = sum(computed) + sum(number - n for n in counts) * of_empty
     pieces = [take_rows(batch, part, bound.multiple_of) for part in parts]
     return Microbatches(
@@ -76,7 +84,69 @@ def split_batch(
         rows=[row for part in parts for row in part],
         real_tokens=sum(real),
         padding_share=1 - sum(real) / total,
+        shared_prompt_share=1 - sum(real) / sum(whole),
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a model reads of every row of a batch.
+
+    tokens: of each row. texts: the same number for equal rows. prompts: (number, tokens) of each
+    row's prompt, the same number for those that are computed once.
+    """
+
+    tokens: list[int]
+    texts: list[int]
+    prompts: list[tuple[int, int]]
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """Return the tokens that a model runs over for some rows in a microbatch.
+
+        Of equal rows the first counts; of those with the same prompt the first counts it.
+        """
+        seen: set[int] = set()
+        found: list[int] = []
+        for row in self._distinct(rows):
+            prompt, size = self.prompts[row]
+            found.append(self.tokens[row] - (size if prompt in seen else 0))
+            seen.add(prompt)
+        return found
+
+    def whole_lengths(self, rows: Sequence[int]) -> list[int]:
+        """Return the same if every row had its prompt for itself."""
+        return [self.tokens[row] for row in self._distinct(rows)]
+
+    def _distinct(self, rows: Sequence[int]) -> list[int]:
+        first: dict[int, int] = {}
+        for row in rows:
+            first.setdefault(self.texts[row], row)
+        return list(first.values())
+
+
+def _read_rows(batch: Batch | PairBatch, shares_prompts: bool) -> _Rows:
+    sizes: list[int] = prompt_sizes(batch).tolist()
+    texts: list[int] = distinct_rows(batch)[1].tolist()
+    numbers = prompt_numbers(batch) if shares_prompts else texts
+    return _Rows(batch.lengths.tolist(), texts, list(zip(numbers, sizes, strict=True)))
+
+
+def _units(rows: _Rows, bound: MicrobatchBound) -> list[list[int]]:
+    """Return the rows that stay together: those with one prompt, cut where the bound is reached.
+
+    Equal rows are never cut.
+    """
+    units: list[list[int]] = []
+    for alike in _alike([prompt for prompt, _ in rows.prompts]):
+        part: list[int] = []
+        for equal in _alike([rows.texts[row] for row in alike]):
+            more = [alike[index] for index in equal]
+            if part and not bound.holds(rows.lengths([*part, *more])):
+                units.append(part)
+                part = []
+            part = [*part, *more]
+        units.append(part)
+    return units
 
 
 def _groups(batch: Batch | PairBatch) -> list[list[int]]:
@@ -86,12 +156,12 @@ def _groups(batch: Batch | PairBatch) -> list[list[int]]:
     return [list(range(start, start + size)) for start in range(0, len(batch.lengths), size)]
 
 
-def _alike(text_of_row: Sequence[int]) -> list[list[int]]:
-    """Return the rows of every text."""
-    units: dict[int, list[int]] = {}
-    for row, text in enumerate(text_of_row):
-        units.setdefault(text, []).append(row)
-    return list(units.values())
+def _alike(numbers: Sequence[int]) -> list[list[int]]:
+    """Return the positions of every number."""
+    found: dict[int, list[int]] = {}
+    for position, number in enumerate(numbers):
+        found.setdefault(number, []).append(position)
+    return list(found.values())
 
 
 def to_device(batch: AnyBatch, device: torch.device) -> AnyBatch:

@@ -1,11 +1,13 @@
-"""Rows of a microbatch as one packed sequence without padding, and its output as rows again."""
+"""Rows of a microbatch as one packed sequence without padding, and its output by row again."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from megatron_gad.data.batching import prompt_numbers, prompt_sizes
 from megatron_gad.models.attention import PackedLengths, packed_lengths
 from megatron_gad.types import Batch, PairBatch
 
@@ -15,53 +17,92 @@ class PackedRows:
     """The real tokens of all rows, one behind the other, on the device.
 
     tokens: [1, N] int64. positions: [1, N] int64, of the tokens in their rows.
-    lengths: of the rows, and of a sequence of padding where there is one.
-    places: [n] int64, where in the flattened rows [B * T] the n real tokens stand.
-    shape: B and T of the rows.
+    lengths: of the sequences: one for each row that has tokens of its own, and one of padding.
+    places: [B, T] int64, which of the N tokens a row has at a position; 0 behind its end. Rows that
+        share their prompt name the same ones.
     """
 
     tokens: Tensor
     positions: Tensor
     lengths: PackedLengths
     places: Tensor
-    shape: tuple[int, int]
 
     def forward(self, model: torch.nn.Module) -> Tensor:
         """Run a model over the tokens.
 
-        Each row attends to itself only and has positions of its own, so every token gets what it
-        gets in a padded batch. The last stage returns [1, N, ...], the others their hidden states.
+        A token attends to those before it in its row and has its position in it, so that it gets
+        what it gets in a padded batch. The last stage returns [1, N, ...], the others their hidden
+        states.
         """
         return model(self.tokens, self.positions, None, packed_seq_params=self.lengths)
 
-    def as_rows(self, output: Tensor) -> Tensor:
-        """Lay a packed output [1, N, ...] out as rows [B, T, ...], 0 behind their ends."""
-        num_rows, width = self.shape
-        flat = output.new_zeros(num_rows * width, *output.shape[2:])
-        flat = flat.index_copy(0, self.places, output[0, : len(self.places)])
-        return flat.unflatten(0, self.shape)
+
+@dataclass(frozen=True)
+class PackedOutput:
+    """What the last stage returned for packed rows, read by row and position.
+
+    values: [1, N, ...]. places: of PackedRows.
+    """
+
+    values: Tensor
+    places: Tensor
+
+    def __getitem__(self, at: Any) -> Tensor:
+        """Return the values at some positions, as those of rows [B, T, ...] indexed by ``at``."""
+        return self.values[0][self.places[at]]
 
 
-def pack_rows(piece: Batch | PairBatch, multiple_of: int, device: torch.device) -> PackedRows:
+def pack_rows(
+    piece: Batch | PairBatch, multiple_of: int, device: torch.device, shares_prompts: bool = False
+) -> PackedRows:
     """Pack a microbatch that is still on the host, so that no length is asked of the device.
 
     multiple_of: N is rounded up to it by a sequence of padding, for sequence parallelism.
+    shares_prompts: rows with equal prompts have it once, at the first of them.
     """
-    places = real_tokens(piece).flatten().nonzero().squeeze(1)
-    lengths: list[int] = piece.lengths.tolist()
-    missing = -sum(lengths) % multiple_of
-    tokens = pad(piece.tokens.flatten()[places], (0, missing))
-    if missing:
-        lengths = [*lengths, missing]
-    positions = torch.cat([torch.arange(length) for length in lengths])
+    row_lengths: list[int] = piece.lengths.tolist()
     num_rows, width = piece.tokens.shape
+    shared = _shared_tokens(piece) if shares_prompts else [(row, 0) for row in range(num_rows)]
+    places = torch.zeros(num_rows, width, dtype=torch.int64)
+    lengths: list[int] = []
+    starts: list[int] = []
+    sources: list[int] = []
+    sequence_of_row: dict[int, int] = {}
+    end = 0
+    for row, (first, start) in enumerate(shared):
+        length = row_lengths[row]
+        places[row, :start] = places[first, :start]
+        places[row, start:length] = torch.arange(end, end + length - start)
+        end += length - start
+        if length > start:
+            sequence_of_row[row] = len(lengths)
+            lengths.append(length - start)
+            starts.append(start)
+            sources.append(sequence_of_row[first])
+    missing = -end % multiple_of
+    if missing:
+        lengths, starts, sources = [*lengths, missing], [*starts, 0], [*sources, 0]
+    spans = zip(starts, lengths, strict=True)
+    positions = torch.cat([torch.arange(at, at + length) for at, length in spans])
+    own = torch.arange(width) >= torch.tensor([start for _, start in shared])[:, None]
+    tokens = pad(piece.tokens[own & real_tokens(piece)], (0, missing))
     return PackedRows(
         tokens=tokens[None].to(device),
         positions=positions[None].to(device),
-        lengths=packed_lengths(lengths, device),
+        lengths=packed_lengths(lengths, device, starts, sources),
         places=places.to(device),
-        shape=(num_rows, width),
     )
+
+
+def _shared_tokens(piece: Batch | PairBatch) -> list[tuple[int, int]]:
+    """Return for each row the first one with its prompt, and how many tokens it has of that one."""
+    first_of: dict[int, int] = {}
+    sizes: list[int] = prompt_sizes(piece).tolist()
+    shared: list[tuple[int, int]] = []
+    for row, number in enumerate(prompt_numbers(piece)):
+        first = first_of.setdefault(number, row)
+        shared.append((first, sizes[row] if first != row else 0))
+    return shared
 
 
 def real_tokens(piece: Batch | PairBatch) -> Tensor:

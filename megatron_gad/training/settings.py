@@ -39,6 +39,25 @@ class TrainerSettings:
         is_own_attention = compute.transformer_impl == "local"
         return self.layout.context_parallel_size == 1 and (is_own_attention or compute.bf16)
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether rows of a microbatch with equal prompts have it once."""
+        return not self.why_prompts_repeat
+
+    @property
+    def why_prompts_repeat(self) -> str:
+        """Why every row has its prompt for itself, in words; empty if prompts are shared."""
+        compute = self.compute
+        if compute.share_prompts is False:
+            return "compute.share_prompts = false"
+        if self.layout.context_parallel_size > 1:
+            return "context parallelism cuts every row into as many chunks"
+        if not self.is_packed:
+            return "rows are not packed"
+        if compute.transformer_impl != "local":
+            return "Transformer Engine's attention gives every row its own keys"
+        return ""
+
     def microbatch_bound(self) -> MicrobatchBound:
         """Return how large a microbatch may get."""
         compute = self.compute
@@ -47,6 +66,7 @@ class TrainerSettings:
             max_tokens=compute.max_tokens_per_microbatch,
             multiple_of=self.length_multiple(),
             is_packed=self.is_packed,
+            shares_prompts=self.shares_prompts,
         )
 
     def count_multiple(self) -> int:

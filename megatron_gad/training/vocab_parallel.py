@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from megatron_gad.training.context_parallel import context_group, own_tokens, whole_rows
+from megatron_gad.training.packing import PackedOutput
 
 # A logit whose exponential is 0, and whose product with that 0 is 0.
 NO_WEIGHT = -1e30
@@ -51,7 +52,7 @@ def vocab_shard(local_columns: int, real_vocab_size: int) -> VocabShard:
 
 
 def response_logprobs(
-    hidden: Tensor,
+    hidden: Tensor | PackedOutput,
     output_weight: Tensor,
     tokens: Tensor,
     response_mask: Tensor,
@@ -61,7 +62,8 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return logprobs (with gradient) and entropy (without) at response tokens.
 
-    hidden: [B, T / CP, H] any float type, the same on all shards; position t predicts token t + 1.
+    hidden: [B, T / CP, H] any float type, or that of packed rows, the same on all shards; position
+        t predicts token t + 1.
     output_weight: [V / TP, H], the dtype of hidden.
     tokens: [B, T] int64. response_mask: [B, T] bool; position 0 is never a response.
     Returns two [B, T] float32, aligned with ``tokens``, 0 where response_mask is False.
@@ -78,7 +80,7 @@ def response_logprobs(
         temperature,
         chunk_size,
     )
-    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
+    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
     logprobs, entropy = (
         whole_rows(zeros.index_put(places, values), shard.context_group) for values in picked
     )

@@ -23,13 +23,13 @@ NETWORK_MUTANTS = (
         ATTENTION,
     ),
     Mutant(
-        "positions go on from one packed row to the next",
-        "        cos, sin = self.at(max(lengths), like)\n"
-        "        parts = [(cos[:length], sin[:length]) for length in lengths]\n",
-        "        cos, sin = self.at(sum(lengths), like)\n        parts = [(cos, sin)]\n",
-        PACKED,
-        excuse="Rotary attention reads differences of positions only, and rows do not attend to "
-        "each other: equal results, up to rounding.",
+        "responses behind a shared prompt begin at position 0",
+        "cos[at : at + length], sin[at : at + length]) for at, length in spans]",
+        "cos[:length], sin[:length]) for at, length in spans]",
+        (
+            "tests/unit/training/test_shared_prompts.py::"
+            "test_the_students_gradients_are_those_of_whole_rows",
+        ),
     ),
     Mutant(
         "tokens attend to those behind them",

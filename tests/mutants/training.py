@@ -18,6 +18,7 @@ STOPS = (
     "test_a_run_stops_after_skipping_in_a_row_and_names_rows_and_checkpoint",
 )
 STATE = f"{UNIT}test_trainer_state.py::"
+SHARED = f"{UNIT}test_shared_prompts.py::"
 
 STEP_MUTANTS = (
     Mutant(
@@ -52,14 +53,14 @@ STEP_MUTANTS = (
     ),
     Mutant(
         "a microbatch of tokens may be larger than its bound",
-        "for length in units[u]]) <= max_tokens",
-        "for length in units[u]]) <= 2 * max_tokens",
+        "return self.num_tokens(lengths) <= self.max_tokens",
+        "return self.num_tokens(lengths) <= 2 * self.max_tokens",
         ("tests/unit/data/test_partition.py",),
     ),
     Mutant(
         "a microbatch of rows may have more than its bound",
-        "len(units[u]) for u in part) <= bound.rows",
-        "1 for u in part) <= bound.rows",
+        "return len(lengths) <= self.rows",
+        "return len(lengths) <= 2 * self.rows",
         ("tests/unit/data/test_partition.py",),
     ),
     Mutant(
@@ -76,9 +77,27 @@ STEP_MUTANTS = (
     ),
     Mutant(
         "packed log-probabilities are laid out in other rows",
-        "flat = flat.index_copy(0, self.places, output[0, : len(self.places)])",
-        "flat = flat.index_copy(0, self.places.flip(0), output[0, : len(self.places)])",
+        "return self.values[0][self.places[at]]",
+        "return self.values[0].flip(0)[self.places[at]]",
         (f"{GRADIENTS}test_packing_keeps_the_students_gradient",),
+    ),
+    Mutant(
+        "a shared prompt counts for each of its rows in what a microbatch may hold",
+        "found.append(self.tokens[row] - (size if prompt in seen else 0))",
+        "found.append(self.tokens[row])",
+        (f"{SHARED}test_the_bound_counts_a_shared_prompt_once",),
+    ),
+    Mutant(
+        "the first token of a response is predicted by the token before its own",
+        "places[row, :start] = places[first, :start]",
+        "places[row, :start] = end - 1",
+        (f"{SHARED}test_rows_with_equal_prompts_have_it_once_among_the_tokens",),
+    ),
+    Mutant(
+        "a prompt learns nothing from the responses that share it",
+        "if span.before_begin == span.before_end:",
+        "if span.begin >= 0:",
+        (f"{SHARED}test_the_students_gradients_are_those_of_whole_rows",),
     ),
 )
 

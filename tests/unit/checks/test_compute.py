@@ -73,6 +73,18 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
         "= true, or pack_sequences = false",
     ),
     (
+        H100,
+        {"transformer_impl": "transformer_engine", "share_prompts": True},
+        "compute.share_prompts = True with transformer_impl = 'transformer_engine': its attention "
+        "gives every row keys of its own; use 'local', or leave share_prompts out",
+    ),
+    (
+        H100,
+        {"pack_sequences": False, "share_prompts": True},
+        "compute.share_prompts = True with pack_sequences = False: a padded row holds its whole "
+        "prompt; leave one of them out",
+    ),
+    (
         A100,
         fp8("tensorwise"),
         "compute.fp8_recipe = 'tensorwise' needs a GPU of compute capability 8.9 (Ada or Hopper) "

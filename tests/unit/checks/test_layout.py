@@ -105,6 +105,14 @@ def test_context_parallel_rows_are_padded_ones(good: RunConfig) -> None:
     ]
 
 
+def test_context_parallel_rows_have_their_own_prompts(good: RunConfig) -> None:
+    shared = replace(good, compute=replace(good.compute, share_prompts=True))
+    assert check_config(laid_out(shared, **CP2), world_size=2) == [
+        "compute.share_prompts = True with parallel.context_parallel_size = 2: context-parallel "
+        "ranks take equal chunks of whole rows; leave one of them out"
+    ]
+
+
 def test_rows_that_ranks_share_are_no_float32_ones_of_transformer_engine(good: RunConfig) -> None:
     def messages(table: str, **compute: bool) -> list[str]:
         config = laid_out(good, **CP2) if table == "parallel" else with_own(good, **CP2)

@@ -67,6 +67,11 @@ def test_a_group_costs_the_tokens_of_both_models() -> None:
     )
     # The student: 4 + 6. The discriminator: 5, 4 and 5.
     assert group_cost(Group(prompt, rollouts)) == 10 + 14
+    # With the prompt once for the student, for the discriminator, and for both.
+    group = Group(prompt, rollouts)
+    assert group_cost(group, student_shares=True) == 10 + 14 - 3
+    assert group_cost(group, discriminator_shares=True) == 10 + 14 - 6
+    assert group_cost(group, student_shares=True, discriminator_shares=True) == 10 + 14 - 9
     # Of texts that equal another, or the teacher's, nothing is added to what it reads.
     again = (rollouts[1], Rollout((4, 5), (-1.0,) * 2, "stop", 1, text_ids=(4, 5)))
     assert group_cost(Group(prompt, rollouts + again)) == 10 + 11 + 14

@@ -1,5 +1,7 @@
 """Causal, packed and masked attention against attention written out."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from megatron_gad.models.attention import (
 )
 from megatron_gad.models.build import transformer_config
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.shared_attention import _by_gathering, attend_shared, spans_of
 from tests.tiny import make_hf_folder
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
@@ -96,3 +99,50 @@ def test_packed_sequences_do_not_see_each_other(tmp_path) -> None:
 
 def test_context_parallel_ranks_hold_one_early_and_one_late_chunk() -> None:
     assert context_parallel_positions(4, 2).tolist() == [[0, 1, 6, 7], [2, 3, 4, 5]]
+
+
+# Two sequences that go on from the first three tokens of the first, and one for itself.
+LENGTHS, STARTS, SOURCES = (5, 2, 3, 1), (0, 3, 0, 3), (0, 0, 0, 0)
+
+
+def whole_rows_of(tensor: Tensor) -> list[Tensor]:
+    """The four rows, the tokens before them included."""
+    first, second, third, fourth = tensor.split(LENGTHS)
+    return [first, torch.cat((first[:3], second)), third, torch.cat((first[:3], fourth))]
+
+
+@pytest.mark.parametrize("attend", [attend_shared, _by_gathering])
+def test_a_sequence_attends_to_the_tokens_that_it_goes_on_from(attend: Any) -> None:
+    """By torch's kernels for the CPU, and the way that is taken elsewhere."""
+    tensors = [x.squeeze(1).double() for x in random_qkv(sum(LENGTHS), 1)]
+    together: Any = [x.clone().requires_grad_() for x in tensors]
+    alone = [x.clone().requires_grad_() for x in tensors]
+    found = attend(*together, spans_of(LENGTHS, STARTS, SOURCES), None).flatten(1)
+    expected = []
+    for row, rows in enumerate(zip(*map(whole_rows_of, alone), strict=True)):
+        allowed = torch.ones(len(rows[0]), len(rows[0])).tril().bool()
+        query, key, value = (x.unsqueeze(1) for x in rows)
+        attended = attend_in_words(query, key, value, allowed).squeeze(1)
+        expected.append(attended[STARTS[row] :])
+    torch.testing.assert_close(found, torch.cat(expected))
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).double()
+    (found * weights).sum().backward()
+    (torch.cat(expected) * weights).sum().backward()
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_what_is_kept_does_not_grow_with_the_responses_to_a_prompt() -> None:
+    """Of 8 responses of one token to 100: queries, keys, values, results; none of them 8 times."""
+    lengths, starts, sources = (101, *[1] * 7), (0, *[100] * 7), (0,) * 8
+    query, key, value = (x.squeeze(1).requires_grad_() for x in random_qkv(108, 1))
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attend_shared(query, key, value, spans_of(lengths, starts, sources), None)
+    per_token = (2 * HEADS + 2 * GROUPS) * WIDTH + HEADS
+    assert sum(tensor.numel() for tensor in kept) == 108 * per_token

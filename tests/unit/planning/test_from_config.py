@@ -115,10 +115,12 @@ def test_each_model_has_the_memory_of_its_own_layout(run: RunConfig) -> None:
     assert phases["discriminator"]["discriminator"] == 16 * DISCRIMINATOR == 447_488
     assert phases["student"]["student"] == 16 * HALF_STUDENT
     assert phases["student"]["discriminator"] == 12 * DISCRIMINATOR
-    # A group of 9 rows at 192 tokens, whole, in both layers: 8 h + 6 (a + k) + 2 a + 8 f, 4 bytes.
-    layer = 9 * 192 * (8 * 32 + 6 * 8 * (4 + 2) + 2 * 8 * 4 + 8 * 48) * 4 // 2
-    assert phases["discriminator"]["activations"] == 2 * layer == 6_856_704
-    # Four rows, heads and widths halved, and the logits of 768 tokens over half the vocabulary.
+    # A group of 9 rows, whole: a prompt of 128 tokens and 9 responses of 64; in both layers 8 h +
+    # 6 (a + k) + 2 a + 8 f, 4 bytes.
+    layer = (128 + 9 * 64) * (8 * 32 + 6 * 8 * (4 + 2) + 2 * 8 * 4 + 8 * 48) * 4 // 2
+    assert phases["discriminator"]["activations"] == 2 * layer == 2_793_472
+    # Four rows of the teacher, which share no prompt, heads and widths halved, and the logits of
+    # 768 tokens over half the vocabulary.
     layer = 4 * 192 * (8 * 32 + 3 * 8 * (4 + 2) + 8 * 4 + 4 * 48) * 4 // 2
     logits = 2 * 768 * 192 * 4 + 2 * 192 * 32 * 4
     assert phases["student"]["activations"] == 2 * layer + logits == 3_145_728
@@ -131,7 +133,13 @@ def test_a_bound_on_tokens_bounds_the_memory_of_a_run(run: RunConfig) -> None:
     token = 2 * (8 * 32 + 6 * 8 * (4 + 2) + 2 * 8 * 4 + 8 * 48) * 4 // 2
     logits = 2 * 1000 * 384 * 4 + 2 * 384 * 32 * 4
     assert phases["student"]["activations"] == 1000 * token + logits
-    assert phases["discriminator"]["activations"] == 9 * 192 * token
+    assert phases["discriminator"]["activations"] == 1000 * token
+    # A group that has more is taken whole: a prompt of 128 tokens and 9 responses of 64, or 9 rows.
+    for shares, tokens in ((True, 128 + 9 * 64), (False, 9 * 192)):
+        compute = replace(run.compute, max_tokens_per_microbatch=100, share_prompts=shares)
+        small = plan_residency(replace(run, compute=compute), world_size=1).memory
+        phases = {phase.phase: phase.by_role for phase in small.phases}
+        assert phases["discriminator"]["activations"] == tokens * token
     # What attention returns is joined where rows are packed, in layers that are not TE's.
     token -= 2 * 2 * 8 * 4 * 4 // 2
     for changed in ({"pack_sequences": False}, {"transformer_impl": "transformer_engine"}):
@@ -154,9 +162,9 @@ def test_who_leaves_follows_from_both_layouts(run: RunConfig) -> None:
         config = replace(laid_out(run, 2, discriminator), schedule=schedule)
         return plan_residency(config, world_size=2).memory.leaves
 
-    # The discriminator's phase, with the engine's weights, those of the whole student.
+    # The student's phase, with the engine's weights, those of the whole student.
     engine = 4 * (2 * (3072 + 64 + 64 + 4608) + 2 * 384 * 32 + 32)
-    needed = 242_304 + 447_488 + 6_856_704 + engine
+    needed = 16 * HALF_STUDENT + 12 * DISCRIMINATOR + 3_145_728 + engine
     assert leaves(1, needed) == frozenset()
     assert leaves(1, needed - 1) != frozenset()
     assert leaves(None, needed - 1) == frozenset()

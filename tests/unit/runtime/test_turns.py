@@ -139,6 +139,10 @@ def test_who_stays_keeps_all_but_the_gradients(
 
 
 def test_bytes_decide_who_leaves(configured: RunConfig) -> None:
+    """Of a run in which each row of a group has its prompt for itself."""
+    compute = dataclasses.replace(configured.compute, share_prompts=False)
+    configured = dataclasses.replace(configured, compute=compute)
+
     def leaves(gib: float | None) -> frozenset[str]:
         schedule = ScheduleConfig(device_memory_gib=gib)
         config = dataclasses.replace(configured, schedule=schedule)
