@@ -74,8 +74,8 @@ def _by_gathering(
 class _InParts(torch.autograd.Function):
     """The backward pass takes the keys before a sequence, and its own, in two calls.
 
-    With the result of the whole and the log of its sum of exponentials, torch's kernel computes from
-    some of the keys their part of the gradient. So no keys are copied to be kept.
+    With the result of the whole and the log of its sum of exponentials, torch's kernel computes
+    from some of the keys their part of the gradient. So no keys are copied to be kept.
     Source: Liu et al., Ring Attention with Blockwise Transformers, 2023.
     """
 

@@ -19,6 +19,7 @@ from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, PairBatch
 from tests.distributed.covering import covering
 from tests.tiny_training import (
+    GROUP_SIZE,
     PAIR_ROWS,
     gradients,
     make_discriminator,
@@ -28,6 +29,7 @@ from tests.tiny_training import (
     student_batch,
     weights,
     with_copies,
+    with_equal_prompts,
 )
 
 VOCAB_SIZE = 97
@@ -70,13 +72,15 @@ LAYOUTS |= {
     for name, layout in LAYOUTS.items()
     if layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size < 4
 }
-LAYOUTS |= {f"{name}-packed": LAYOUTS[name] for name in ("tp2-sp-pp2-vpp2", "dp4-distributed")}
+PACKED = ("tp2-sp-pp2-vpp2", "tp2-sp-dp2", "dp4-distributed")
+LAYOUTS |= {f"{name}-packed": LAYOUTS[name] for name in PACKED}
 # Some of these by name, since tests look at them.
 COVERING = covering(
     LAYOUTS,
     wanted=(
         *("dp4", "tp2-dp2", "tp2-sp-pp2", "tp4-sp", "pp2-dp2", "pp2-cp2", "pp4", "cp2-dp2"),
         *("dp4-distributed", "pp2-vpp2-dp2-distributed", "tp2-sp-pp2-vpp2-packed"),
+        "tp2-sp-dp2-packed",
     ),
 )
 
@@ -146,6 +150,17 @@ def four_groups() -> PairBatch:
     return with_copies(pairs, {2: 1, 3: 1, 6: 4, 15: 14})
 
 
+def pairs_of_rows() -> Batch:
+    """Two responses to a prompt, for each of four data ranks; of one prompt one is empty."""
+    rows = ((3, 4), (3, 1), (2, 0), (2, 3), (6, 5), (6, 2), (7, 4), (7, 8))
+    return with_equal_prompts(student_batch(VOCAB_SIZE, rows), 2)
+
+
+def four_groups_with_their_prompts() -> PairBatch:
+    """The four groups, each with one prompt."""
+    return with_equal_prompts(four_groups(), 1 + GROUP_SIZE)
+
+
 STUDENT = partial(student_batch, VOCAB_SIZE)
 CASES = {
     "supervised-llama": Case("llama", make_student, STUDENT, supervised_step),
@@ -164,6 +179,12 @@ CASES = {
     ),
 }
 SHALLOW = tuple(CASES)
+# Of which a packed layout reads every prompt once, and one rank with padded rows once a response.
+SHARED = {
+    "policy-shared": replace(CASES["policy-tied"], batch=pairs_of_rows),
+    "bradley-terry-shared": replace(CASES["bradley-terry"], batch=four_groups_with_their_prompts),
+}
+CASES |= SHARED
 # With a layer for each of eight chunks.
 DEEP = {
     f"{name}-deep": replace(CASES[name], folder="qwen2-tied-deep")
@@ -188,6 +209,7 @@ def cases_of(layout: str) -> tuple[str, ...]:
         return tuple(DEEP)
     is_variant = layout.endswith(("-distributed", "-packed"))
     cases = ("policy-tied", "cross-entropy-split") if is_variant else SHALLOW
+    cases += tuple(SHARED) * layout.endswith("-packed")
     cases += ("policy-qwen3",) * (layout in NORMED)
     return cases + ("policy-after-skipped",) * (layout in SKIPPING)
 

@@ -234,6 +234,17 @@ CASES: dict[str, Case] = {
         pack_sequences=True,
         logprob_chunk_size=5,
     ),
+    "whole groups, which have their prompt once": case(
+        micro_batch_size=10,
+        share_prompts=True,
+        discriminator__score="sum",
+        adversarial__group_size=5,
+    ),
+    "groups whose prompt is read for each response": case(
+        micro_batch_size=10,
+        share_prompts=False,
+        adversarial__group_size=5,
+    ),
     "sampling while training": case(
         adversarial__overlap=True,
         gad__tis_cap=1.02,
@@ -380,6 +391,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "the ratio of whole responses, clipped",
             "resumed in every stage",
             "the best of several, resumed",
+            "whole groups, which have their prompt once",
         ),
     ),
     "PP2": (
