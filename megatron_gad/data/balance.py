@@ -17,13 +17,11 @@ def group_cost(
     student_shares, discriminator_shares: the model reads the prompt once for all of them.
     """
     rollouts = [rollout.ids for rollout in group.rollouts]
-    scored_prompt, *texts = scored_ids(group)
-    texts = set(texts)
-    student = sum(map(len, rollouts))
-    student += len(group.prompt.ids) * (1 if student_shares else len(rollouts))
-    discriminator = sum(map(len, texts))
-    discriminator += len(scored_prompt) * (1 if discriminator_shares else len(texts))
-    return student + discriminator
+    scored_prompt, *responses = scored_ids(group)
+    texts = set(responses)
+    student = len(group.prompt.ids) * (1 if student_shares else len(rollouts))
+    discriminator = len(scored_prompt) * (1 if discriminator_shares else len(texts))
+    return student + discriminator + sum(map(len, rollouts)) + sum(map(len, texts))
 
 
 def scored_ids(group: Group) -> list[tuple[int, ...]]:

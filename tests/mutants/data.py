@@ -77,8 +77,8 @@ ORDER_MUTANTS = (
     ),
     Mutant(
         "equal texts cost the discriminator as much as different ones",
-        "sum(len(prompt_ids) + len(ids) for ids in set(texts))",
-        "sum(len(prompt_ids) + len(ids) for ids in texts)",
+        "texts = set(responses)",
+        "texts = list(responses)",
         BALANCE,
     ),
     Mutant(
