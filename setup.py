@@ -57,6 +57,8 @@ setup(
         "wandb": ["wandb>=0.18,<1"],
         # what `megatron-gad evaluate` measures besides a judge's verdicts
         "evaluate": ["scikit-learn>=1.6,<2", "sacrebleu>=2.4,<3", "py3langid>=0.3,<1"],
+        # what benchmarks/against_trl.py compares with, in an environment of its own
+        "bench": ["trl>=1.16,<2"],
         # reads the model that examples/smollm2 finds on PyPI
         "smollm2": ["gguf>=0.17,<1", "accelerate>=1,<2"],
         "dev": [

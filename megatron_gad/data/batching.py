@@ -125,22 +125,30 @@ def distinct_rows(batch: Batch | PairBatch) -> tuple[list[int], Tensor]:
     return rows, torch.tensor(index)
 
 
-def prompt_sizes(batch: Batch | PairBatch) -> Tensor:
-    """Return the tokens of each row before its response, [R] int64.
+def prompts_of_rows(batch: Batch | PairBatch) -> list[tuple[int, int]]:
+    """Return for each row the number of its prompt, the same for equal ones, and its tokens.
 
-    A row without a response token in its mask counts as a prompt altogether.
+    A prompt ends where the response mask begins. Of a row without a response token in its mask it
+    is the longest prompt of another row that it begins with, or else the whole row.
     """
     mask = batch.response_mask
-    return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), batch.lengths)
-
-
-def prompt_numbers(batch: Batch | PairBatch) -> list[int]:
-    """Return for each row the number of its prompt; rows with equal prompts have the same."""
+    starts: list[int] = mask.int().argmax(dim=1).tolist()
+    is_told: list[bool] = mask.any(dim=1).tolist()
+    lengths: list[int] = batch.lengths.tolist()
+    rows = [
+        tokens[:length].numpy().tobytes()
+        for tokens, length in zip(batch.tokens, lengths, strict=True)
+    ]
+    item = batch.tokens.element_size()
     numbers: dict[bytes, int] = {}
-    found: list[int] = []
-    for row, size in enumerate(prompt_sizes(batch)):
-        ids = batch.tokens[row, : int(size)].numpy().tobytes()
-        found.append(numbers.setdefault(ids, len(numbers)))
+    for row, start, told in zip(rows, starts, is_told, strict=True):
+        if told:
+            numbers.setdefault(row[: start * item], len(numbers))
+    found: list[tuple[int, int]] = []
+    for row, start, told in zip(rows, starts, is_told, strict=True):
+        others = (prompt for prompt in numbers if row.startswith(prompt))
+        prompt = row[: start * item] if told else max(others, key=len, default=row)
+        found.append((numbers.setdefault(prompt, len(numbers)), len(prompt) // item))
     return found
 
 

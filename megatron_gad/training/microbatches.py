@@ -9,8 +9,7 @@ from torch import Tensor
 from megatron_gad.data.batching import (
     AnyBatch,
     distinct_rows,
-    prompt_numbers,
-    prompt_sizes,
+    prompts_of_rows,
     rows_per_unit,
     take_rows,
     untrained_rows,
@@ -125,10 +124,9 @@ class _Rows:
 
 
 def _read_rows(batch: Batch | PairBatch, shares_prompts: bool) -> _Rows:
-    sizes: list[int] = prompt_sizes(batch).tolist()
     texts: list[int] = distinct_rows(batch)[1].tolist()
-    numbers = prompt_numbers(batch) if shares_prompts else texts
-    return _Rows(batch.lengths.tolist(), texts, list(zip(numbers, sizes, strict=True)))
+    prompts = prompts_of_rows(batch) if shares_prompts else [(text, 0) for text in texts]
+    return _Rows(batch.lengths.tolist(), texts, prompts)
 
 
 def _units(rows: _Rows, bound: MicrobatchBound) -> list[list[int]]:

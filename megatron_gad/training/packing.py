@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from megatron_gad.data.batching import prompt_numbers, prompt_sizes
+from megatron_gad.data.batching import prompts_of_rows
 from megatron_gad.models.attention import PackedLengths, packed_lengths
 from megatron_gad.types import Batch, PairBatch
 
@@ -97,11 +97,10 @@ def pack_rows(
 def _shared_tokens(piece: Batch | PairBatch) -> list[tuple[int, int]]:
     """Return for each row the first one with its prompt, and how many tokens it has of that one."""
     first_of: dict[int, int] = {}
-    sizes: list[int] = prompt_sizes(piece).tolist()
     shared: list[tuple[int, int]] = []
-    for row, number in enumerate(prompt_numbers(piece)):
+    for row, (number, size) in enumerate(prompts_of_rows(piece)):
         first = first_of.setdefault(number, row)
-        shared.append((first, sizes[row] if first != row else 0))
+        shared.append((first, size if first != row else 0))
     return shared
 
 

@@ -48,10 +48,23 @@ def test_the_plan_tells_layout_models_stages_and_the_whole_configuration(good: R
     student = 2 * 384 * 32 + 2 * layer + 32
     assert f"{student:,} parameters" in plan
     assert f"{student - 384 * 32 + 32:,} parameters" in plan
+    assert "anew for each response (student: context parallelism cuts every row" in plan
     assert "num_prompts 20" in plan
     assert "3 steps (1 epoch(s)) of 8 prompts x 8 samples" in plan
     assert "5 steps of 8 prompts x 8 samples, lr 3e-05, of the discriminator 1e-06" in plan
     assert plan.endswith(to_toml(config))
+
+
+def test_the_plan_tells_whose_prompts_are_shared(good: RunConfig) -> None:
+    assert "once for the responses of a group (student, discriminator)" in describe_run(good, 1)
+    own = replace(good.discriminator, context_parallel_size=2)
+    plan = describe_run(replace(good, discriminator=own), world_size=2)
+    assert (
+        "once for the responses of a group (student); anew for each response (discriminator: "
+        "context parallelism cuts every row into as many chunks)"
+    ) in plan
+    alone = replace(good, compute=replace(good.compute, share_prompts=False))
+    assert "(student: compute.share_prompts = false)" in describe_run(alone, 1)
 
 
 def test_the_plan_tells_a_layout_of_the_discriminators_own(good: RunConfig) -> None:

@@ -71,6 +71,37 @@ def test_each_model_takes_the_time_of_its_own_layout() -> None:
     assert found == pytest.approx(compute + summed, rel=1e-9)
 
 
+def test_a_shared_prompt_is_paid_for_once() -> None:
+    """Of 16 rows at once, two groups of 8: a row has 150 / 8 + 400 tokens."""
+    shared = make_request("7B", shares_prompts=True, micro_batch_size=16)
+    whole = make_request("7B", micro_batch_size=16)
+    forward = replace(ADVERSARIAL, student_trained=0)
+    entries = QWEN["7B"].multiplied_parameters()
+    # 2 operations for each pair of a token and one before it, and width: 4 L a (p^2 / 2 / 8 + ...).
+    pairs = 150 * 150 / 2 / 8 + 400 * 150 + 400 * 400 / 2
+    one = 2 * entries * (150 / 8 + 400) + 4 * 28 * 28 * 128 * pairs
+    speed = 8 * 0.4 * 989.4e12
+    layout = Layout(data=8)
+    assert student_seconds(shared, layout, forward) == pytest.approx(ROWS * one / speed)
+    # Of 4 rows at once half a group has it; of one row, or under context parallelism, each.
+    half = replace(shared, micro_batch_size=4)
+    more = 2 * entries * 150 / 8 + 4 * 28 * 28 * 128 * 150 * 150 / 2 / 8
+    assert student_seconds(half, layout, forward) == pytest.approx(ROWS * (one + more) / speed)
+    context = Layout(data=4, context=2)
+    for request, each in ((replace(shared, micro_batch_size=1), layout), (shared, context)):
+        assert student_seconds(request, each, forward) == student_seconds(
+            replace(request, shares_prompts=False), each, forward
+        )
+    # The reference implementation has whole rows.
+    plans = [next(iter(memory_plans(request, TP4))) for request in (shared, whole)]
+    times = [
+        stage_time(request, TP4, plan, ADVERSARIAL)
+        for request, plan in zip((shared, whole), plans, strict=True)
+    ]
+    assert times[0].reference == pytest.approx(times[1].reference)
+    assert times[0].discriminator < times[1].discriminator
+
+
 def test_recompute_adds_a_forward_pass_and_a_pipeline_its_bubble() -> None:
     request, train = make_request("7B"), replace(ADVERSARIAL, student_forwards=0)
     plain = student_seconds(request, Layout(), train)

@@ -166,6 +166,20 @@ def test_the_bound_counts_a_shared_prompt_once(place: Parallel, tmp_path: Path) 
     assert alone.train(groups(), POLICY).shared_prompt_share == 0
 
 
+def test_rows_that_are_left_out_of_the_loss_share_their_prompt_too(
+    place: Parallel, tmp_path: Path
+) -> None:
+    folder = make_hf_folder(tmp_path)
+    batch = groups().without_rows(torch.tensor([False, False, False, True] * 3))
+    shared = make_student(folder, place, compute=SHARED)
+    whole = make_student(folder, place, compute=replace(SHARED, share_prompts=False))
+    seen = tokens_seen(shared)
+    output, expected = (each.train(batch, POLICY, 0.8) for each in (shared, whole))
+    assert seen == [63]
+    assert output.metrics == pytest.approx(expected.metrics, rel=2e-6, abs=1e-6)
+    assert_same(gradients(shared), gradients(whole), 2e-6)
+
+
 def test_the_discriminator_reads_a_prompt_once_and_equal_texts_once(
     place: Parallel, tmp_path: Path
 ) -> None:
