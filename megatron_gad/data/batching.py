@@ -131,23 +131,19 @@ def prompts_of_rows(batch: Batch | PairBatch) -> list[tuple[int, int]]:
     A prompt ends where the response mask begins. Of a row without a response token in its mask it
     is the longest prompt of another row that it begins with, or else the whole row.
     """
-    mask = batch.response_mask
-    starts: list[int] = mask.int().argmax(dim=1).tolist()
-    is_told: list[bool] = mask.any(dim=1).tolist()
-    lengths: list[int] = batch.lengths.tolist()
-    rows = [
-        tokens[:length].numpy().tobytes()
-        for tokens, length in zip(batch.tokens, lengths, strict=True)
-    ]
     item = batch.tokens.element_size()
+    rows: list[tuple[bytes, int | None]] = []
+    for tokens, length, mask in zip(batch.tokens, batch.lengths, batch.response_mask, strict=True):
+        start = int(mask.int().argmax()) if bool(mask.any()) else None
+        rows.append((tokens[: int(length)].numpy().tobytes(), start))
     numbers: dict[bytes, int] = {}
-    for row, start, told in zip(rows, starts, is_told, strict=True):
-        if told:
+    for row, start in rows:
+        if start is not None:
             numbers.setdefault(row[: start * item], len(numbers))
     found: list[tuple[int, int]] = []
-    for row, start, told in zip(rows, starts, is_told, strict=True):
+    for row, start in rows:
         others = (prompt for prompt in numbers if row.startswith(prompt))
-        prompt = row[: start * item] if told else max(others, key=len, default=row)
+        prompt = max(others, key=len, default=row) if start is None else row[: start * item]
         found.append((numbers.setdefault(prompt, len(numbers)), len(prompt) // item))
     return found
 
