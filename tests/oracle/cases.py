@@ -235,15 +235,7 @@ CASES: dict[str, Case] = {
         logprob_chunk_size=5,
     ),
     "whole groups, which have their prompt once": case(
-        micro_batch_size=10,
-        share_prompts=True,
-        discriminator__score="sum",
-        adversarial__group_size=5,
-    ),
-    "groups whose prompt is read for each response": case(
-        micro_batch_size=10,
-        share_prompts=False,
-        adversarial__group_size=5,
+        micro_batch_size=10, discriminator__score="sum", adversarial__group_size=5
     ),
     "sampling while training": case(
         adversarial__overlap=True,
