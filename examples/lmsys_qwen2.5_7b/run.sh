@@ -60,11 +60,16 @@ for signal in USR1 TERM INT HUP; do
   trap "ask_ranks_to_stop $signal" "$signal"
 done
 
+# If this script is killed, torchrun goes with it, and the ranks with torchrun. By itself it would go on
+# beyond the job where Slurm tracks processes by their parents or their group, and keep its port.
+ends_with_this=(setpriv --pdeathsig KILL)
+"${ends_with_this[@]}" true 2>/dev/null || ends_with_this=()
+
 # A session of its own keeps a terminal's Ctrl-C from torchrun. A scheduler may send USR1 to every
 # process there is: torchrun ignores it, and so do the ranks until they can heed it.
 (
   trap '' USR1
-  exec setsid "$PYTHON" -m torch.distributed.run "${DISTRIBUTED_ARGS[@]}" \
+  exec setsid "${ends_with_this[@]}" "$PYTHON" -m torch.distributed.run "${DISTRIBUTED_ARGS[@]}" \
     -m megatron_gad "${CONFIG:-$EXAMPLE/run.toml}" \
     "${MODEL_PARALLEL_ARGS[@]}" \
     "${MODEL_ARGS[@]}" \
