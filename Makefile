@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
-.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-real test-image soak-collector mutants lint env clean
+.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-real test-image soak fuzz soak-collector mutants lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,12 @@ test-real: $(READY) ## a real model of 135 M through all of it (fetches 0.1 to 0
 
 test-image: $(READY) ## build the image for CPUs without Docker, and test it (root, buildah, debootstrap)
 	$(PYTHON_IN) -m tools.check_image
+
+soak: $(READY) ## kill runs of one and two ranks 30 times, and compare every bit; minutes
+	$(PYTHON_IN) -m tests.soak_runs --kills 30
+
+fuzz: $(READY) ## give the command thousands of bad inputs; minutes
+	$(PYTHON_IN) -m tests.fuzz
 
 soak-collector: $(READY) ## collect 10,000 rows from a bad endpoint through five kills; a minute
 	$(PYTHON_IN) -m tests.soak_collector --rows 10000 --kills 5

@@ -120,14 +120,18 @@ def _lines(path: Path) -> list[str]:
 def _parse_record(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError also for a number of too many digits
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+    if not isinstance(record, dict) or not _is_step(record.get("step")):
         return None
     for key, value in record.items():
-        if "/" in key and value in NON_FINITE:
+        if "/" in key and isinstance(value, str) and value in NON_FINITE:
             record[key] = float(value)
     return record
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def _without_non_finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ import multiprocessing.connection
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,6 +50,7 @@ def statuses_of_ranks(
     *arguments: Any,
     log: Path,
     timeout_s: float,
+    meddle: Callable[[Sequence[Any]], None] = lambda ranks: None,
 ) -> list[int | None]:
     """Return with what exit status each rank ends; the first that fails ends the others.
 
@@ -59,6 +60,7 @@ def statuses_of_ranks(
         arguments: of the function, picklable.
         log: file that takes what all ranks print.
         timeout_s: seconds after which they are ended.
+        meddle: is given the processes when they have started, to do something to them.
     """
     _start_server()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -73,6 +75,7 @@ def statuses_of_ranks(
     for process in ranks:
         process.start()
     try:
+        meddle(ranks)
         _wait(ranks, timeout_s)
     finally:
         for process in ranks:

@@ -10,7 +10,14 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_gad.checks.values import BETA, DEADLINE_OR_NONE, NOT_NEGATIVE, POSITIVE, violations
+from megatron_gad.checks.values import (
+    BETA,
+    DEADLINE_OR_NONE,
+    GIBIBYTES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    violations,
+)
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
@@ -243,7 +250,7 @@ def check_watchdog(
 
 def check_schedule(schedule: ScheduleConfig) -> Iterator[str]:
     """Yield what is wrong with the memory that decides who leaves the device."""
-    yield from violations("schedule", schedule, {"device_memory_gib": POSITIVE})
+    yield from violations("schedule", schedule, {"device_memory_gib": GIBIBYTES})
 
 
 def check_evaluation(config: RunConfig, num_data_ranks: int) -> Iterator[str]:

@@ -83,15 +83,7 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
             "device to training; give a value below 1, 0.5 is the default"
         )
     yield from _check_urls(sglang, data_size)
-    num_servers = max(1, count_servers(sglang, num_own_gpus))
-    num_gpus = num_servers * sglang.tensor_parallel_size
-    if not sglang.urls and num_gpus > num_own_gpus:
-        yield (
-            f"sglang.num_servers {num_servers} x sglang.tensor_parallel_size "
-            f"{sglang.tensor_parallel_size} = {num_gpus} GPUs, but one copy of the model has "
-            f"{num_own_gpus} rank(s) on a host, whose GPUs its servers share; use fewer or smaller "
-            "servers"
-        )
+    yield from _check_gpus(sglang, num_own_gpus)
     if torch.cuda.is_available() and not sglang.urls:
         yield from _check_sharing(sglang)
     for name, reason in CHOSEN.items():
@@ -104,6 +96,21 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
             "rollout.engine = 'sglang', but that package is not installed; install "
             "megatron-gad[sglang], name an interpreter that has it in sglang.python, name running "
             "servers in sglang.urls, or use 'embedded'"
+        )
+
+
+def _check_gpus(sglang: SGLangConfig, num_own_gpus: int) -> Iterator[str]:
+    """Yield why the servers do not fit the GPUs that they share."""
+    if sglang.tensor_parallel_size < 1:
+        return
+    num_servers = max(1, count_servers(sglang, num_own_gpus))
+    num_gpus = num_servers * sglang.tensor_parallel_size
+    if not sglang.urls and num_gpus > num_own_gpus:
+        yield (
+            f"sglang.num_servers {num_servers} x sglang.tensor_parallel_size "
+            f"{sglang.tensor_parallel_size} = {num_gpus} GPUs, but one copy of the model has "
+            f"{num_own_gpus} rank(s) on a host, whose GPUs its servers share; use fewer or smaller "
+            "servers"
         )
 
 

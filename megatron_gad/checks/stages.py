@@ -64,7 +64,7 @@ def check_stage(section: StageSection, data: DataConfig, sizes: DataSizes) -> It
     """Yield what is wrong with a stage: ranges, length, even shares, and its own rules."""
     rules = dict.fromkeys(section.not_negative, NOT_NEGATIVE)
     rules |= dict.fromkeys(section.positive, POSITIVE)
-    rules["epochs" if section.steps is None else "steps"] = POSITIVE
+    rules |= {"epochs": POSITIVE, "steps": POSITIVE}
     yield from violations(section.name, section, rules)
     if not section.uses_discriminator:
         sizes = DataSizes(sizes.student, sizes.student)

@@ -21,6 +21,7 @@ DEADLINE_OR_NONE = Rule(f"from 0 (never) to {YEAR_S} (a year)", lambda value: 0 
 MINUTES = Rule(
     f"above 0 and at most {YEAR_S // 60} (a year)", lambda value: 0 < value <= YEAR_S // 60
 )
+GIBIBYTES = Rule("above 0 and at most 1000000", lambda value: 0 < value <= 1_000_000)
 BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 
 

@@ -71,6 +71,12 @@ class RunConfig:
         """Whether any stage samples."""
         return any(section.uses_engine for section in self.stage_sections)
 
+    def check_rows(self, num_rows: int) -> None:
+        """Raise ValueError if a stage's step takes more than the usable rows of the data."""
+        problems = [text for each in self.stage_sections for text in each.row_problems(num_rows)]
+        if problems:
+            raise ValueError("\n".join(problems))
+
     def discriminator_layout(self, has_experts: bool) -> ParallelConfig:
         """Return the discriminator's layout: the student's except for the sizes of its own.
 

@@ -128,6 +128,22 @@ class StageSection(ABC):
         """Return what may end the stage before its last step, in words; empty if nothing does."""
         return ""
 
+    def row_problems(self, num_rows: int) -> Iterator[str]:
+        """Yield why a step cannot be taken on a data set of so many usable rows."""
+        if self.num_prompts <= num_rows:
+            return
+        found = f"{self.name}.{self.batch_key} = {self.num_prompts}, but data.path has {num_rows}"
+        if self.uses_engine:
+            yield (
+                f"{found} usable rows: the same prompt twice in a step gives the same responses "
+                "twice; use fewer prompts with a larger group_size, or more data"
+            )
+        else:
+            yield (
+                f"{found} usable rows: a step would learn from some of them more than once; "
+                f"make it at most {num_rows}, or use more data"
+            )
+
     def problems(self, data: DataConfig) -> Iterator[str]:
         """Yield what is wrong with the section beyond the ranges of its fields."""
         yield from ()

@@ -224,6 +224,18 @@ class AdversarialConfig(SamplingSection):
         """Further steps that the discriminator takes; a frozen one takes none."""
         return 0 if self.freeze_discriminator else self.extra_discriminator_steps
 
+    def row_problems(self, num_rows: int) -> Iterator[str]:
+        """Extra steps take prompts of their own."""
+        yield from super().row_problems(num_rows)
+        count, steps = self.extra_prompts, self.num_extra_steps
+        if count * steps > num_rows:
+            yield (
+                f"adversarial.extra_prompts = {count} in each of "
+                f"adversarial.extra_discriminator_steps = {steps} take {count * steps} prompts a "
+                f"step, but data.path has {num_rows} usable rows: the discriminator would learn "
+                "the same pairs again; make one of them smaller, or use more data"
+            )
+
     @property
     def samples_ahead(self) -> bool:
         """As ``overlap`` says."""

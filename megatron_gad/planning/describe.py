@@ -47,6 +47,8 @@ def describe_run(
     models = models or read_models(config.student.path, config.discriminator.path)
     data, num_prompts = _data_lines(config, models)
     lines += data
+    if num_prompts is not None:
+        config.check_rows(num_prompts)
     reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
     lines.append(_line("residency", reason))
     lines += [_line("", text) for text in held]

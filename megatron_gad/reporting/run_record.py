@@ -1,7 +1,6 @@
 """What a run folder holds, read back: also of a run that was cut short."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from megatron_gad.planning.turns import TIMERS
 from megatron_gad.runtime.metrics import METRICS_FILE, RESULTS_FILE, SAMPLES_FOLDER, samples_step
 
 CONFIG_FILE = "config.toml"
+# Sums and scales of larger ones overflow.
+LARGEST_DRAWN = 1e100
 PHASE_KEYS = tuple(f"time/{timer}_s" for timer in TIMERS)
 
 
@@ -98,7 +99,9 @@ def finite_values(records: Iterable[dict[str, Any]], key: str) -> list[float]:
 
 def is_finite_number(value: Any) -> TypeGuard[float]:
     """Whether a value read from JSON is a number that can be averaged and drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -LARGEST_DRAWN <= value <= LARGEST_DRAWN
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -171,7 +174,7 @@ def _read_results(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         notes.append(f"{RESULTS_FILE} is not valid JSON: {error}")
         return {}
     if not isinstance(results, dict):

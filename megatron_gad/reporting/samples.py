@@ -86,7 +86,8 @@ def _sampled_step(
 
 
 def _sampled_prompt(row: dict[str, Any]) -> SampledPrompt:
-    rollouts = [rollout for rollout in row.get("rollouts", ()) if isinstance(rollout, dict)]
+    found = row.get("rollouts")
+    rollouts = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
     rollouts.sort(key=_score_or_lowest, reverse=True)
     half = MAX_ROLLOUTS // 2
     shown = rollouts

@@ -1,7 +1,7 @@
 """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -67,18 +67,6 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             return Learning(lr, 0)
         judged = math.ceil(num_steps / own.discriminator_interval)
         return Learning(lr, judged + num_steps * own.num_extra_steps)
-
-    def check_rows(self, num_rows: int) -> Iterator[str]:
-        """Extra steps take prompts of their own."""
-        yield from super().check_rows(num_rows)
-        count, steps = self.settings.extra_prompts, self.settings.num_extra_steps
-        if count * steps > num_rows:
-            yield (
-                f"adversarial.extra_prompts = {count} in each of "
-                f"adversarial.extra_discriminator_steps = {steps} take {count * steps} prompts a "
-                f"step, but data.path has {num_rows} usable rows: the discriminator would learn "
-                "the same pairs again; make one of them smaller, or use more data"
-            )
 
     def begin(self, run: Run) -> None:
         """Keep the student as it is, or its base model, as the reference of the KL."""

@@ -61,7 +61,7 @@ def open_run(
         opened.callback(writer.close)
         codecs = codecs or read_codecs(config)
         data = RunData(config, codecs, parallel, read)
-        _check_rows(config, len(data.prompts))
+        config.check_rows(len(data.prompts))
         check_models(config, parallel)
         sampler = build_sampler(config, codecs, parallel)
         opened.callback(sampler.close)
@@ -77,13 +77,6 @@ def open_run(
             *(config, codecs, data, lock, writer, sampler, rewards, student, turn),
             opened=opened.pop_all(),
         )
-
-
-def _check_rows(config: RunConfig, num_rows: int) -> None:
-    planned = [find_stage(name)(config) for name in config.stages]
-    problems = [problem for stage in planned for problem in stage.check_rows(num_rows)]
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 def begin_stage(run: Run) -> Stage:

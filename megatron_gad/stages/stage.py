@@ -1,7 +1,7 @@
 """What a stage is: the questions that a run asks of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -70,23 +70,6 @@ class Stage(ABC, Generic[S]):
             note_step(run, each)
         run.progress.count_step(self.settings.num_prompts)
         return result
-
-    def check_rows(self, num_rows: int) -> Iterator[str]:
-        """Yield why a step cannot be taken on a data set of so many usable rows."""
-        count = self.settings.num_prompts
-        if count <= num_rows:
-            return
-        found = f"{self.name}.{self.kind.batch_key} = {count}, but data.path has {num_rows} usable"
-        if self.kind.uses_engine:
-            yield (
-                f"{found} rows: the same prompt twice in a step gives the same responses twice; "
-                "use fewer prompts with a larger group_size, or more data"
-            )
-        else:
-            yield (
-                f"{found} rows: a step would learn from some of them more than once; "
-                f"make it at most {num_rows}, or use more data"
-            )
 
     def begin(self, run: Run) -> None:
         """Set up what is the stage's own, from the models as the stage before left them."""

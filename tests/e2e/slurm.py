@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol")
+PROGRAMS += ("scancel", "sinfo")
 # Addresses, so that each resolves as a host's name would, and Slurm writes 127.0.0.[1-2] for both.
 NODES = ("127.0.0.1", "127.0.0.2")
 CONFIGURATION = """
@@ -99,8 +100,7 @@ class Cluster:
 
     def job_state(self, job: str) -> str:
         """Return what a job is: PENDING, RUNNING, COMPLETED and so on."""
-        words = self.ask("scontrol", "show", "job", job).split()
-        return dict(word.partition("=")[::2] for word in words)["JobState"]
+        return self.ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
 
     def processes_on(self, node: str) -> list[psutil.Process]:
         """Return all that runs on a node: its daemon, its steps and their tasks."""

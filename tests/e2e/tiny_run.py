@@ -23,7 +23,7 @@ from tests.ranks import statuses_of_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 # What depends on the clock, or on how a run is spread over ranks.
-NOT_COMPARED = ("time", "swap/bytes", "memory/", "moves/")
+NOT_COMPARED = ("time", "swap/bytes", "memory/", "moves/", "engine/tokens_per_s")
 
 
 def start(save: Path, *flags: str, num_ranks: int = 1, prepares: bool = False) -> subprocess.Popen:
@@ -63,11 +63,17 @@ def run(save: Path, *flags: str, num_ranks: int = 1) -> list[dict[str, Any]]:
 
 
 def outcome(
-    save: Path, log: Path, *flags: str, num_ranks: int = 1, inputs: Path | None = None
+    save: Path,
+    log: Path,
+    *flags: str,
+    num_ranks: int = 1,
+    inputs: Path | None = None,
+    **options: Any,
 ) -> tuple[list[int | None], str]:
     """Run, and return the statuses of its ranks with what they said, which goes to ``log``.
 
-    inputs: folder of student and data; by default one outside of the run directory.
+    inputs: folder of student and data; by default one outside of the run directory. options: of
+    ``statuses_of_ranks``.
     """
     inputs = inputs or assets()
     paths = {
@@ -80,7 +86,8 @@ def outcome(
     command += [word for flag, path in paths.items() for word in (flag, str(path))]
     # A restored run has the same student and data under paths of its own.
     command += ["--override-config", "data.path", "student.path"]
-    statuses = statuses_of_ranks(_command, num_ranks, [*command, *flags], log=log, timeout_s=900)
+    options = {"log": log, "timeout_s": 900} | options
+    statuses = statuses_of_ranks(_command, num_ranks, [*command, *flags], **options)
     return statuses, log.read_text()
 
 

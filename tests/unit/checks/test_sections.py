@@ -147,11 +147,12 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
     ),
     (
         {"schedule": {"device_memory_gib": 0.0}},
-        "schedule.device_memory_gib = 0.0 is not allowed; give a value above 0",
+        "schedule.device_memory_gib = 0.0 is not allowed; give a value above 0 and at most 1000000",
     ),
     (
         {"schedule": {"device_memory_gib": -80.0}},
-        "schedule.device_memory_gib = -80.0 is not allowed; give a value above 0",
+        "schedule.device_memory_gib = -80.0 is not allowed; give a value above 0 and at most "
+        "1000000",
     ),
     (
         {"gad": {"dual_clip": 0.9}},

@@ -99,7 +99,8 @@ def test_the_plan_shows_the_first_row_as_the_models_read_it(good: RunConfig) -> 
 def test_a_long_row_is_shown_by_its_ends(good: RunConfig, tmp_path: Path) -> None:
     data = tmp_path / "long.jsonl"
     words = " ".join(f"x{number}" for number in range(40))
-    data.write_text(json.dumps({"content": "face west", "teacher_response": words}) + "\n")
+    line = json.dumps({"content": "face west", "teacher_response": words}) + "\n"
+    data.write_text(8 * line)  # a step takes as many
     long = replace(good.data, path=str(data), max_response_tokens=200)
     prompt = replace(good, data=replace(long, max_prompt_tokens=50))
     plan = describe_run(prompt, world_size=1)

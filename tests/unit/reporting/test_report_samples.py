@@ -78,3 +78,9 @@ def test_what_every_other_reward_gave_is_shown(tmp_path):
     write_samples(tmp_path, 3, [{"prompt": "p", "teacher": "t", "rollouts": rollouts}])
     shown = choose_samples(read_run(tmp_path))[0].prompts[0].rollouts
     assert [each.rewards for each in shown] == ["format +1.00, tests nan", ""]
+
+
+def test_samples_that_are_no_list_are_left_out(tmp_path):
+    write_samples(tmp_path, 3, [{"prompt": "p", "teacher": "t", "rollouts": None}])
+    (sampled,) = choose_samples(read_run(tmp_path))
+    assert sampled.prompts[0].rollouts == ()

@@ -1,0 +1,14 @@
+"""Bad inputs of every kind are taken or refused, never met by a traceback: `make fuzz` in short."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.__main__ import Fuzz, problems
+
+COUNTS = {"configurations": 100, "data_files": 40, "run_folders": 6}
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_no_input_is_met_by_a_traceback(kind: str, tmp_path: Path) -> None:
+    assert problems(Fuzz(kinds=(kind,), count=COUNTS[kind]), tmp_path) == []
