@@ -11,11 +11,12 @@ import tyro
 
 from examples.quickstart.arms import CONFIG, Assets, EqualComputeArm, run_gad
 from examples.quickstart.data import collect_data
-from examples.quickstart.measure import measure, table
+from examples.quickstart.measure import compare_arms, measure, table
 from examples.quickstart.seeds import run_seeds
 from examples.quickstart.student import make_student
 from megatron_gad.reporting.page import build_report
 
+VERDICT = "verdict"
 ARMS = {
     "untrained": "untrained",
     "seqkd": "SeqKD",
@@ -44,7 +45,8 @@ def main(options: Options) -> None:
     """Run one seed, or several and a summary."""
     if not options.seeds:
         print(table(run_seed(options.out, options.seed), ARMS))
-        print(f"\nLook at {options.out}/report.html; the student is in {options.out}/student_hf/")
+        print(f"\nWhat else the arms are: {options.out / VERDICT}/evaluation.md")
+        print(f"Look at {options.out}/report.html; the student is in {options.out}/student_hf/")
         return
     print(run_seeds(options.out, options.seeds, run_seed, CONFIG.read_text(), ARMS))
 
@@ -75,6 +77,7 @@ def run_seed(out: Path, seed: int) -> dict[str, Any]:
     print("[3/3] Answering the held-out prompts with each student", flush=True)
     prompts = [json.loads(line)["content"][0]["content"] for line in data.test.open()]
     results: dict[str, Any] = {arm: measure(path, prompts, seed) for arm, path in folders.items()}
+    compare_arms(folders, data.test, out / VERDICT, seed)
     clock.lap("evaluation")
     results["seconds"] = clock.seconds
     (out / "results.json").write_text(json.dumps(results, indent=1))

@@ -1,4 +1,4 @@
-"""The checker's verdict on an arm: exact accuracy, layouts, length."""
+"""The checker's verdict on an arm, and the verdict that any task can have."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,12 @@ import numpy as np
 from examples.quickstart.robot_turns import check, report
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.evaluation.answers import answer
+from megatron_gad.evaluation.command import evaluate
 from megatron_gad.evaluation.intervals import bootstrap_interval
+from megatron_gad.evaluation.options import EndpointOptions, EvaluateOptions
 
 MAX_NEW_TOKENS = 24
+NUM_SAMPLES = 4
 
 
 def measure(hf_folder: Path, prompts: Sequence[str], seed: int) -> dict[str, Any]:
@@ -39,6 +42,27 @@ def measure(hf_folder: Path, prompts: Sequence[str], seed: int) -> dict[str, Any
             for prompt, text in zip(prompts[:5], sampled[:5], strict=True)
         ],
     }
+
+
+def compare_arms(arms: dict[str, Path], rows: Path, out: Path, seed: int) -> None:
+    """Write what ``megatron-gad evaluate`` says of the arms, which knows nothing of the task.
+
+    rows: held-out prompts with the teacher's responses. out: folder for evaluation.md and the rest.
+    """
+    evaluate(
+        EvaluateOptions(
+            students=tuple(f"{name}={folder}" for name, folder in arms.items()),
+            prompts=(str(rows),),
+            out=out,
+            endpoint=EndpointOptions(),
+            num_samples=NUM_SAMPLES,
+            temperature=1.0,
+            max_tokens=MAX_NEW_TOKENS,
+            seed=seed,
+            likelihood=True,
+            show_progress=False,
+        )
+    )
 
 
 def table(results: dict[str, dict[str, Any]], arms: dict[str, str]) -> str:

@@ -1,6 +1,17 @@
 """All mutants, by subject."""
 
-from tests.mutants import data, ends, engines, faults, layouts, losses, models, stages, training
+from tests.mutants import (
+    data,
+    ends,
+    engines,
+    evaluation,
+    faults,
+    layouts,
+    losses,
+    models,
+    stages,
+    training,
+)
 from tests.mutants.mutant import Mutant
 
 SUBJECTS: dict[str, tuple[Mutant, ...]] = {
@@ -29,5 +40,6 @@ SUBJECTS: dict[str, tuple[Mutant, ...]] = {
     "AdamW and its rate": training.ADAMW_MUTANTS,
     "Borrowed weights": training.MEMORY_MUTANTS,
     "More than one rank": layouts.LAYOUT_MUTANTS,
+    "Evaluation": evaluation.EVALUATION_MUTANTS,
 }
 MUTANTS = tuple(mutant for mutants in SUBJECTS.values() for mutant in mutants)

@@ -73,6 +73,7 @@ def test_what_was_answered_is_replayed_without_a_network(tmp_path: Path) -> None
     assert again == first
     assert (spent.num_calls, spent.num_replayed) == (6, 0)
     assert (replayed.num_calls, replayed.num_replayed) == (6, 6)
+    assert (replayed.reasons, replayed.stopped) == ([], "")  # nothing was tried
     # 3 tokens in and 5 out each, at 1 and 2 a million.
     assert spent.cost == replayed.cost == pytest.approx(6 * 13e-6)
     assert (replayed.prompt_tokens, replayed.completion_tokens) == (18, 30)

@@ -1,0 +1,68 @@
+"""Faults in what a student is measured by."""
+
+from tests.mutants.mutant import Mutant
+
+TESTS = "tests/unit/evaluation"
+
+
+def _in(file: str, name: str) -> tuple[str, ...]:
+    """Return the node id of a test."""
+    return (f"{TESTS}/test_{file}.py::test_{name}",)
+
+
+EVALUATION_MUTANTS = (
+    Mutant(
+        "the win rate at equal length keeps the length term",
+        "return float(expit(features[:, [0, 2]] @ weights[[0, 2]]).mean())",
+        "return float(expit(features @ weights).mean())",
+        _in("length_control", "one_model_has_the_rate_of_a_logistic_regression_at_equal_length"),
+    ),
+    Mutant(
+        "the fresh discriminator is read on the prompts that it learned from",
+        "learned, read = _shared(learned), _shared(read)",
+        "learned, read = _shared(learned), _shared(learned)",
+        _in("two_sample", "prompts_are_read_that_were_not_trained_on"),
+    ),
+    Mutant(
+        "the second order of a pair counts for the other side",
+        "found[model].append(Pair(first, 1.0 - second))",
+        "found[model].append(Pair(first, second))",
+        _in("judge", "a_pair_is_judged_in_both_orders"),
+    ),
+    Mutant(
+        "of several winners that a judge names one is taken",
+        "[found.pop()] if len(found) == 1 else None",
+        "[found.pop()] if found else None",
+        _in("judge", "a_winner_is_named_once"),
+    ),
+    Mutant(
+        "a verdict that cannot be read is not asked for again",
+        "ATTEMPTS = 2  # a verdict",
+        "ATTEMPTS = 1  # a verdict",
+        _in("judge", "an_unreadable_verdict_is_asked_for_once_more_and_never_guessed"),
+    ),
+    Mutant(
+        "a call to the judge that was kept is made again",
+        "for name, key in keys.items() if not self._holds(key)}",
+        "for name, key in keys.items()}",
+        _in("judge", "what_was_answered_is_replayed_without_a_network"),
+    ),
+    Mutant(
+        "a share of all prompts has an interval without a width",
+        'proportion_ci(confidence, method="wilson")',
+        'proportion_ci(1e-9, method="wilson")',
+        _in("intervals", "a_share_of_all_prompts_keeps_a_width"),
+    ),
+    Mutant(
+        "a prompt counts if one of its instructions is fulfilled",
+        "strict = [all(each) for each in results]",
+        "strict = [any(each) for each in results]",
+        _in("instructions", "accuracy_counts_prompts_of_which_all_is_fulfilled"),
+    ),
+    Mutant(
+        "the likelihood of a token is read one place too late",
+        "logits = model(input_ids=ids[:, :-1], logits_to_keep=len(response))",
+        "logits = model(input_ids=ids, logits_to_keep=len(response))",
+        _in("likelihood", "the_likelihood_of_a_response_is_that_of_transformers"),
+    ),
+)
