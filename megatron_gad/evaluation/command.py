@@ -30,7 +30,7 @@ from megatron_gad.evaluation.measures import (
     named_generator,
     tell_apart,
 )
-from megatron_gad.evaluation.options import USUAL_KEY, EvaluateOptions
+from megatron_gad.evaluation.options import TEACHER, USUAL_KEY, EvaluateOptions
 from megatron_gad.evaluation.plot import draw_lengths
 from megatron_gad.evaluation.record_file import RecordFile
 from megatron_gad.evaluation.results import gather, judge_totals
@@ -78,6 +78,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     students = find_students(options.students, options.out)
+    names = [TEACHER, *(each.name for each in students)]
+    if options.endpoint.against not in names:
+        raise ValueError(f"against = {options.endpoint.against!r}: use one of {', '.join(names)}")
     key = _key(options.student_key_env) if any(each.url for each in students) else ""
     answers = {each.name: answers_of(each, items, options, key, "answers") for each in students}
     generator = named_generator(options.seed)

@@ -170,11 +170,6 @@ class EvaluateOptions:
                 f"max_cost = {endpoint.max_cost} without prices: give prompt_price and "
                 "completion_price"
             )
-        names = [student.partition("=")[0] for student in self.students]
-        if endpoint.against not in (TEACHER, *names):
-            wrong.append(
-                f"against = {endpoint.against!r}: use {TEACHER!r} or one of {', '.join(names)}"
-            )
         try:
             is_object = isinstance(json.loads(endpoint.judge_extra_body), dict)
         except ValueError:

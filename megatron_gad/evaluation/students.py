@@ -127,8 +127,9 @@ def answers_of(
 
     key: of the student's endpoint, if it is one. what: names the prompts in files and bars.
 
-    Raises ValueError: a file or a model that cannot be used, or an endpoint that leaves prompts
-    without an answer.
+    A prompt that an endpoint refuses has a blank answer.
+
+    Raises ValueError: a file or a model that cannot be used, or an endpoint that refuses all.
     """
     if student.file:
         column = student.column or options.teacher_column
@@ -211,13 +212,18 @@ def _answer_from_endpoint(
 
     tally = asyncio.run(ask()).tally if missing else None
     unanswered = [each for each in messages if each not in kept.records]
-    if unanswered:
-        reason = tally and (tally.stopped or next(iter(tally.reasons.values()), ""))
+    if tally and tally.stopped:
         raise ValueError(
             f"student {student.name}: {len(unanswered)} of {len(messages)} answers are missing "
-            f"({reason}); the same command asks for them again"
+            f"({tally.stopped}); the same command asks for them again"
         )
-    return [[_answers(kept.records[key])[0] for key in each] for each in keys]
+    if unanswered and tally:
+        logger.warning(
+            "student %s: %d of %d answers count as blank (%s); the same command asks again",
+            *(student.name, len(unanswered), len(messages), next(iter(tally.reasons.values()))),
+        )
+    blank = _record("", [Answered("", was_cut=False)])
+    return [[_answers(kept.records.get(key, blank))[0] for key in each] for each in keys]
 
 
 def _record(key: str, answers: Sequence[Answered]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.evaluation.answers import answer
 from megatron_gad.evaluation.command import main
 from megatron_gad.evaluation.record_file import content_key
-from tests.hostile_teacher import completion, hostile_teacher, ok
+from tests.hostile_teacher import Reply, completion, hostile_teacher, http, ok
 from tests.tiny import make_hf_folder
 from tests.tiny_tokenizer import make_tokenizer
 from tests.unit.evaluation.judging import MODEL, judge_server, part
@@ -287,6 +287,25 @@ def test_an_endpoint_answers_and_is_not_asked_twice(tmp_path: Path) -> None:
     assert 0.5 < results["means"]["self_bleu"]["mean"] < 1.0
 
 
+def test_a_prompt_that_an_endpoint_refuses_has_a_blank_answer(tmp_path: Path) -> None:
+    prompts = write_rows(tmp_path / "test.jsonl", "teacher_response", ["yes"] * 5)
+
+    def reply(body: dict[str, Any], attempt: int) -> Any:
+        is_refused = "Question 3" in body["messages"][-1]["content"]
+        return Reply(http(400, "{}")) if is_refused else ok(completion("fine"))
+
+    def refuse(body: dict[str, Any], attempt: int) -> Any:
+        return Reply(http(401, "{}"))
+
+    out = ["--prompts", prompts, "--out", str(tmp_path / "out"), "--no-show-progress"]
+    with hostile_teacher(reply) as server:
+        assert main(["--students", f"s={server.base_url}#small", *out]) == 0
+    blank = read(tmp_path / "out")["students"]["s"]["means"]["blank"]
+    assert (blank["mean"], blank["count"]) == (0.2, 5)
+    with hostile_teacher(refuse) as server:
+        assert main(["--students", f"other={server.base_url}#small", *out]) == 2
+
+
 def test_seeds_of_an_arm_have_an_interval_of_their_own(tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "test.jsonl", "teacher_response", ["a b c d"] * 4)
     words = [["a b x x"] * 4, ["a b c x"] * 4, ["a b c d"] * 4]
@@ -309,7 +328,7 @@ def test_seeds_of_an_arm_have_an_interval_of_their_own(tmp_path: Path) -> None:
         (["--students", "x=http://127.0.0.1/v1"], "names no model"),
         (["--max-cost", "1"], "max_cost = 1.0 without prices"),
         (["--judge-url", "http://127.0.0.1/v1"], "judge_url without judge_model"),
-        (["--against", "nobody"], "against = 'nobody': use 'teacher' or one of"),
+        (["--against", "nobody"], "against = 'nobody': use one of teacher, even, short"),
         (["--num-samples", "4"], "at temperature 0"),
         (["--max-tokens", "0"], "max_tokens = 0: use 1 or more"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
