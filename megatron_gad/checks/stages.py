@@ -70,6 +70,13 @@ def check_stage(section: StageSection, data: DataConfig, sizes: DataSizes) -> It
         sizes = DataSizes(sizes.student, sizes.student)
     for key in section.shared_keys:
         yield from _divisibility(section.name, key, getattr(section, key), sizes)
+    unit = math.lcm(*sizes) * section.num_parts
+    if section.num_parts > 1 and section.num_prompts % unit:
+        yield (
+            f"{section.name}.{section.batch_key} = {section.num_prompts} has to be a multiple of "
+            f"{unit}: of the {section.num_parts} minibatches each is shared out evenly; the next "
+            f"that is one is {-(-section.num_prompts // unit) * unit}"
+        )
     yield from section.problems(data)
 
 

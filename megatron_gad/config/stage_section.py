@@ -101,6 +101,11 @@ class StageSection(ABC):
         return getattr(self, self.batch_key)
 
     @property
+    def num_parts(self) -> int:
+        """Parts of a step's prompts that the student learns from one after the other."""
+        return 1
+
+    @property
     def samples_ahead(self) -> bool:
         """Whether the engine samples for the next step while this one trains."""
         return False

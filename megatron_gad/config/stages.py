@@ -188,12 +188,17 @@ class AdversarialConfig(SamplingSection):
         extra_discriminator_steps: further discriminator steps, on fresh samples.
         extra_prompts: prompts of each such step, other ones, with one sample each.
         overlap: sample for the next step, with the weights of this one, while this one trains.
-        student_updates: optimizer steps of the student on one rollout batch.
+        student_updates: optimizer steps of the student on one rollout batch, or, if that is cut,
+            how often it goes through the parts.
+        student_minibatches: parts of a rollout batch, of whole groups, with an optimizer step each.
     """
 
     name = "adversarial"
     order = 50
-    positive = ("discriminator_interval", "student_updates", "student_lr", "discriminator_lr")
+    positive = (
+        *("discriminator_interval", "student_updates", "student_minibatches"),
+        *("student_lr", "discriminator_lr"),
+    )
     not_negative = (
         "discriminator_samples",
         "discriminator_only_steps",
@@ -201,7 +206,7 @@ class AdversarialConfig(SamplingSection):
     )
     fixed = (
         *("prompts_per_step", "group_size", "discriminator_samples", "freeze_discriminator"),
-        *("discriminator_only_steps", "student_updates"),
+        *("discriminator_only_steps", "student_updates", "student_minibatches"),
     )
     uses_gad = True
 
@@ -213,11 +218,17 @@ class AdversarialConfig(SamplingSection):
     extra_prompts: int = 64
     overlap: bool = False
     student_updates: int = 1
+    student_minibatches: int = 1
 
     @property
     def updates_per_step(self) -> int:
-        """As ``student_updates`` says."""
-        return self.student_updates
+        """One for each part, as often as ``student_updates`` says."""
+        return self.student_updates * self.student_minibatches
+
+    @property
+    def num_parts(self) -> int:
+        """As ``student_minibatches`` says."""
+        return self.student_minibatches
 
     @property
     def num_extra_steps(self) -> int:
@@ -255,6 +266,7 @@ class AdversarialConfig(SamplingSection):
         extra = self.num_extra_steps * self.extra_prompts
         # The reference's pass; a KL in the reward needs the student's own before its update too.
         num_forwards = (1 + (gad.kl_in == "reward")) if gad.kl_coef > 0 else 0
+        num_forwards += self.student_minibatches > 1  # for the log-probabilities from before them
         return StageWork(
             kind=self.name,
             num_prompts=self.prompts_per_step,

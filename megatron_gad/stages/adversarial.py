@@ -37,12 +37,14 @@ from megatron_gad.types import Batch, Group, Metrics
 class _Sampled:
     """What one step trains on.
 
-    groups: of the step's prompts. batch: their rollouts as rows.
+    groups: of the step's prompts. parts: how many of them belong to each minibatch, in their order.
+    batch: their rollouts as rows.
     extra_groups: of every extra step of the discriminator.
     weights_lag: updates of the student since the weights that sampled them.
     """
 
     groups: list[Group]
+    parts: list[int]
     batch: Batch
     extra_groups: list[list[Group]]
     weights_lag: int
@@ -100,7 +102,9 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         if self.student_learns(run.progress):
             batch = batch.with_advantages(advantages_PG.flatten())
             batch = batch.without_rows(self._left_out(sampled.groups, rewarded.is_dropped_P))
-            learned = take_policy_steps(run, batch, sampled.groups, self.settings.student_updates)
+            learned = take_policy_steps(
+                run, batch, sampled.groups, sampled.parts, self.settings.student_updates
+            )
             if not learned.output.is_skipped:
                 agreement = compare_all(run, learned.output.rows, batch, sampled.weights_lag)
         return StepResult.of(
@@ -178,8 +182,26 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         size = len(extra) // max(1, num_extra)
         parts = [extra[i * size : (i + 1) * size] for i in range(num_extra)]
         cost = cost_of_group(run)
-        even, *extra = [rebalance(part, cost, run.parallel) for part in (groups, *parts)]
-        return _Sampled(even, policy_batch(even), extra, lag, metrics)
+        extra = [rebalance(part, cost, run.parallel) for part in parts]
+        minibatches = [
+            rebalance(part, cost, run.parallel) for part in self._minibatches(run, groups)
+        ]
+        even = list(chain.from_iterable(minibatches))
+        return _Sampled(even, [*map(len, minibatches)], policy_batch(even), extra, lag, metrics)
+
+    def _minibatches(self, run: Run, groups: Sequence[Group]) -> list[list[Group]]:
+        """Return which of this data rank's groups belong to each minibatch.
+
+        Decided by the rows of all data ranks, so that the minibatches are the same on any number
+        of them: in the order of their rows, groups take turns.
+        """
+        own = [group.prompt.index for group in groups]
+        order = sorted(chain.from_iterable(run.parallel.gather_over_data(own)))
+        place = {row: number % self.settings.num_parts for number, row in enumerate(order)}
+        return [
+            [group for group, row in zip(groups, own, strict=True) if place[row] == part]
+            for part in range(self.settings.num_parts)
+        ]
 
     def _requests(self, run: Run, iteration: int) -> list[Request]:
         """Take the prompts of a step: one request for its groups, one for its extra pairs, if any.

@@ -1,5 +1,6 @@
 """The student's turn: fit the teacher's responses, or follow the advantages of its own."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -7,7 +8,7 @@ from functools import partial
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.balance import prompt_cost
-from megatron_gad.data.batching import teacher_batch
+from megatron_gad.data.batching import take_rows, teacher_batch
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.step_result import ModelStep
 from megatron_gad.training.exchange import rebalance
@@ -34,12 +35,15 @@ def take_student_step(run: Run, batch: Batch, loss: LossFunction, rows: Sequence
 
 
 def take_policy_steps(
-    run: Run, batch: Batch, groups: Sequence[Group], num_updates: int
+    run: Run, batch: Batch, groups: Sequence[Group], parts: Sequence[int], num_updates: int
 ) -> ModelStep:
     """Take the student's steps on one batch; return the first's rows and the last's metrics.
 
-    batch: with advantages. groups: whose rollouts are its rows. After a step that is skipped no
-    other is tried on them: it would meet the same numbers.
+    After a step that is skipped no other is tried on them: it would meet the same numbers.
+
+    batch: with advantages. groups: whose rollouts are its rows.
+    parts: how many of the groups belong to each minibatch, in their order.
+    num_updates: how often every minibatch is learned from.
     """
     gad, temperature = run.config.gad, run.config.rollout.temperature
     options = PolicyOptions(
@@ -54,18 +58,33 @@ def take_policy_steps(
         tis_cap=gad.tis_cap,
     )
     loss = partial(policy_loss, options=options)
-    with run.turn("student"):
-        first = learned = run.student.train(batch, loss, temperature)
-        num_taken = int(not learned.is_skipped)
-        while not learned.is_skipped and num_taken < num_updates:
-            # The first update's own forward gave the log-probabilities from before it.
-            old = batch.with_old_logprobs(first.rows)
-            learned = run.student.train(old, loss, temperature)
-            num_taken += not learned.is_skipped
-    run.progress.weights_version += num_taken
     data_rows = [group.prompt.index for group in groups for _ in group.rollouts]
-    last = ModelStep.of("student", learned, batch, data_rows)
-    metrics = {**learned.metrics, "skipped_steps": float(num_updates - num_taken)}
-    tokens = num_updates * first.trained_tokens
-    output = replace(learned, rows=first.rows, metrics=metrics, trained_tokens=tokens)
-    return replace(last, output=output)
+    num_steps, steps = num_updates * len(parts), list[ModelStep]()
+    with run.turn("student"):
+        # Without minibatches the first update's own forward pass gives the log-probabilities from
+        # before it.
+        old = run.student.logprobs(batch, temperature) if len(parts) > 1 else None
+        minibatches = itertools.cycle(_row_ranges(parts, len(data_rows) // len(groups)))
+        for rows in itertools.islice(minibatches, num_steps):
+            known = batch if old is None else batch.with_old_logprobs(old)
+            part = known if len(parts) == 1 else take_rows(known, rows)
+            output = run.student.train(part, loss, temperature)
+            old = output.rows if old is None else old
+            own = [data_rows[row] for row in rows]
+            steps.append(ModelStep.of("student", output, part, own))
+            if output.is_skipped:
+                break
+    assert old is not None
+    last, outputs = steps[-1], [step.output for step in steps]
+    num_taken = sum(not output.is_skipped for output in outputs)
+    run.progress.weights_version += num_taken
+    metrics = {**last.output.metrics, "skipped_steps": float(num_steps - num_taken)}
+    tokens = sum(output.trained_tokens for output in outputs)
+    output = replace(last.output, rows=old, metrics=metrics, trained_tokens=tokens)
+    return replace(last, output=output, data_rows=data_rows)
+
+
+def _row_ranges(parts: Sequence[int], group_size: int) -> list[range]:
+    """Return the rows of each part of the groups."""
+    ends = [group_size * end for end in itertools.accumulate(parts)]
+    return [range(start, end) for start, end in itertools.pairwise([0, *ends])]

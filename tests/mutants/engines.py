@@ -269,8 +269,8 @@ NUMBER_MUTANTS = (
     ),
     Mutant(
         "the trained tokens count one update of several",
-        "tokens = num_updates * first.trained_tokens",
-        "tokens = first.trained_tokens",
+        "tokens = sum(output.trained_tokens for output in outputs)",
+        "tokens = outputs[0].trained_tokens",
         in_settings("test_the_trained_tokens_are_those_of_every_pass"),
     ),
     Mutant(

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant, in_settings, in_stages, oracle
 
 WHOLE_RATIO = oracle("the ratio of whole responses, clipped")
 CUT = oracle("means of values, no reward for length, nothing learned from what was cut")
+MINIBATCHES = oracle("minibatches, gone through twice")
 PAST = oracle("past groups, resumed")
 DUAL = oracle("dr_grpo in full, clipped on both sides of a negative advantage")
 PUBLISHED = oracle("as published, with everything uneven")
@@ -15,15 +16,9 @@ WAITING = oracle("a student that waits for the discriminator")
 OPTION_MUTANTS = (
     Mutant(
         "the policy loss has no temperature",
-        "first = learned = run.student.train(batch, loss, temperature)",
-        "first = learned = run.student.train(batch, loss)",
+        "output = run.student.train(part, loss, temperature)",
+        "output = run.student.train(part, loss)",
         PUBLISHED,
-    ),
-    Mutant(
-        "the second update on a batch has no temperature",
-        "learned = run.student.train(old, loss, temperature)",
-        "learned = run.student.train(old, loss)",
-        UPDATES,
     ),
     Mutant(
         "the reference has no temperature",
@@ -211,15 +206,27 @@ REWARD_MUTANTS = (
     ),
     Mutant(
         "later updates take the ratio to the update before and not to the sampling student",
-        "old = batch.with_old_logprobs(first.rows)",
-        "old = batch.with_old_logprobs(learned.rows)",
+        "old = output.rows if old is None else old",
+        "old = output.rows",
         UPDATES,
     ),
     Mutant(
         "later updates take no ratio",
-        "old = batch.with_old_logprobs(first.rows)",
-        "old = batch",
+        "known = batch if old is None else batch.with_old_logprobs(old)",
+        "known = batch",
         in_stages("test_several_updates_on_one_batch_move_the_ratio"),
+    ),
+    Mutant(
+        "minibatches are cut in the order of rows, of which neighbours may be alike",
+        "number % self.settings.num_parts",
+        "number * self.settings.num_parts // len(order)",
+        MINIBATCHES,
+    ),
+    Mutant(
+        "the minibatches have no log-probabilities from before the first of them",
+        "if len(parts) > 1 else None",
+        "* 0 if len(parts) > 1 else None",
+        MINIBATCHES,
     ),
 )
 

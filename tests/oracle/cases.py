@@ -71,6 +71,7 @@ BASE: dict[str, Any] = {
     "adversarial.extra-prompts": 4,
     "adversarial.overlap": False,
     "adversarial.student-updates": 1,
+    "adversarial.student-minibatches": 1,
     "adversarial.student-lr": 4e-4,
     "adversarial.discriminator-lr": 2.5e-4,
     "gad.discriminator-loss": "bradley_terry",
@@ -277,6 +278,14 @@ CASES: dict[str, Case] = {
         gad__advantage="dr_grpo",
         gad__aggregation="constant",
     ),
+    "minibatches, gone through twice": case(
+        engine_error=0.2,
+        adversarial__student_minibatches=2,
+        adversarial__student_updates=2,
+        gad__clip_range=0.02,
+        gad__tis_cap=1.2,
+        gad__kl_in="reward",
+    ),
     "past groups, resumed": case(
         gad__negatives_pool=6,
         gad__negatives_share=0.5,
@@ -359,40 +368,5 @@ CASES: dict[str, Case] = {
         discriminator__lr_warmup_steps=0,
         discriminator__clip_grad=0.0,
         seqkd__lr=4e-4,
-    ),
-}
-
-# Of two ranks, with the cases that are compared there.
-LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "DP2, distributed optimizer": (
-        {"use-distributed-optimizer": True},
-        (
-            "as published, with everything uneven",
-            "several updates on an engine that is off",
-            "resumed while sampling while training",
-            "a snapshot taken anew, resumed",
-            "those above the teacher's",
-            "rewards beside the discriminator's",
-            "past groups, resumed",
-        ),
-    ),
-    "TP2, sequence parallel": (
-        {"tensor-model-parallel-size": 2, "sequence-parallel": True},
-        (
-            "summed scores, cross-entropy, dr_grpo, k2 to the base",
-            "the ratio of whole responses, clipped",
-            "resumed in every stage",
-            "the best of several, resumed",
-            "whole groups, which have their prompt once",
-        ),
-    ),
-    "PP2": (
-        {"pipeline-model-parallel-size": 2},
-        (
-            "rloo, k1 to the base in the reward",
-            "groups split, single responses, padded",
-            "dr_grpo in full, clipped on both sides of a negative advantage",
-            "one snapshot, its answers below the teacher's",
-        ),
     ),
 }

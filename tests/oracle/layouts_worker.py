@@ -6,8 +6,9 @@ from pathlib import Path
 from torch.distributed import destroy_process_group, init_process_group
 
 from tests.distributed.workers import drop_groups
-from tests.oracle.cases import CASES, LAYOUTS, Case
+from tests.oracle.cases import CASES, Case
 from tests.oracle.compare import compare
+from tests.oracle.layout_cases import LAYOUTS
 from tests.oracle.product import start
 
 

@@ -31,3 +31,20 @@ def objective(
         objective = torch.where(ratio > most, most * advantage, objective)
         is_held = is_held | (ratio > most)
     return objective, is_held if advantage else torch.zeros_like(is_held)
+
+
+def kl_of(options: Options, logprobs: Tensor, anchor: Tensor) -> Tensor:
+    """Return the estimate of the divergence from the reference at every token."""
+    gap = anchor - logprobs
+    kinds = {"k1": -gap, "k2": gap**2 / 2, "k3": torch.exp(gap) - 1 - gap}
+    return kinds[options["gad.kl-estimator"]]
+
+
+def average(options: Options, terms: list[Tensor]) -> Tensor:
+    """Return the mean over all tokens, or over responses of what their tokens come to."""
+    if options["gad.aggregation"] == "token_mean":
+        return torch.cat(terms).mean()
+    if options["gad.aggregation"] == "constant":
+        cap = options["data.max-response-tokens"]
+        return torch.stack([term.sum() / cap for term in terms]).mean()
+    return torch.stack([term.mean() for term in terms]).mean()

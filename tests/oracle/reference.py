@@ -25,7 +25,7 @@ from tests.oracle.models import (
     plain,
     response_logprobs,
 )
-from tests.oracle.policy import objective, ratio_of
+from tests.oracle.policy import average, kl_of, objective, ratio_of
 from tests.oracle.rewards import advantages_of, explained_by_length, summed
 from tests.oracle.texts import Sampled, Texts
 
@@ -149,9 +149,10 @@ class Reference:
         }
         if step >= get("discriminator-only-steps"):
             engine = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
-            learned = self._reinforce(
-                *self._kept(groups, rows, advantages.float().flatten(), anchor, engine)
-            )
+            kept: Any = self._kept(groups, rows, advantages.float().flatten(), anchor, engine)
+            size = len(groups[0].responses)
+            places = [g * size + r for g in self._minibatch_order(groups) for r in range(size)]
+            learned = self._reinforce(*kept, places)
             numbers |= named("student", learned)
         return Outcome(numbers, drawn, scores, advantages)
 
@@ -177,10 +178,11 @@ class Reference:
         student = sum(step >= get("discriminator-only-steps") for step in range(steps))
         if stage == "warmup":
             return student if get("train-student") else 0, steps
+        student *= get("student-updates") * get("student-minibatches")
         if get("freeze-discriminator"):
-            return student * get("student-updates"), 0
+            return student, 0
         own = sum(step % get("discriminator-interval") == 0 for step in range(steps))
-        return student * get("student-updates"), own + steps * get("extra-discriminator-steps")
+        return student, own + steps * get("extra-discriminator-steps")
 
     def _described(self, groups: Sequence[Sampled]) -> dict[str, Number]:
         responses = [response for group in groups for response in group.responses]
@@ -271,18 +273,13 @@ class Reference:
         with torch.no_grad():
             return response_logprobs(self._anchor, rows, self.temperature)[0]
 
-    def _kl(self, logprobs: Tensor, anchor: Tensor) -> Tensor:
-        gap = anchor - logprobs
-        kinds = {"k1": -gap, "k2": gap**2 / 2, "k3": torch.exp(gap) - 1 - gap}
-        return kinds[self.options["gad.kl-estimator"]]
-
     def _penalty(self, rows: Sequence[Row], anchor: list[Tensor] | None) -> Tensor:
         """Return what the KL takes off the reward of every response."""
         if self.options["gad.kl-in"] == "loss" or anchor is None:
             return torch.zeros(len(rows))
         with torch.no_grad():
             logprobs, _ = response_logprobs(self._student, rows, self.temperature)
-        kl = [self._kl(*pair).sum() for pair in zip(logprobs, anchor, strict=True)]
+        kl = [kl_of(self.options, *pair).sum() for pair in zip(logprobs, anchor, strict=True)]
         return self.options["gad.kl-coef"] * torch.stack(kl)
 
     def _reinforce(
@@ -291,23 +288,37 @@ class Reference:
         advantages: Tensor,
         anchor: list[Tensor] | None,
         engine: list[Tensor],
+        places: Sequence[int],
     ) -> dict[str, Number]:
-        """Take the student's steps on one batch; returns what the last of them reports."""
-        old: list[Tensor] | None = None
+        """Take the student's steps on one batch; returns what the last of them reports.
+
+        places: the rows in the order of the minibatches, which are equally large.
+        """
+        with torch.no_grad():
+            before = response_logprobs(self._student, rows, self.temperature)[0]
+        whole = (rows, advantages, anchor, engine, before)
+        count = self.options["adversarial.student-minibatches"]
+        cut = [
+            places[i * len(places) // count : (i + 1) * len(places) // count] for i in range(count)
+        ]
         numbers: dict[str, Number] = {}
-        for _ in range(self.options["adversarial.student-updates"]):
+        for part in cut * self.options["adversarial.student-updates"]:
+            if count > 1:
+                chosen: Any = [each and [each[r] for r in part] for each in map(_listed, whole)]
+            else:
+                chosen = whole
+            rows, advantages, anchor, engine, old = chosen
             logprobs, entropies = response_logprobs(self._student, rows, self.temperature)
-            old = old or [each.detach() for each in logprobs]
-            ratios = [
-                ratio_of(self.options, now - then) for now, then in zip(logprobs, old, strict=True)
-            ]
+            gaps = [now - then for now, then in zip(logprobs, old, strict=True)]
+            ratios = [ratio_of(self.options, gap) for gap in gaps]
             terms, clipped = self._surrogates(logprobs, ratios, advantages, old, engine)
-            kl = [self._kl(*pair) for pair in zip(logprobs, anchor, strict=True)] if anchor else []
+            pairs = zip(logprobs, anchor or (), strict=anchor is not None)
+            kl = [kl_of(self.options, *pair) for pair in pairs]
             if kl and self.options["gad.kl-in"] == "loss":
                 coefficient = self.options["gad.kl-coef"]
                 terms = [a + coefficient * b for a, b in zip(terms, kl, strict=True)]
-            loss = self._average(terms)
-            size = float(self._average([term.detach().abs() for term in terms]))
+            loss = average(self.options, terms)
+            size = float(average(self.options, [term.detach().abs() for term in terms]))
             numbers = {
                 "loss": Number(float(loss.detach()), size),
                 "entropy": plain(torch.cat(entropies).mean()),
@@ -334,6 +345,12 @@ class Reference:
             "discriminator": scores,
         }
         return summed(given, self.options["rewards"])
+
+    def _minibatch_order(self, groups: Sequence[Sampled]) -> list[int]:
+        """Return the groups in the order in which the student's minibatches have them."""
+        count = self.options["adversarial.student-minibatches"]
+        ranked = sorted(range(len(groups)), key=lambda number: groups[number].row)
+        return [number for first in range(count) for number in ranked[first::count]]
 
     def _kept(self, groups: Sequence[Sampled], *of_rows: Any) -> list[Any]:
         """Leave out the rows of responses that were cut, if they are not to be learned from."""
@@ -362,14 +379,6 @@ class Reference:
             terms.append(-raised * weight)
             clipped.append(is_held)
         return terms, clipped
-
-    def _average(self, terms: list[Tensor]) -> Tensor:
-        if self.options["gad.aggregation"] == "token_mean":
-            return torch.cat(terms).mean()
-        if self.options["gad.aggregation"] == "constant":
-            cap = self.options["data.max-response-tokens"]
-            return torch.stack([term.sum() / cap for term in terms]).mean()
-        return torch.stack([term.mean() for term in terms]).mean()
 
 
 def _listed(values: Any) -> Any:

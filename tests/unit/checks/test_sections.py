@@ -155,21 +155,6 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
         "1000000",
     ),
     (
-        {"gad": {"dual_clip": 0.9}},
-        "gad.dual_clip = 0.9 would cut off ratios of 1, of which every batch begins; give a value "
-        "above 1 (3 is usual), or 0 for no such bound",
-    ),
-    (
-        {"gad": {"dual_clip": 3.0, "policy_loss": "cispo"}},
-        "gad.dual_clip = 3.0 bounds an objective that is clipped, but gad.policy_loss = 'cispo' "
-        "clips weights, from above already; leave one of them out",
-    ),
-    (
-        {"gad": {"negatives_pool": 8, "negatives_share": 1.0}},
-        "gad.negatives_share = 1.0 is not allowed; give a value between 0 and 1 (0.5 is a "
-        "beginning), or gad.negatives_pool = 0 for no past groups",
-    ),
-    (
         {"gad": {"tis_cap": 0.5}},
         "gad.tis_cap = 0.5 would scale every ratio down; give 1 or more (2 is usual), or 0 to "
         "switch the correction off",
