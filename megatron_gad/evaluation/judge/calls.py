@@ -68,6 +68,7 @@ class Judge:
         self._limits = limits
         self._show_progress = show_progress
         self._counted: set[str] = set()
+        self._largest: float | None = None  # cost of one call
 
     @property
     def model(self) -> str:
@@ -122,7 +123,9 @@ class Judge:
         self.spent.num_calls += 1
         self.spent.prompt_tokens += prompt or 0
         self.spent.completion_tokens += completion or 0
-        self.spent.cost += self._target.cost(prompt, completion)
+        cost = self._target.cost(prompt, completion)
+        self.spent.cost += cost
+        self._largest = max(self._largest or 0.0, cost)
 
     async def _ask(self, missing: Mapping[str, str], what: str) -> None:
         """Put the prompts to the judge; missing: key -> prompt."""
@@ -139,7 +142,7 @@ class Judge:
             def show() -> None:
                 bar.update()
 
-            pool = Pool(self._limits, keep, show, self.spent.cost)
+            pool = Pool(self._limits, keep, show, self.spent.cost, self._largest)
             try:
                 await pool.run(
                     Question(key, [{"role": "user", "content": prompt}], endpoint)
