@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from megatron_gad.checks.found import find
 from megatron_gad.checks.inputs import open_codecs
@@ -36,7 +37,7 @@ from megatron_gad.errors import (
     RunStoppedError,
 )
 from megatron_gad.models.hub import with_model_folders
-from megatron_gad.storage import StorageError
+from megatron_gad.storage import StorageError, telling_of_storage
 
 # What is told in words, without a traceback.
 STATUS = {ValueError: BAD_INPUT, RunStoppedError: STOPPED, StorageError: NO_STORAGE}
@@ -52,7 +53,8 @@ def main() -> int:
         return _evaluate(sys.argv[2:])
     try:
         config, options = load_config(sys.argv[1:])
-        return _obey(config, options, rank)
+        with telling_of_storage(Path(config.checkpoint.save)):
+            return _obey(config, options, rank)
     except tuple(STATUS) as error:
         return _tell(rank, error)
 

@@ -1,6 +1,8 @@
 """What a run puts into a checkpoint, and how it goes on from one."""
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from megatron_gad.training.checkpoint_files import (
     iteration_folder,
     read_state,
 )
+from megatron_gad.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,24 @@ def load_latest(run: Run) -> Stage | None:
         return None
     # A run of its own that goes on has its optimizers' states by now.
     load = load_model if run.config.checkpoint.load_optim or not is_other else load_model_weights
+    with _named(iteration_folder(source, iteration)):
+        return _load(run, source, iteration, load)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Let what is said against a checkpoint name it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(folder.parent) in str(error):
+            raise
+        raise ValueError(f"the checkpoint {folder} cannot be gone on from: {error}") from error
+
+
+def _load(
+    run: Run, source: Path, iteration: int, load: Callable[[Path, Trainer], None]
+) -> Stage | None:
     state = read_state(source, iteration)
     _check_stages(run, source, state)
     _check_settings(run, iteration_folder(source, iteration), state)

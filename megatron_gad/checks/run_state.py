@@ -13,6 +13,8 @@ from megatron_gad.training.checkpoint_files import (
     whole_iterations,
 )
 
+ORDERS = ("order", "extra_order")
+OF_ORDER = ("num_rows", "seed", "shuffle", "epoch", "position")
 MOST = 10**15  # of anything that is counted
 PROGRESS = ("iteration", "stage_index", "step_in_stage")
 # Version 0.1 kept more beside these, which is no count.
@@ -78,6 +80,8 @@ def problem_of_state(state: Any, iteration: int) -> str:
         return f"lacks progress with {', '.join(PROGRESS)}"
     if not isinstance(state.get("stages"), list) or not _has_steps(state.get("schedule_steps")):
         return "lacks stages, or schedule_steps of the student"
+    if problem := _problem_of_parts(state):
+        return problem
     for key, value, most in _counts(state):
         if isinstance(value, bool) or not isinstance(value, int):
             return f"has {key} = {value!r}, which is no count"
@@ -85,6 +89,19 @@ def problem_of_state(state: Any, iteration: int) -> str:
             return f"has {key} = {value}, which is not within 0 and {most}"
     if progress["iteration"] != iteration:
         return f"is of iteration {progress['iteration']}"
+    return ""
+
+
+def _problem_of_parts(state: Mapping[str, Any]) -> str:
+    """Return which part is of another kind than a run saves; empty if none is."""
+    for name in ORDERS:
+        if not isinstance(state.get(name), dict) or any(key not in state[name] for key in OF_ORDER):
+            return f"lacks {name} with {', '.join(OF_ORDER)}"
+    for name in ("stage", "settings"):
+        if not isinstance(state.get(name, {}), dict):
+            return f"has {name} = {state[name]!r}, which is no object"
+    if not isinstance(state.get("snapshots", []), list):
+        return f"has snapshots = {state['snapshots']!r}, which is no list"
     return ""
 
 
@@ -112,15 +129,12 @@ def _counts(state: Mapping[str, Any]) -> Iterator[Count]:
             yield f"progress.{key}", progress[key], most.get(key, MOST)
     for name, steps in state["schedule_steps"].items():
         yield f"schedule_steps.{name}", steps, MOST
-    for name in ("order", "extra_order"):
+    for name in ORDERS:
         yield from _counts_of_order(name, state.get(name, {}))
 
 
-def _counts_of_order(name: str, order: Any) -> Iterator[Count]:
+def _counts_of_order(name: str, order: Mapping[str, Any]) -> Iterator[Count]:
     """Yield those of a data order, whose rows put off have to be rows that there are."""
-    if not isinstance(order, dict):
-        yield name, order, MOST
-        return
     rows = order.get("num_rows", 0)
     most = rows if isinstance(rows, int) else 0
     for key, limit in (("num_rows", MOST), ("epoch", MOST), ("position", most)):

@@ -16,11 +16,13 @@ from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.engines.sglang.sharing import Sharing
 from megatron_gad.environment import local_world_size, master_address
 from megatron_gad.models.families import load_hf_config, mixture_of
+from megatron_gad.models.hf_folder import read_tensors
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.runtime.turns import Turns, Watch
 from megatron_gad.training.checkpoint_digests import check_model_folder
+from megatron_gad.training.finite import are_finite
 from megatron_gad.training.parallel import Parallel, add_layout
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 
@@ -48,7 +50,25 @@ def build_student(config: RunConfig, parallel: Parallel) -> Trainer:
     settings = TrainerSettings(config.parallel, config.compute, config.seed)
     student = Trainer.language_model(hf_config, config.student, parallel, settings)
     student.load_hf_weights(config.student.path)
+    check_finite("student.path", config.student.path, student)
     return student
+
+
+def check_finite(key: str, folder: str, trainer: Trainer) -> None:
+    """Raise ValueError, alike on all ranks, if weights that were read from a folder are no numbers.
+
+    key: the setting that names the folder.
+    """
+    if trainer.has_finite_weights():
+        return
+    names = {name for name, _ in read_tensors(Path(folder), ())}
+    tensors = read_tensors(Path(folder), names)
+    broken = sorted(name for name, tensor in tensors if not are_finite([tensor]))
+    shown = ", ".join(broken[:4]) + (f" and {len(broken) - 4} more" if broken[4:] else "")
+    raise ValueError(
+        f"{key} = {folder!r} holds NaN or infinite weights in {shown or 'this precision'}; "
+        "get the model again, or go back to a checkpoint from before"
+    )
 
 
 def build_discriminator(config: RunConfig, student: Trainer) -> Trainer:

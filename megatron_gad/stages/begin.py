@@ -15,7 +15,13 @@ from megatron_gad.config.run import RunConfig
 from megatron_gad.data.codecs import Codecs
 from megatron_gad.rewards.client import Rewards
 from megatron_gad.runtime.metrics import MetricsWriter
-from megatron_gad.runtime.parts import build_sampler, build_student, build_turns, check_models
+from megatron_gad.runtime.parts import (
+    build_sampler,
+    build_student,
+    build_turns,
+    check_finite,
+    check_models,
+)
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.run_data import NOTHING, RunData
 from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
@@ -88,6 +94,8 @@ def begin_stage(run: Run) -> Stage:
             run.build_discriminator()
             source = run.config.discriminator.path or run.student.hf_weights()
             run.discriminator.load_hf_weights(source)
+            if isinstance(source, str):
+                check_finite("discriminator.path", source, run.discriminator)
     _start_schedules(run, stage, run.config.gad.reset_optimizer)
     stage.begin(run)
     return stage

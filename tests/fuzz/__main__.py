@@ -13,12 +13,16 @@ from pathlib import Path
 import tyro
 
 from megatron_gad.cpu_seam import install_if_needed
-from tests.fuzz import configurations, data_files, run_folders
+
+install_if_needed()
+
+from tests.fuzz import checkpoints, configurations, data_files, run_folders  # noqa: E402
 
 KINDS: dict[str, tuple[Callable[[int, Path], str], int]] = {
     "configurations": (configurations.problem, 2000),
     "data_files": (data_files.problem, 400),
     "run_folders": (run_folders.problem, 130),
+    "checkpoints": (checkpoints.problem, 115),
 }
 
 
@@ -42,7 +46,7 @@ def problems(fuzz: Fuzz, folder: Path) -> list[str]:
     found: list[str] = []
     for kind in fuzz.kinds:
         try_one, count = KINDS[kind]
-        (folder / kind).mkdir(parents=True)
+        (folder / kind).mkdir(parents=True, exist_ok=True)
         for number in range(fuzz.first, fuzz.first + (fuzz.count or count)):
             problem = try_one(number, folder / kind)
             if problem:
@@ -54,7 +58,6 @@ def problems(fuzz: Fuzz, folder: Path) -> list[str]:
 def main(fuzz: Fuzz) -> int:
     """Try all, and say how many were met badly."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    install_if_needed()
     with tempfile.TemporaryDirectory() as folder:
         found = problems(fuzz, Path(folder))
     print(f"{len(found)} inputs were met badly")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz.__main__ import Fuzz, problems
 
-COUNTS = {"configurations": 100, "data_files": 40, "run_folders": 6}
+COUNTS = {"configurations": 100, "data_files": 40, "run_folders": 6, "checkpoints": 20}
 
 
 @pytest.mark.parametrize("kind", COUNTS)
