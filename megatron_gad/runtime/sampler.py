@@ -239,19 +239,28 @@ def describe_rollouts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]
     """Return (sum, count) of what is worth watching in sampled text.
 
     response/length_mean and teacher/length_mean are in tokens, the end token included;
-    response/retokenized_share counts rollouts that D reads as other ids than were sampled.
+    response/retokenized_share counts rollouts whose text became other ids than were sampled, in
+    what D reads of it.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     count = len(rollouts)
     reasons = Counter(rollout.finish_reason for rollout in rollouts)
-    # What D reads of a cut rollout may be a beginning of it.
-    changed = sum(each.ids[: len(each.text_ids)] != each.text_ids for each in rollouts)
+    changed = sum(not _holds(each.ids, each.text_ids) for each in rollouts)
     return {
         "response/length_mean": (sum(len(rollout.ids) for rollout in rollouts), count),
         "response/truncated_share": (reasons["length"], count),
         "response/retokenized_share": (changed, count),
         "teacher/length_mean": (sum(len(g.prompt.teacher_ids) for g in groups), len(groups)),
     }
+
+
+def _holds(sampled: tuple[int, ...], read: tuple[int, ...]) -> bool:
+    """Return whether what D reads was sampled like that.
+
+    Of a cut rollout it may be a beginning, and of one with reasoning that is stripped the rest.
+    """
+    size = len(read)
+    return any(sampled[n : n + size] == read for n in range(len(sampled) - size + 1))
 
 
 class _CountingWeights:

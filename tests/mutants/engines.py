@@ -248,8 +248,8 @@ NUMBER_MUTANTS = (
     ),
     Mutant(
         "the share of retokenised responses counts those that stayed",
-        "sum(each.ids[: len(each.text_ids)] != each.text_ids for each in rollouts)",
-        "sum(each.ids[: len(each.text_ids)] == each.text_ids for each in rollouts)",
+        "changed = sum(not _holds(each.ids, each.text_ids) for each in rollouts)",
+        "changed = sum(_holds(each.ids, each.text_ids) for each in rollouts)",
         SAMPLER,
     ),
     Mutant(

@@ -99,6 +99,21 @@ def test_rollouts_that_read_back_otherwise_are_counted(sampler: Sampler, codec: 
     assert described["response/length_mean"] == (2 * CAP + 2 * len(whole) + 5, 5)
 
 
+def test_stripped_reasoning_does_not_count_as_read_otherwise(
+    place: Parallel, tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path)
+    codec = ChatCodec.from_folder(tmp_path, 64, 64, reasoning="strip")
+    sampler = Sampler(None, codec, place)
+    thought = ChatCodec.from_folder(tmp_path, 64, 64).encode_response("<think>hm</think>")[0][:-1]
+    answer = codec.encode_response("turn left")[0]
+    in_pieces = (*by_character(codec, "turn left"), codec.end_id)
+    sampled = [(*thought, *each) for each in (answer, in_pieces)]
+    group = read(sampler, codec, "turn right", *sampled)
+    assert [rollout.text_ids for rollout in group.rollouts] == [answer, answer]
+    assert describe_rollouts([group])["response/retokenized_share"] == (1, 2)
+
+
 # What ends a turn by each template, and every token that ends a response.
 ENDS = {
     "qwen": ("<|im_end|>", {"<|im_end|>"}),
