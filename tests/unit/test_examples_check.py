@@ -32,6 +32,7 @@ RECIPES = sorted(EXAMPLES.glob("*/*.toml"))
 SIZES = {
     "lmsys_qwen2.5_7b/run.toml": "7B",
     "lmsys_qwen2.5_7b/one_gpu.toml": "0.5B",
+    "lmsys_qwen2.5_7b/two_nodes.toml": "14B",
     "smollm2/run.toml": "135M",
     "smollm2/run_cpu.toml": "135M",
 }
@@ -84,7 +85,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         max_position_embeddings=32_768,
         tie_word_embeddings=True,
     )
-    shapes = {"7B": qwen_7b, "0.5B": qwen_half, "135M": smollm2_config()}
+    qwen_14b = Qwen2Config(
+        vocab_size=152_064,
+        hidden_size=5120,
+        intermediate_size=13_824,
+        num_hidden_layers=48,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+    )
+    shapes = {"7B": qwen_7b, "14B": qwen_14b, "0.5B": qwen_half, "135M": smollm2_config()}
     folder = tmp_path_factory.mktemp("models")
     return {name: make_model(folder / name, shape) for name, shape in shapes.items()}
 
@@ -140,12 +151,20 @@ def test_every_recipe_passes_its_checks(
     assert check_config(config, num_ranks(config)) == []
 
 
-@pytest.mark.parametrize(("num_gpus", "slower"), [(8, 1.0), (16, 1.01)])
-def test_the_papers_recipe_has_the_fastest_layout_that_is_found(
-    num_gpus: int, slower: float
+@pytest.mark.parametrize(
+    ("recipe", "model", "num_gpus", "slower"),
+    [
+        ("run.toml", "Qwen2.5-7B", 8, 1.0),
+        ("run.toml", "Qwen2.5-7B", 16, 1.01),
+        ("two_nodes.toml", "Qwen2.5-14B", 16, 1.02),
+        ("one_gpu.toml", "Qwen2.5-0.5B", 1, 1.0),
+    ],
+)
+def test_the_papers_recipes_have_the_fastest_layout_that_is_found(
+    recipe: str, model: str, num_gpus: int, slower: float
 ) -> None:
-    config = read_toml(EXAMPLES / "lmsys_qwen2.5_7b/run.toml", RunConfig)
-    shape, device = read_shape(Path("Qwen2.5-7B")), device_of("h100")
+    config = read_toml(EXAMPLES / "lmsys_qwen2.5_7b" / recipe, RunConfig)
+    shape, device = read_shape(Path(model)), device_of("h100")
     lengths = lengths_of(config.data, 150, 400)
     request = plan_request(config, (shape, shape), device, num_gpus, lengths, Assumptions())
     layout = configured_layout(config, num_gpus, False)
