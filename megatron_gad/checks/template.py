@@ -8,6 +8,10 @@ QUESTION, ANSWER, RULE = "QUESTION-MARKER", "ANSWER-MARKER", "RULE-MARKER"
 USER = {"role": "user", "content": QUESTION}
 ASSISTANT = {"role": "assistant", "content": ANSWER}
 SYSTEM = {"role": "system", "content": RULE}
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+}
 SHOWN_CHARACTERS = 100
 
 
@@ -21,6 +25,9 @@ def describe_template(template: ChatTemplate, begin_token: str) -> Iterator[str]
     if added:
         shown = added if len(added) <= SHOWN_CHARACTERS else added[:SHOWN_CHARACTERS] + "..."
         yield f"begins a conversation without a system turn with {shown!r}"
+    if template.opening != "none":
+        block = "the beginning" if template.opening == "open" else "an empty block"
+        yield f"writes {block} of reasoning ({template.tags.open}) where a response begins"
     if TEMPLATE_DATE.split()[-1] in added:
         yield f"writes a date, which is {TEMPLATE_DATE} on every day"
     turns = [SYSTEM, USER]
@@ -28,8 +35,14 @@ def describe_template(template: ChatTemplate, begin_token: str) -> Iterator[str]
         loss = template.find_loss(turns)
     except ValueError as error:
         yield f"refuses a system turn: {error}"
-        return
-    yield "does not write a system turn" if loss else "takes a system turn"
+    else:
+        yield "does not write a system turn" if loss else "takes a system turn"
+    try:
+        loss = template.find_loss([USER], [TOOL])
+    except ValueError as error:
+        yield f"refuses tools: {error}"
+    else:
+        yield "does not write tools" if loss else "writes tools"
 
 
 def _own_turn(template: ChatTemplate, before: str) -> str:

@@ -10,6 +10,8 @@ SAMPLE_ROWS = 1000  # responses that are looked at, spread evenly over the data
 MARKED_SHARE = 0.03  # of the rows, from which on a mark is told
 MOST = 0.5  # of the rows, from which on white space is
 SHOWN_CHARACTERS = 40
+# A cap of at least so many tokens, so many times what so many responses have, is far from them.
+LARGE_CAP, FAR, MOST_LENGTHS = 256, 8, 0.95
 # Control tokens of common models, whose text a data set may have kept.
 CONTROL = r"<\|[A-Za-z][\w ]*\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>"
 OPENING = re.compile(r"\s*(#+\s*)?(assistant|ai|response)\s*(:|\n)", re.IGNORECASE)
@@ -33,7 +35,8 @@ def find_marks(
     counts: of all rows, as ``LoadedPrompts`` has them.
     """
     sample = prompts[:: -(-len(prompts) // SAMPLE_ROWS)]
-    return (*_marks_of_counts(counts), *_marks_of_texts(sample, codec))
+    lengths = _marks_of_lengths(sample, codec.max_response_tokens)
+    return (*_marks_of_counts(counts), *lengths, *_marks_of_texts(sample, codec))
 
 
 def _marks_of_counts(counts: Mapping[str, int]) -> Iterator[str]:
@@ -46,6 +49,19 @@ def _marks_of_counts(counts: Mapping[str, int]) -> Iterator[str]:
             f"{_share(truncated, counts['num_prompts'])} teacher responses are cut, {at_source:,} "
             "where they come from and the others by data.max_response_tokens: the student does not "
             "learn how they end; raise the limit, or leave such rows out"
+        )
+
+
+def _marks_of_lengths(sample: Sequence[Prompt], cap: int) -> Iterator[str]:
+    """Yield a line if the cap is far from the teacher's lengths: rollouts alone would reach it."""
+    lengths = sorted(len(prompt.teacher_ids) for prompt in sample)
+    usual = lengths[int(MOST_LENGTHS * (len(lengths) - 1))]
+    if cap >= LARGE_CAP and FAR * usual < cap:
+        yield (
+            f"{MOST_LENGTHS:.0%} of the teacher responses looked at have {usual} tokens at most, "
+            f"and data.max_response_tokens = {cap} lets a student that does not end go on for "
+            f"{cap // usual} times as long, which costs time and tells it from the teacher; lower "
+            "it"
         )
 
 

@@ -14,6 +14,9 @@ DATED = (
     "{{ strftime_now('%d %B %Y') }}.<|eot_id|>"
 ) + LLAMA3_TEMPLATE.removeprefix("{{ bos_token }}")
 REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no rules') }}{% endif %}"
+THINKS = LLAMA3_TEMPLATE.removeprefix("{{ bos_token }}").replace(
+    "\n\n{% endif %}", "\n\nOPENING{% endif %}"
+)
 SILENT = QWEN_TEMPLATE.replace(
     "{% for turn in messages %}", "{% for turn in messages if turn.role != 'system' %}"
 )
@@ -29,9 +32,10 @@ SILENT = QWEN_TEMPLATE.replace(
                 "begins a conversation without a system turn with "
                 r"'<|im_start|>system\nBe helpful.'",
                 "takes a system turn",
+                "does not write tools",
             ],
         ),
-        ("llama3", LLAMA3_TEMPLATE, ["takes a system turn"]),
+        ("llama3", LLAMA3_TEMPLATE, ["takes a system turn", "does not write tools"]),
         (
             "llama3",
             DATED,
@@ -40,6 +44,7 @@ SILENT = QWEN_TEMPLATE.replace(
                 r"'<|start_header_id|>system<|end_header_id|>\n\nToday is 26 July 2024.'",
                 "writes a date, which is 26 Jul 2024 on every day",
                 "takes a system turn",
+                "does not write tools",
             ],
         ),
         (
@@ -47,6 +52,7 @@ SILENT = QWEN_TEMPLATE.replace(
             REFUSING + LLAMA3_TEMPLATE,
             [
                 "refuses a system turn: the chat template refuses the conversation: no rules",
+                "does not write tools",
             ],
         ),
         (
@@ -56,6 +62,26 @@ SILENT = QWEN_TEMPLATE.replace(
                 "begins a conversation without a system turn with "
                 r"'<|im_start|>system\nBe helpful.'",
                 "does not write a system turn",
+                "does not write tools",
+            ],
+        ),
+        (
+            "qwen",
+            "{% if tools %}{{ tools[0].function.name }}{% endif %}"
+            + THINKS.replace("OPENING", "<think>\n"),
+            [
+                "writes the beginning of reasoning (<think>) where a response begins",
+                "takes a system turn",
+                "writes tools",
+            ],
+        ),
+        (
+            "llama3",
+            THINKS.replace("OPENING", "◁think▷◁/think▷"),
+            [
+                "writes an empty block of reasoning (◁think▷) where a response begins",
+                "takes a system turn",
+                "does not write tools",
             ],
         ),
     ],

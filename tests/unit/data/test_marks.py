@@ -127,3 +127,27 @@ def test_reasoning_of_one_side_alone_is_told(tmp_path: Path) -> None:
     (warning,) = told("hello", enable_thinking=True, forced=True)
     assert warning.startswith("9 of 9 (100.0%) teacher responses looked at have no reasoning, but")
     assert told("<think>a</think>hello", enable_thinking=True, forced=True) == ()
+
+
+def test_a_cap_far_from_what_the_teacher_writes_is_told(tmp_path: Path, codec: ChatCodec) -> None:
+    size = len(codec.encode_response("hello, you")[0])
+    rows = [{"content": "hi", "teacher_response": x} for x in ["hello, you"] * 96 + ["a " * 60] * 4]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def told(cap: int) -> tuple[str, ...]:
+        config = DataConfig(max_response_tokens=cap)
+        return load_prompts(config, ChatCodec.from_config(tmp_path, config), str(path)).warnings
+
+    make_tokenizer(tmp_path)
+    large = max(256, 8 * size + 1)
+    (warning,) = told(large)
+    assert warning.startswith(
+        f"95% of the teacher responses looked at have {size} tokens at most, and "
+        f"data.max_response_tokens = {large} lets a student that does not end go on for "
+        f"{large // size} times as long"
+    )
+    assert told(255) == ()  # a small cap costs little
+    rows[:6] = rows[-1:] * 6
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert told(large) == ()
