@@ -16,7 +16,7 @@ LAYERS = (
     ("storage", "manifest"),
     ("config",),
     ("algorithms", "data", "models"),
-    ("training", "engines", "rewards"),
+    ("training", "engines"),
     ("checks", "data.teacher", "evaluation"),
     ("planning",),
     ("runtime",),

@@ -48,7 +48,7 @@ def _check_function(config: RewardConfig, where: str) -> Iterator[str]:
     if not (module and colon and attribute.isidentifier()):
         yield (
             f"{where}.function = {config.function!r} is not allowed; give 'module:function', such "
-            "as 'megatron_gad.rewards.shipped:length', or the URL of a server"
+            "as 'megatron_gad.engines.rewards.shipped:length', or the URL of a server"
         )
     elif not _can_be_found(module):
         yield (

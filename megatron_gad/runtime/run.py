@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.codecs import Codecs
-from megatron_gad.rewards.client import Rewards
+from megatron_gad.engines.rewards.client import Rewards
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.parts import build_discriminator
 from megatron_gad.runtime.run_data import RunData

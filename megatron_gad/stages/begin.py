@@ -13,7 +13,7 @@ from megatron_gad import stages
 from megatron_gad.checks.inputs import ReadRows, read_codecs
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.codecs import Codecs
-from megatron_gad.rewards.client import Rewards
+from megatron_gad.engines.rewards.client import Rewards
 from megatron_gad.runtime.metrics import MetricsWriter
 from megatron_gad.runtime.parts import (
     build_sampler,

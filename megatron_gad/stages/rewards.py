@@ -9,8 +9,8 @@ from torch import Tensor
 
 from megatron_gad.algorithms.rewards import weighed_reward, without_dropped
 from megatron_gad.config.rewards import DISCRIMINATOR, RewardConfig
+from megatron_gad.engines.rewards.client import Answered
 from megatron_gad.errors import RunStoppedError
-from megatron_gad.rewards.client import Answered
 from megatron_gad.runtime.run import Run
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Group, Metrics, Rollout

@@ -5,7 +5,7 @@ import pytest
 from megatron_gad.checks.rewards import check_rewards
 from megatron_gad.config.rewards import RewardConfig
 
-GOOD = RewardConfig("length", "megatron_gad.rewards.shipped:length")
+GOOD = RewardConfig("length", "megatron_gad.engines.rewards.shipped:length")
 SCORE = RewardConfig("discriminator", weight=0.0)
 
 
@@ -32,7 +32,7 @@ def test_functions_servers_and_the_score_are_taken() -> None:
         (
             (RewardConfig("a", "shipped.length"),),
             "rewards.a.function = 'shipped.length' is not allowed; give 'module:function', such as "
-            "'megatron_gad.rewards.shipped:length', or the URL of a server",
+            "'megatron_gad.engines.rewards.shipped:length', or the URL of a server",
         ),
         (
             (RewardConfig("a", "no.such:thing"),),

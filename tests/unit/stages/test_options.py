@@ -66,7 +66,7 @@ def test_a_step_whose_responses_were_all_cut_leaves_the_student_as_it_is(start) 
 
 
 # It fails for row 2, and has a value that tells the others apart.
-PICKY = RewardConfig("picky", "tests.unit.rewards.given:fails_for_row_two")
+PICKY = RewardConfig("picky", "tests.unit.engines.rewards.given:fails_for_row_two")
 ONE_STEP: dict[str, dict[str, Any]] = {
     "adversarial": {"prompts_per_step": 4, "group_size": 2},
     "data": {"shuffle": False},

@@ -1,4 +1,4 @@
-"""The process that computes one reward: ``python -m megatron_gad.rewards.worker``.
+"""The process that computes one reward: ``python -m megatron_gad.engines.rewards.worker``.
 
 It reads one line of JSON at a time from standard input, and answers with one on what was standard
 output; what the function prints goes to standard error. It ends when its input does.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_gad.config.rewards import RewardConfig
-from megatron_gad.rewards.client import Answered, Rewards
+from megatron_gad.engines.rewards.client import Answered, Rewards
 
 ROWS = [{"row": row, "length": 10 * row} for row in range(1, 4)]
 
@@ -25,11 +25,11 @@ def _ask(*configs: RewardConfig, times: int = 1) -> dict[str, Answered]:
 
 
 def _given(name: str, **changed: Any) -> RewardConfig:
-    return RewardConfig(name=name, function=f"tests.unit.rewards.given:{name}", **changed)
+    return RewardConfig(name=name, function=f"tests.unit.engines.rewards.given:{name}", **changed)
 
 
 def test_functions_answer_for_all_rows_with_their_arguments() -> None:
-    twice = RewardConfig("twice", "tests.unit.rewards.given:lengths", {"factor": 2})
+    twice = RewardConfig("twice", "tests.unit.engines.rewards.given:lengths", {"factor": 2})
     score = RewardConfig("discriminator")
     answers = _ask(_given("lengths"), score, twice, times=2)
     assert answers == {
@@ -75,7 +75,7 @@ def test_a_process_that_ends_is_started_again() -> None:
 
 
 def test_a_function_that_does_not_load_fails_with_its_traceback() -> None:
-    answers = _ask(RewardConfig("a", "tests.unit.rewards.given:missing"))
+    answers = _ask(RewardConfig("a", "tests.unit.engines.rewards.given:missing"))
     assert "AttributeError" in answers["a"].errors[0]
 
 

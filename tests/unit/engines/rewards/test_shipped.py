@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_gad.rewards import shipped
+from megatron_gad.engines.rewards import shipped
 
 
 def _row(response: str = "", length: int = 10, **further: Any) -> dict[str, Any]:

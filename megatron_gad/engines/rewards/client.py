@@ -48,7 +48,7 @@ class RewardWorker:
             return
         self._lines = queue.Queue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "megatron_gad.rewards.worker"],
+            [sys.executable, "-m", "megatron_gad.engines.rewards.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
