@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -55,6 +54,9 @@ def _by_gathering(
     query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float | None
 ) -> Tensor:
     """Put the keys and values that a sequence attends to together, with one for every head."""
+    # It imports a compiler, for seconds; a CPU does not come here.
+    from torch.nn.attention.bias import causal_lower_right  # noqa: PLC0415
+
     num_heads = query.shape[1]
     key, value = (x.repeat_interleave(num_heads // x.shape[1], dim=1) for x in (key, value))
     parts = []

@@ -156,7 +156,7 @@ RESUME_MUTANTS = (
     ),
     Mutant(
         "the discriminator's weights are not restored",
-        '        load_model(folder / "discriminator", run.discriminator)\n',
+        '        load(folder / "discriminator", run.discriminator)\n',
         "        run.discriminator.load_hf_weights(run.student.hf_weights())\n",
         RESUMED,
     ),
@@ -168,7 +168,7 @@ RESUME_MUTANTS = (
     ),
     Mutant(
         "the student is not restored",
-        '    load_model(folder / "student", run.student)\n',
+        '    load(folder / "student", run.student)\n',
         "",
         RESUMED,
     ),

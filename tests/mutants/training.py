@@ -252,8 +252,8 @@ MEMORY_MUTANTS = (
     ),
     Mutant(
         "loaded weights are overwritten by the float32 ones of before",
-        "        reload_main_parameters(optimizer)\n",
-        "",
+        "        reload_main_parameters(optimizer)\n        set_main",
+        "        set_main",
         (f"{STATE}test_loaded_weights_are_trained_from",),
     ),
     Mutant(
