@@ -79,6 +79,8 @@ def _told(number: int, path: Path, run_folder: Path) -> StorageError:
             what += f" ({usage.free:,} of {usage.total:,} bytes are free)"
     elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO):
         remedy = "bring it back, or name another"
+    elif number in (errno.EISDIR, errno.EEXIST, errno.ELOOP):
+        remedy = "move it away"
     elif number in OF_THE_DISK:
         remedy = "look after the file system"
     return StorageError(f"{path}: {what}; {remedy}. {_what_is_safe(run_folder)}")

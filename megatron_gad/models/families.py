@@ -43,7 +43,7 @@ def load_hf_config(folder: str | Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except (KeyError, TypeError, StrictDataclassError) as error:
+    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
         raise ValueError(
             f"{folder}/config.json cannot be read ({error}); take the model's own"
         ) from error

@@ -16,13 +16,14 @@ from megatron_gad.cpu_seam import install_if_needed
 
 install_if_needed()
 
-from tests.fuzz import checkpoints, configurations, data_files, run_folders  # noqa: E402
+from tests.fuzz import checkpoints, configurations, data_files, model_folders, run_folders  # noqa: E402
 
 KINDS: dict[str, tuple[Callable[[int, Path], str], int]] = {
     "configurations": (configurations.problem, 2000),
     "data_files": (data_files.problem, 400),
     "run_folders": (run_folders.problem, 130),
     "checkpoints": (checkpoints.problem, 115),
+    "model_folders": (model_folders.problem, 130),
 }
 
 

@@ -40,7 +40,7 @@ def problem(number: int, folder: Path) -> str:
 
 def _go_on(run_folder: Path, folder: Path) -> str:
     """Load, and compare the weights with those that were saved."""
-    run = _open(run_folder)
+    run = open_seqkd(run_folder, assets() / "student")
     try:
         load_latest(run)
         iteration = run.progress.iteration
@@ -54,10 +54,11 @@ def _go_on(run_folder: Path, folder: Path) -> str:
         run.close()
 
 
-def _open(run_folder: Path) -> Run:
+def open_seqkd(run_folder: Path, student: Path) -> Run:
+    """Build a run of the first stage alone."""
     words = [str(ROOT / "examples/tiny/run.toml"), "--save", str(run_folder), "--stages", "seqkd"]
     words += ["--no-tensorboard", "--data.path", str(assets() / "train.jsonl")]
-    words += ["--data.eval-path", "", "--student.path", str(assets() / "student")]
+    words += ["--data.eval-path", "", "--student.path", str(student)]
     return open_run(load_config(words)[0], _place())
 
 
@@ -75,7 +76,7 @@ def _whole(folder: Path) -> Path:
     """Return a run directory with whole checkpoints of the first and the second step."""
     whole = folder / "whole"
     if not whole.exists():
-        run = _open(whole)
+        run = open_seqkd(whole, assets() / "student")
         torch.save(dict(run.student.hf_weights()), folder / "weights_0.pt")
         stage = begin_stage(run)
         for iteration in (1, 2):

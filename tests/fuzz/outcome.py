@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_gad.__main__ import main
-from megatron_gad.errors import BAD_INPUT
+from megatron_gad.errors import BAD_INPUT, NO_STORAGE
 
 # Far longer than any input takes; what is not done then never is.
 HANG_S = 120
 LEAST_SAID = 30
+PASSED = "passed, though it makes no sense"
 
 
 class Hang(BaseException):
@@ -37,14 +38,14 @@ def problem_of(arguments: Sequence[str], must_refuse: bool) -> str:
         return f"no end in {HANG_S} s"
     except BaseException as error:  # noqa: BLE001 - whatever gets out is what is looked for
         return "".join(traceback.format_exception(error)[-6:])
-    if status not in (0, BAD_INPUT):
+    if status not in (0, BAD_INPUT, NO_STORAGE):
         return f"status {status}: {said.getvalue()[-2000:]}"
     if status == BAD_INPUT and len(said.getvalue()) < LEAST_SAID:
         return f"refused with hardly a word: {said.getvalue()!r}"
     if "Traceback" in said.getvalue():
         return said.getvalue()[-3000:]
     if status == 0 and must_refuse:
-        return "passed, though it makes no sense"
+        return PASSED
     return ""
 
 

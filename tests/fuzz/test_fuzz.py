@@ -6,7 +6,13 @@ import pytest
 
 from tests.fuzz.__main__ import Fuzz, problems
 
-COUNTS = {"configurations": 100, "data_files": 40, "run_folders": 6, "checkpoints": 20}
+COUNTS = {
+    "configurations": 100,
+    "data_files": 40,
+    "run_folders": 6,
+    "checkpoints": 20,
+    "model_folders": 20,
+}
 
 
 @pytest.mark.parametrize("kind", COUNTS)
