@@ -1,8 +1,9 @@
 """Named tensors in one piece of memory: what travels to a server at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
@@ -30,6 +31,16 @@ class BucketLayout:
         return self.ends[-1]
 
 
+class Place(NamedTuple):
+    """Which bucket of which update of the weights; later ones are larger."""
+
+    update: int
+    number: int
+
+
+FIRST = Place(0, 0)
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A layout and its memory, which is never written again once the bucket is on its way.
@@ -39,6 +50,7 @@ class Bucket:
 
     layout: BucketLayout
     flat: Tensor
+    place: Place = FIRST
 
     @property
     def named(self) -> list[tuple[str, Tensor]]:
@@ -53,7 +65,7 @@ class Bucket:
 
     def on_host(self) -> "Bucket":
         """Return the same bucket in host memory; itself where it is there already."""
-        return self if self.flat.device.type == "cpu" else Bucket(self.layout, self.flat.cpu())
+        return self if self.flat.device.type == "cpu" else replace(self, flat=self.flat.cpu())
 
 
 class BucketFiller:

@@ -29,8 +29,7 @@ from megatron_gad.engines.sglang.replica import Limits, Replica
 from megatron_gad.engines.sglang.requests import make_requests, read_answer
 from megatron_gad.engines.sglang.server import ServerProcess
 from megatron_gad.engines.sglang.sharing import Borrowing, Places, Sharing
-from megatron_gad.engines.sglang.streaming import stream_buckets
-from megatron_gad.engines.sglang.transport import build_transport
+from megatron_gad.engines.sglang.streaming import build_transport, stream_buckets
 from megatron_gad.engines.sglang.weight_plan import WeightPlan
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.types import Group, Prompt
@@ -109,10 +108,8 @@ class SGLangEngine:
         self._is_resting = False
         self._wait_until_recovered()
         self._buckets = []
-        self._transport.begin()
-        failures = stream_buckets(
-            self._plan.buckets(named_tensors), self._transport, self._replicas, self._keep
-        )
+        buckets = self._plan.buckets(named_tensors)
+        failures = stream_buckets(buckets, self._replicas, self._keep)
         problems = self._plan.problems()
         if problems:
             raise ValueError(

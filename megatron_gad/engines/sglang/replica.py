@@ -14,7 +14,7 @@ from megatron_gad.engines.sglang.server import (
     ServerProcess,
     ServerStartError,
 )
-from megatron_gad.engines.sglang.transport import Link, Transport
+from megatron_gad.engines.sglang.transport import Transport
 from megatron_gad.engines.sglang.versions import AFTER_WEIGHTS, BEFORE_WEIGHTS, ServerApi
 
 logger = logging.getLogger(__name__)
@@ -56,24 +56,16 @@ class Replica:
         self._is_closed = False
         self.num_failures = 0
         self.num_failed_loads = 0
-        self.num_restarts = 0
         self.generation = 0  # grows with every recovery
         self.lock = threading.Lock()
         self.api: ServerApi
         self.client: SGLangClient
-        self._link: Link | None = None
         self._connect(start if isinstance(start, str) else self._launch())
 
     @property
     def name(self) -> str:
         """Its address."""
         return self.client.url
-
-    @property
-    def link(self) -> Link:
-        """The way of weights to it; another one after a restart."""
-        assert self._link is not None
-        return self._link
 
     @property
     def process(self) -> ServerProcess | None:
@@ -112,18 +104,18 @@ class Replica:
             pass
 
     def begin_load(self) -> None:
-        """Make room for weights and be ready to take them."""
+        """Make room for weights."""
         if self._is_asleep:
             self.api.resume_memory(BEFORE_WEIGHTS)
-        self.link.begin()
 
     def take(self, bucket: Bucket) -> None:
         """Load a bucket, between the begin and the end."""
-        self.link.send(bucket)
+        self._transport.send(self.api, bucket)
 
     def end_load(self, version: int) -> None:
         """Take what comes last; count as holding the version, awake, with empty caches."""
-        self.link.end()
+        self._transport.finish(self.api)
+        self.api.end_session()
         if self._is_asleep:
             # The cache's room comes after the transfer's buffers have gone.
             self.api.resume_memory(AFTER_WEIGHTS)
@@ -201,10 +193,8 @@ class Replica:
         self._is_asleep = False
         if self._process is not None:
             self._process.stop()
-            self._connect(self._launch())
-            self.num_restarts += 1
-        else:
-            self._connect(self.name)
+        self._transport.leave(self.api)
+        self._connect(self.name if self._process is None else self._launch())
         self.wait_until_healthy()
 
     def generate(self, body: Json) -> Json:
@@ -232,7 +222,7 @@ class Replica:
         self._is_closed = True
         if self._process is not None:
             self._process.stop(STOP_PATIENCE_S)
-        self.link.close()
+        self._transport.leave(self.api)
         self.client.close()
 
     def _launch(self) -> str:
@@ -253,6 +243,3 @@ class Replica:
     def _connect(self, url: str) -> None:
         self.client = SGLangClient(url, self._limits.request_timeout_s)
         self.api = ServerApi(self.client, self._limits.weight_timeout_s)
-        if self._link is not None:
-            self._link.close()
-        self._link = self._transport.connect(self.api)

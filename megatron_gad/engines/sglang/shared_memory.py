@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import torch.multiprocessing
 
 from megatron_gad.engines.sglang.buckets import Bucket
+from megatron_gad.engines.sglang.transport import Transport
 from megatron_gad.engines.sglang.versions import ServerApi
 
 # Torch's strategy is one for the process, and buckets go to several servers at once.
 _sharing = threading.Lock()
 
 
-class TensorTransport:
+class TensorTransport(Transport):
     """One handle per bucket. A bucket's memory is never written again.
 
     A server may answer before its copies have ended. Then the memory waits, uncounted, until the
@@ -26,43 +27,12 @@ class TensorTransport:
     def __init__(self, tensor_parallel_size: int) -> None:
         self._tensor_parallel_size = tensor_parallel_size
 
-    def begin(self) -> None:
-        """Nothing is kept between two updates."""
-
-    def stage(self, bucket: Bucket) -> None:
-        """Nothing is needed before sending."""
-
-    def connect(self, api: ServerApi) -> "TensorLink":
-        """Return the way to a server on this machine."""
-        return TensorLink(api, self._tensor_parallel_size)
-
-    def close(self) -> None:
-        """Nothing is left."""
-
-
-class TensorLink:
-    """Gives handles to one server, in a weight session."""
-
-    def __init__(self, api: ServerApi, tensor_parallel_size: int) -> None:
-        self._api = api
-        self._tensor_parallel_size = tensor_parallel_size
-
-    def begin(self) -> None:
-        """Open the session."""
-        self._api.begin_weight_update()
-
-    def send(self, bucket: Bucket) -> None:
+    def send(self, server: ServerApi, bucket: Bucket) -> None:
         """Let the server copy a bucket's tensors; every rank of it takes its own part."""
         # Receiving gives one count of a handle back, so that each rank needs a pickle of its own.
         ranks = range(self._tensor_parallel_size)
-        self._api.update_from_tensors([pickled(bucket) for _ in ranks])
-
-    def end(self) -> None:
-        """Close the session."""
-        self._api.end_weight_update()
-
-    def close(self) -> None:
-        """Nothing is held."""
+        server.begin_session()
+        server.update_from_tensors([pickled(bucket) for _ in ranks])
 
 
 def pickled(bucket: Bucket) -> str:

@@ -2,18 +2,40 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from traceback import clear_frames
 
+import torch
+
+from megatron_gad.config.rollout import SGLangConfig
+from megatron_gad.engines.sglang.broadcast import BroadcastTransport
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.replica import Replica
+from megatron_gad.engines.sglang.shared_memory import TensorTransport
 from megatron_gad.engines.sglang.transport import Transport
+from megatron_gad.engines.sglang.weight_files import DiskTransport
 
 Failures = dict[Replica, Exception]
 
 
+def build_transport(config: SGLangConfig, device: torch.device) -> Transport:
+    """Return the transport of weights that the settings name.
+
+    device: of the trainer's tensors.
+    """
+    name = config.weight_transport
+    if name == "auto":
+        of_urls = "disk" if config.weight_folder else "broadcast"
+        name = of_urls if config.urls else "tensor"
+    if name == "tensor":
+        return TensorTransport(config.tensor_parallel_size)
+    if name == "broadcast":
+        return BroadcastTransport(device, config.weight_timeout_s)
+    return DiskTransport(Path(config.weight_folder) if config.weight_folder else None)
+
+
 def stream_buckets(
     buckets: Iterator[Bucket],
-    transport: Transport,
     replicas: Sequence[Replica],
     keep: Callable[[Bucket], None],
 ) -> Failures:
@@ -44,7 +66,6 @@ def stream_buckets(
     with ThreadPoolExecutor(len(replicas)) as pool:
         sending: list[Future[None]] = [pool.submit(attempt, replica) for replica in replicas]
         for bucket in buckets:
-            transport.stage(bucket)
             keep(bucket)
             wait(sending)
             on_its_way = bucket

@@ -29,13 +29,8 @@ class ServerApi:
         """weight_timeout_s: the longest wait for anything but a response."""
         self._client = client
         self._weight_timeout_s = weight_timeout_s
-        self._has_sessions: bool | None = None
+        self._has_sessions = True  # until the server says otherwise
         self._is_session_open = False
-
-    @property
-    def has_weight_sessions(self) -> bool | None:
-        """Whether the server knows weight sessions; None before the first update."""
-        return self._has_sessions
 
     def local_address(self) -> str:
         """Return this machine's address as the server reaches it."""
@@ -48,9 +43,9 @@ class ServerApi:
             raise ServerFailed(f"{self._client.url}/server_info names no tp_size")
         return size
 
-    def begin_weight_update(self) -> None:
-        """Open a session for tensors, where the server knows sessions."""
-        if self._has_sessions is False:
+    def begin_session(self) -> None:
+        """Open a session for tensors, if none is open and the server knows sessions."""
+        if self._is_session_open or not self._has_sessions:
             return
         try:
             self._open_session()
@@ -64,10 +59,13 @@ class ServerApi:
 
     def _open_session(self) -> None:
         self._post("/begin_weight_update", {})
-        self._has_sessions = self._is_session_open = True
+        self._is_session_open = True
 
     def update_from_tensors(self, pickled_per_rank: Sequence[str]) -> None:
-        """Load a bucket. pickled_per_rank: for each tensor-parallel rank, in base64."""
+        """Load a bucket, in a session.
+
+        pickled_per_rank: for each tensor-parallel rank, in base64.
+        """
         body = {
             "serialized_named_tensors": list(pickled_per_rank),
             "load_format": FLAT_BUCKET,
@@ -91,7 +89,7 @@ class ServerApi:
         self._post("/init_weights_update_group", body)
 
     def update_from_broadcast(self, layout: BucketLayout, group_name: str) -> None:
-        """Load a bucket that rank 0 of a group broadcasts meanwhile as one flat tensor."""
+        """Load a bucket, in a session, that rank 0 of a group broadcasts as one flat tensor."""
         body = {
             "names": list(layout.names),
             "dtypes": [str(layout.dtype).removeprefix("torch.")] * len(layout.names),
@@ -106,8 +104,8 @@ class ServerApi:
         """Leave a process group."""
         self._client.post("/destroy_weights_update_group", {"group_name": name}, timeout_s=5)
 
-    def end_weight_update(self) -> None:
-        """Close the session, if one is open."""
+    def end_session(self) -> None:
+        """Close the session of an update, if one is open."""
         if self._is_session_open:
             self._post("/end_weight_update", {})
             self._is_session_open = False

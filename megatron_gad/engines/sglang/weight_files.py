@@ -4,22 +4,25 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import psutil
 from safetensors.torch import save_file
 
-from megatron_gad.engines.sglang.buckets import Bucket
+from megatron_gad.engines.sglang.buckets import Bucket, Place
 from megatron_gad.engines.sglang.keeper import WEIGHTS_NAME
+from megatron_gad.engines.sglang.transport import Transport
 from megatron_gad.engines.sglang.versions import ServerApi
 
 MEMORY_FILE_SYSTEM = Path("/dev/shm")
 
 
-class DiskTransport:
+class DiskTransport(Transport):
     """Writes files to a folder, best on a memory file system, which the servers read.
 
-    Works for every server that sees the folder, at any parallelism and on any device.
+    Works for every server that sees the folder, at any parallelism and on any device. The files of
+    an update stay until the next.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -30,49 +33,28 @@ class DiskTransport:
         _remove_abandoned(root)
         prefix = f"{WEIGHTS_NAME}{socket.gethostname()}_{os.getpid()}_"
         self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-        self._num_files = 0
+        self._written = Place(-1, -1)
+        self._writing = threading.Lock()
 
-    def begin(self) -> None:
-        """Remove the files of the last update."""
-        for file in self._folder.iterdir():
-            file.unlink()
-        self._num_files = 0
+    def send(self, server: ServerApi, bucket: Bucket) -> None:
+        """Write a bucket as a file, unless that was done for another server."""
+        with self._writing:
+            if bucket.place <= self._written:
+                return
+            if bucket.place.update > self._written.update:
+                for file in self._folder.iterdir():
+                    file.unlink()
+            file = self._folder / f"model-{bucket.place.number:05d}.safetensors"
+            save_file(dict(bucket.on_host().named), file, metadata={"format": "pt"})
+            self._written = bucket.place
 
-    def stage(self, bucket: Bucket) -> None:
-        """Write a bucket as a file."""
-        name = f"model-{self._num_files:05d}.safetensors"
-        tensors = dict(bucket.on_host().named)
-        save_file(tensors, self._folder / name, metadata={"format": "pt"})
-        self._num_files += 1
-
-    def connect(self, api: ServerApi) -> "DiskLink":
-        """Return the way to a server that sees the folder."""
-        return DiskLink(api, self._folder)
+    def finish(self, server: ServerApi) -> None:
+        """Let the server read the files."""
+        server.update_from_disk(self._folder)
 
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class DiskLink:
-    """Tells one server to read the files, all at once."""
-
-    def __init__(self, api: ServerApi, folder: Path) -> None:
-        self._api = api
-        self._folder = folder
-
-    def begin(self) -> None:
-        """Files need no session."""
-
-    def send(self, bucket: Bucket) -> None:
-        """Nothing: the bucket is written, and the server reads all files at the end."""
-
-    def end(self) -> None:
-        """Let the server read the files."""
-        self._api.update_from_disk(self._folder)
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -1,13 +1,14 @@
 """Which weights an engine is given, and in which buckets: planned at the first swap, replayed."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Size, Tensor
 
 from megatron_gad.engines.hf_module import build_module, named_weights
-from megatron_gad.engines.sglang.buckets import Bucket, BucketFiller, BucketLayout
+from megatron_gad.engines.sglang.buckets import Bucket, BucketFiller, BucketLayout, Place
 
 
 class WeightPlan:
@@ -26,6 +27,7 @@ class WeightPlan:
         self._dtype = dtype
         self._buffer_size = buffer_size
         self._layouts: tuple[BucketLayout, ...] = ()
+        self._num_updates = 0
         self._problems: list[str] = []
         self._missing: dict[str, Size] = {}
 
@@ -54,10 +56,12 @@ class WeightPlan:
         ``problems`` then says what was wrong with them.
         """
         fitting = self._fitting(named_tensors)
-        layouts = []
+        layouts: list[BucketLayout] = []
         for bucket in self._replay(fitting) if self._layouts else self._fill(fitting):
+            place = Place(self._num_updates, len(layouts))
             layouts.append(bucket.layout)
-            yield bucket
+            yield replace(bucket, place=place)
+        self._num_updates += 1
         for _ in fitting:
             pass
         if not self.problems():

@@ -34,16 +34,16 @@ def test_a_server_that_hangs_is_restarted_with_the_weights_and_its_requests_sent
 ):
     engine.load_weights(weights_of(folders["new"]), version=60)
     processes = processes_of(engine)
-    num_restarts = engine.replicas[0].num_restarts
+    server = engine.replicas[0].process
     sampling = SamplingConfig(num_samples=40, max_new_tokens=40)
     prompts = [Prompt(n, (), "", (5, 6 + n), ()) for n in range(12)]
     harmer = Timer(1.0, harm_scheduler, (processes, signal.SIGSTOP))
     harmer.start()
     groups = engine.generate(prompts, sampling)
     harmer.join()
-    assert engine.replicas[0].num_restarts == num_restarts + 1
+    assert engine.replicas[0].process is not server
     # Noticed by asking how it is, before any request has taken too long.
-    assert "SGLang server failed (1)" in caplog.text
+    assert caplog.text.count("SGLang server failed (1)") == 1
     assert "timed out" not in caplog.text
     assert [len(group.rollouts) for group in groups] == [40] * 12
     assert {len(rollout.ids) for rollout in rollouts_of(groups)} == {40}
@@ -54,7 +54,7 @@ def test_a_server_that_hangs_is_restarted_with_the_weights_and_its_requests_sent
 
 def test_a_server_that_dies_between_two_buckets_is_restarted_and_given_all(engine, folders):
     processes = processes_of(engine)
-    num_restarts = engine.replicas[0].num_restarts
+    server = engine.replicas[0].process
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         for number, named in enumerate(weights_of(folders["new"])):
@@ -63,7 +63,7 @@ def test_a_server_that_dies_between_two_buckets_is_restarted_and_given_all(engin
             yield named
 
     engine.load_weights(weights(), version=62)
-    assert engine.replicas[0].num_restarts == num_restarts + 1
+    assert engine.replicas[0].process is not server
     groups = engine.generate(make_prompts(2), SamplingConfig(num_samples=2, max_new_tokens=8))
     assert {rollout.weights_version for rollout in rollouts_of(groups)} == {62}
     assert largest_gap(folders["new"], groups, 1.0) < BOUND

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_gad.engines.sglang.client import SGLangClient
 from megatron_gad.engines.sglang.keeper import WEIGHTS_NAME
+from megatron_gad.engines.sglang.versions import ServerApi
 from megatron_gad.engines.sglang.weight_files import DiskTransport
 from megatron_gad.engines.sglang.weight_plan import WeightPlan
 
@@ -16,17 +18,22 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(5.0), "c": torch
 
 def test_files_hold_the_last_update_only_and_go_with_the_transport(tmp_path):
     transport = DiskTransport(tmp_path / "weights")
-    for names in (("a", "b", "c"), ("a", "c")):
-        plan = WeightPlan({name: TENSORS[name].shape for name in names}, torch.float32, 100)
-        transport.begin()
-        for bucket in plan.buckets((name, TENSORS[name] + len(names)) for name in names):
-            transport.stage(bucket)
+    plan = WeightPlan({name: tensor.shape for name, tensor in TENSORS.items()}, torch.float32, 100)
+    updates = [
+        list(plan.buckets((name, tensor + shift) for name, tensor in TENSORS.items()))
+        for shift in (2, 3)
+    ]
+    servers = [ServerApi(SGLangClient("http://127.0.0.1:1", 1.0), 1.0) for _ in range(2)]
+    for buckets in (*updates, updates[0][1:]):  # those of the first update come late again
+        for bucket in buckets:
+            for server in servers:
+                transport.send(server, bucket)
     (folder,) = (tmp_path / "weights").iterdir()
     held: dict[str, Tensor] = {}
     for file in sorted(folder.iterdir()):
         held |= load_file(file)
-    assert sorted(held) == ["a", "c"]
-    assert all(torch.equal(tensor, TENSORS[name] + 2) for name, tensor in held.items())
+    assert sorted(held) == ["a", "b", "c"]
+    assert all(torch.equal(tensor, TENSORS[name] + 3) for name, tensor in held.items())
     transport.close()
     assert list((tmp_path / "weights").iterdir()) == []
 

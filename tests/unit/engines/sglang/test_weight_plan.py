@@ -115,13 +115,6 @@ class Full(Reader):
         raise OSError("no space left on device")
 
 
-class NothingStaged:
-    """A transport that keeps nothing."""
-
-    def stage(self, bucket: Bucket) -> None:
-        """Nothing to keep."""
-
-
 def test_two_buckets_at_most_are_alive():
     size, count = 1000, 40
     plan = WeightPlan({f"w{n}": Size([size]) for n in range(count)}, torch.float32, 16_000)
@@ -132,7 +125,6 @@ def test_two_buckets_at_most_are_alive():
             named = ((f"w{n}", source) for n in range(count))
             failures = stream_buckets(
                 plan.buckets(named),
-                NothingStaged(),  # pyright: ignore[reportArgumentType]
                 [reader, full],  # pyright: ignore[reportArgumentType]
                 keep=lambda bucket: None,
             )
@@ -158,7 +150,6 @@ def test_the_next_bucket_is_gathered_while_the_last_is_on_its_way():
     slow = Slow()
     failures = stream_buckets(
         make_plan(100).buckets(gathered()),
-        NothingStaged(),  # pyright: ignore[reportArgumentType]
         [slow],  # pyright: ignore[reportArgumentType]
         keep=lambda bucket: None,
     )
@@ -171,7 +162,6 @@ def test_what_goes_wrong_on_the_way_is_returned_and_everything_is_read():
     read = iter(TENSORS.items())
     failures = stream_buckets(
         make_plan(100).buckets(read),
-        NothingStaged(),  # pyright: ignore[reportArgumentType]
         [full, other],  # pyright: ignore[reportArgumentType]
         keep=lambda bucket: None,
     )
