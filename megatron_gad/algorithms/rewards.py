@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.advantages import STD_FLOOR, group_advantages
@@ -35,11 +34,3 @@ def weighed_reward(
     if clip > 0:
         values = values.clamp(-clip, clip)
     return weight * values
-
-
-def without_dropped(rewards: Tensor, is_dropped: Tensor) -> Tensor:
-    """Return the rewards, equal in groups that are dropped, so that these teach nothing.
-
-    rewards: [P, G] float32. is_dropped: [P] bool.
-    """
-    return torch.where(is_dropped[:, None], torch.zeros_like(rewards), rewards)

@@ -18,7 +18,7 @@ from megatron_gad.data.order import State
 from megatron_gad.engines.base import Engine, EngineWork, SamplingConfig
 from megatron_gad.engines.replay import write_groups
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.types import Group, Prompt
+from megatron_gad.types import Group, Metrics, Prompt
 
 T = TypeVar("T")
 
@@ -104,23 +104,28 @@ class Sampler:
         # Ranks without an engine wait here for the group's first.
         handed = self._parallel.from_engine_rank(sampled)
         if self._record_folder is not None and self._parallel.is_engine_rank:
+            # In one file for all data ranks, to be replayed on any number of them. Engine ranks are
+            # the data ranks of one place in their groups; the first of them writes.
+            to_others: list[list[Group]] = [[]] * (self._parallel.data_size - 1)
             for request, groups in zip(requests, handed, strict=True):
-                self._record(self._record_folder, request.sampling.name, groups)
+                shares = self._parallel.exchange_over_data([groups, *to_others])
+                if self._parallel.is_writer:
+                    name = request.sampling.name
+                    write_groups(self._record_folder, name, chain.from_iterable(shares))
         return handed
 
-    def _record(self, folder: Path, name: str, groups: list[Group]) -> None:
-        """Write the groups of all data ranks to one file, to be replayed on any number of them.
+    def take_metrics(self, groups: Sequence[Group], is_replayed: bool) -> Metrics:
+        """Return what is worth watching in rollouts, and what the engines did since the last call.
 
-        Engine ranks are the data ranks of one place in their groups; the first of them writes.
+        Means over data ranks; all ranks call it. is_replayed: engines that replay do no work.
         """
-        to_others: list[list[Group]] = [[]] * (self._parallel.data_size - 1)
-        shares = self._parallel.exchange_over_data([groups, *to_others])
-        if self._parallel.is_writer:
-            write_groups(folder, name, chain.from_iterable(shares))
+        work = self.take_work()
+        sums = describe_rollouts(groups) | ({} if is_replayed else work.sums())
+        return self._parallel.mean_over_data(sums)
 
-    def take_work(self) -> dict[str, tuple[float, float]]:
-        """Return (sum, count) of what the engine did since the last call; zeros without one."""
-        return (EngineWork() if self._engine is None else self._engine.take_work()).sums()
+    def take_work(self) -> EngineWork:
+        """Return what the engine did since the last call; nothing without one."""
+        return EngineWork() if self._engine is None else self._engine.take_work()
 
     def sleep(self) -> None:
         """Give the engine's memory back; it needs weights before it samples again."""

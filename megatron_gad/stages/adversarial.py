@@ -7,11 +7,9 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from megatron_gad.algorithms.advantages import group_advantages, length_sums, without_length
-from megatron_gad.algorithms.kl import sequence_kl
+from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import AdversarialConfig
 from megatron_gad.data.batching import policy_batch
@@ -86,22 +84,20 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0
         learns = is_on_turn and not self.settings.freeze_discriminator
         practice = self._practice(run, sampled.groups) if learns else None
-        judged = judge_groups(
-            run, sampled.groups, learns, self.settings.discriminator_samples, practice
-        )
+        own = (sampled.groups, learns, self.settings.discriminator_samples, practice)
+        passes = [own, *((groups, True, 0, None) for groups in sampled.extra_groups)]
+        judged, *extra = (judge_groups(run, *each) for each in passes)
         self._remember(run, sampled.groups)
-        extra = [judge_groups(run, each) for each in sampled.extra_groups]
 
         batch = self._with_reference(run, sampled.batch)
-        scores_PG, metrics = self._without_length(run, sampled.groups, judged.scores_PG)
-        rewarded = reward_groups(run, sampled.groups, scores_PG)
-        rewards_PG = self._less_kl(run, batch, rewarded.total_PG)
-        advantages_PG = group_advantages(rewards_PG, self.config.gad.advantage)
+        rewarded = reward_groups(run, batch, sampled.groups, judged.scores_PG)
+        advantages_PG = group_advantages(rewarded.total_PG, self.config.gad.advantage)
+        zeros = zero_advantage_share(advantages_PG)
 
         learned, agreement = None, {}
         if self.student_learns(run.progress):
             batch = batch.with_advantages(advantages_PG.flatten())
-            batch = batch.without_rows(self._left_out(sampled.groups, rewarded.is_dropped_P))
+            batch = batch.without_rows(rewarded.is_left_out_PG.flatten())
             learned = take_policy_steps(
                 run, batch, sampled.groups, sampled.parts, self.settings.student_updates
             )
@@ -112,9 +108,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             judged=[each.step for each in (judged, *extra)],
             learned=learned,
             samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG, rewarded.parts),
-            rewards=metrics
-            | rewarded.metrics
-            | reward_metrics(run.parallel, rewards_PG, advantages_PG),
+            rewards=rewarded.metrics | reward_metrics(run.parallel, rewarded.total_PG, zeros),
         )
 
     def state(self, run: Run) -> dict[str, Any]:
@@ -225,34 +219,3 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         with run.turn("reference"):
             logprobs = self.reference.logprobs(batch, self.config.rollout.temperature)
         return batch.with_ref_logprobs(logprobs)
-
-    def _less_kl(self, run: Run, batch: Batch, rewards_PG: Tensor) -> Tensor:
-        """Return [P, G] rewards, less the KL if it belongs to the reward."""
-        gad = self.config.gad
-        if gad.kl_in == "loss" or batch.ref_logprobs is None:
-            return rewards_PG
-        with run.turn("reference"):
-            logprobs = run.student.logprobs(batch, self.config.rollout.temperature)
-        kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
-        return rewards_PG - gad.kl_coef * kl.view_as(rewards_PG)
-
-    def _without_length(
-        self, run: Run, groups: Sequence[Group], scores_PG: Tensor
-    ) -> tuple[Tensor, Metrics]:
-        """Return [P, G] scores, less what lengths explain if asked for, and that slope."""
-        lengths = torch.tensor([[len(r.ids) for r in group.rollouts] for group in groups])
-        shares = run.parallel.gather_over_data(length_sums(scores_PG, lengths))
-        products, squares = torch.stack(shares).sum(dim=0).tolist()
-        slope = products / squares if squares > 0 else 0.0
-        metrics = {"reward/length_slope": slope}
-        if not self.config.gad.length_correction:
-            return scores_PG, metrics
-        return without_length(scores_PG, lengths, slope), metrics
-
-    def _left_out(self, groups: Sequence[Group], is_dropped_P: Tensor) -> Tensor:
-        """Return which rows of the groups' batch train nothing, [B] bool."""
-        is_cut_PG = torch.tensor(
-            [[rollout.finish_reason == "length" for rollout in g.rollouts] for g in groups]
-        )
-        is_left_out_PG = is_cut_PG & self.config.gad.mask_truncated | is_dropped_P[:, None]
-        return is_left_out_PG.flatten()

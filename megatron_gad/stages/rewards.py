@@ -1,19 +1,20 @@
 """The reward of every response: the discriminator's score, and what else the user names."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_gad.algorithms.rewards import weighed_reward, without_dropped
+from megatron_gad.algorithms.advantages import length_sums, without_length
+from megatron_gad.algorithms.kl import sequence_kl
+from megatron_gad.algorithms.rewards import weighed_reward
 from megatron_gad.config.rewards import DISCRIMINATOR, RewardConfig
 from megatron_gad.engines.rewards.client import Answered
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
-from megatron_gad.training.parallel import Parallel
-from megatron_gad.types import Group, Metrics, Rollout
+from megatron_gad.types import Batch, Group, Metrics, Rollout
 
 SCORE = RewardConfig(name=DISCRIMINATOR)
 
@@ -22,37 +23,68 @@ SCORE = RewardConfig(name=DISCRIMINATOR)
 class Rewarded:
     """The rewards of groups.
 
-    total_PG: [P, G] float32, the weighed sum.
-    is_dropped_P: [P] bool, True for groups that are to teach the student nothing.
+    total_PG: [P, G] float32, what advantages are made of.
+    is_left_out_PG: [P, G] bool, True for responses that are to teach the student nothing.
     parts: name -> [P, G] float32 as the reward gave it; nan where it failed.
     """
 
     total_PG: Tensor
-    is_dropped_P: Tensor
+    is_left_out_PG: Tensor
     parts: Mapping[str, Tensor]
     metrics: Metrics
 
 
-def reward_groups(run: Run, groups: Sequence[Group], scores_PG: Tensor) -> Rewarded:
-    """Sum up the rewards of groups. All ranks call it.
+def reward_groups(run: Run, batch: Batch, groups: Sequence[Group], scores_PG: Tensor) -> Rewarded:
+    """Return the rewards of groups. All ranks call it.
 
-    scores_PG: [P, G] float32. Without any [[rewards]] they are the rewards.
+    They are the discriminator's scores, less what lengths explain if that is asked for, with the
+    rewards of [[rewards]] added, less the KL if it belongs to the reward.
+
+    batch: the groups' responses as rows. scores_PG: [P, G] float32.
+    """
+    gad, temperature = run.config.gad, run.config.rollout.temperature
+    lengths_PG = torch.tensor([[len(r.ids) for r in group.rollouts] for group in groups])
+    shares = run.parallel.gather_over_data(length_sums(scores_PG, lengths_PG))
+    products, squares = torch.stack(shares).sum(dim=0).tolist()
+    slope = products / squares if squares > 0 else 0.0
+    if gad.length_correction:
+        scores_PG = without_length(scores_PG, lengths_PG, slope)
+    is_cut_PG = torch.tensor(
+        [[r.finish_reason == "length" for r in group.rollouts] for group in groups]
+    )
+    summed = Rewarded(scores_PG, is_cut_PG & gad.mask_truncated, {}, {})
+    if run.config.rewards:
+        summed = _sum_up(run, groups, summed)
+    total_PG = summed.total_PG
+    if gad.kl_in == "reward" and batch.ref_logprobs is not None:
+        with run.turn("reference"):
+            logprobs = run.student.logprobs(batch, temperature)
+        kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
+        total_PG = total_PG - gad.kl_coef * kl.view_as(total_PG)
+    metrics = {**summed.metrics, "reward/length_slope": slope}
+    return replace(summed, total_PG=total_PG, metrics=metrics)
+
+
+def _sum_up(run: Run, groups: Sequence[Group], scored: Rewarded) -> Rewarded:
+    """Add the rewards that the user names to the discriminator's score.
 
     Raises RunStoppedError on all ranks if one fails whose on_error = "stop".
     """
+    parts = {DISCRIMINATOR: scored.total_PG}
+    for name, each in _ask(run, groups).items():
+        parts[name] = torch.tensor(each.values).view_as(scored.total_PG)
     is_dropped_P = torch.zeros(len(groups), dtype=torch.bool)
-    if not run.config.rewards:
-        return Rewarded(scores_PG, is_dropped_P, {}, {})
-    answers = _ask(run, groups)
-    parts = {name: torch.tensor(each.values).view_as(scores_PG) for name, each in answers.items()}
-    parts[DISCRIMINATOR] = scores_PG
-    total_PG = torch.zeros_like(scores_PG)
-    metrics: Metrics = {}
+    total_PG = torch.zeros_like(scored.total_PG)
+    sums: dict[str, tuple[float, float]] = {}
     for config in with_score(run.config.rewards):
         values_PG = parts[config.name]
-        metrics |= _describe(run.parallel, config, values_PG)
+        has_failed_PG = values_PG.isnan()
+        num_known = float((~has_failed_PG).sum())
+        sums[f"reward/{config.name}"] = (float(values_PG.nansum()), num_known)
+        if config.on_error != "stop":
+            failed = values_PG.numel() - num_known
+            sums[f"reward/{config.name}_failed"] = (failed, float(values_PG.numel()))
         if config.function:  # a score that is not finite is the discriminator's own trouble
-            has_failed_PG = values_PG.isnan()
             values_PG = torch.where(has_failed_PG, 0.0, values_PG)
             if config.on_error == "drop":
                 is_dropped_P |= has_failed_PG.any(dim=1)
@@ -60,7 +92,10 @@ def reward_groups(run: Run, groups: Sequence[Group], scores_PG: Tensor) -> Rewar
         total_PG = total_PG + weighed_reward(
             values_PG, config.weight, config.clip, config.normalization, torch.cat(shares)
         )
-    return Rewarded(without_dropped(total_PG, is_dropped_P), is_dropped_P, parts, metrics)
+    # Equal rewards teach nothing.
+    total_PG = total_PG.masked_fill(is_dropped_P[:, None], 0.0)
+    is_left_out_PG = scored.is_left_out_PG | is_dropped_P[:, None]
+    return Rewarded(total_PG, is_left_out_PG, parts, run.parallel.mean_over_data(sums))
 
 
 def with_score(configs: Sequence[RewardConfig]) -> list[RewardConfig]:
@@ -106,13 +141,3 @@ def _ask(run: Run, groups: Sequence[Group]) -> dict[str, Answered]:
             "its failures count 0 or drop their groups: on_error = 'zero' or 'drop'"
         )
     return answers
-
-
-def _describe(parallel: Parallel, config: RewardConfig, values_PG: Tensor) -> Metrics:
-    """Return the mean of what a reward gave, and how often it failed if it may."""
-    known = values_PG[~values_PG.isnan()]
-    sums = {f"reward/{config.name}": (float(known.sum()), float(known.numel()))}
-    if config.on_error != "stop":
-        failed = values_PG.numel() - known.numel()
-        sums[f"reward/{config.name}_failed"] = (float(failed), float(values_PG.numel()))
-    return parallel.mean_over_data(sums)

@@ -6,7 +6,7 @@ from functools import partial
 from megatron_gad.data.balance import group_cost
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.runtime.run import Run
-from megatron_gad.runtime.sampler import Ahead, Request, describe_rollouts
+from megatron_gad.runtime.sampler import Ahead, Request
 from megatron_gad.stages.agreement import compare_first
 from megatron_gad.training.exchange import rebalance
 from megatron_gad.training.reference import Reference
@@ -29,7 +29,7 @@ def sample_groups(
     """
     sampling = SamplingConfig.of_step(run.config, run.progress.iteration, group_size)
     (groups,), metrics = sample_now(run, [Request(prompts, sampling)], earlier)
-    metrics |= _describe(run, groups)
+    metrics |= run.sampler.take_metrics(groups, run.config.rollout.engine == "replay")
     return rebalance(groups, cost_of_group(run), run.parallel), metrics
 
 
@@ -60,7 +60,7 @@ def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bo
         with run.turn("rollout"):
             sampled = run.data.ahead.result()
         run.data.ahead = None
-    metrics |= _describe(run, sampled[0])
+    metrics |= run.sampler.take_metrics(sampled[0], run.config.rollout.engine == "replay")
     if is_ahead:
         orders, requests = run.data.states(), take(iteration + 1)
         if run.sampler.weights_version != run.progress.weights_version:
@@ -82,12 +82,6 @@ def sample_now(run: Run, requests: Sequence[Request], earlier: Reference | None 
         first = [Group(group.prompt, group.rollouts[:1]) for group in sampled[0][:PROBE_PROMPTS]]
         metrics |= compare_first(run, first, earlier)
     return sampled, metrics
-
-
-def _describe(run: Run, groups: Sequence[Group]) -> Metrics:
-    """Return what is worth watching in rollouts, and what the engines did since the last call."""
-    work = run.sampler.take_work() if run.config.rollout.engine != "replay" else {}
-    return run.parallel.mean_over_data(describe_rollouts(groups) | work)
 
 
 def _swap_weights(run: Run, earlier: Reference | None = None) -> Metrics:

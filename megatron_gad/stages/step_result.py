@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_gad.algorithms.advantages import zero_advantage_share
 from megatron_gad.config.output import ModelName
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.parallel import Parallel
@@ -98,19 +97,19 @@ def _are_finite(output: StepOutput, batch: Batch | PairBatch) -> list[bool]:
     return torch.stack(finite).all(dim=0).tolist()
 
 
-def reward_metrics(parallel: Parallel, rewards_PG: Tensor, advantages_PG: Tensor) -> Metrics:
+def reward_metrics(parallel: Parallel, rewards_PG: Tensor, zeros: tuple[Tensor, Tensor]) -> Metrics:
     """Return mean and std of the rewards, and the share of groups that teach nothing.
 
-    rewards_PG, advantages_PG: [P, G] float32 of this data rank. The std is over all responses of
-    the step.
+    rewards_PG: [P, G] float32 of this data rank. The std is over all responses of the step.
+    zeros: from ``zero_advantage_share``.
     """
-    shares = parallel.gather_over_data((rewards_PG, advantages_PG))
+    shares = parallel.gather_over_data((rewards_PG, torch.stack(zeros)))
     rewards = torch.cat([rewards for rewards, _ in shares]).double()  # [P of all data ranks, G]
-    zeros, count = zero_advantage_share(torch.cat([advantages for _, advantages in shares]))
+    num_zero, num_groups = torch.stack([counts for _, counts in shares]).sum(dim=0).tolist()
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        "advantage/zero_share": float(zeros) / float(count),
+        "advantage/zero_share": num_zero / num_groups,
     }
 
 

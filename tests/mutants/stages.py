@@ -28,7 +28,7 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "the KL of the reward has no temperature",
-        "logprobs = run.student.logprobs(batch, self.config.rollout.temperature)\n        kl = ",
+        "logprobs = run.student.logprobs(batch, temperature)\n        kl = ",
         "logprobs = run.student.logprobs(batch, 1.0)\n        kl = ",
         IN_REWARD,
     ),
@@ -58,8 +58,8 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "gad.advantage is ignored",
-        "group_advantages(rewards_PG, self.config.gad.advantage)",
-        'group_advantages(rewards_PG, "grpo")',
+        "group_advantages(rewarded.total_PG, self.config.gad.advantage)",
+        'group_advantages(rewarded.total_PG, "grpo")',
         IN_REWARD,
     ),
     Mutant(
@@ -82,14 +82,14 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "gad.mask_truncated is ignored",
-        "is_cut_PG & self.config.gad.mask_truncated | is_dropped_P[:, None]",
-        "is_cut_PG & False | is_dropped_P[:, None]",
+        "is_cut_PG & gad.mask_truncated",
+        "is_cut_PG & False",
         CUT,
     ),
     Mutant(
         "gad.length_correction is ignored",
-        "if not self.config.gad.length_correction:",
-        "if True:",
+        "if gad.length_correction:",
+        "if False:",
         CUT,
     ),
     Mutant(
@@ -130,8 +130,8 @@ OPTION_MUTANTS = (
     ),
     Mutant(
         "gad.kl_in is ignored: the KL is never in the reward",
-        'if gad.kl_in == "loss" or batch.ref_logprobs is None:',
-        "if True:",
+        'if gad.kl_in == "reward" and batch.ref_logprobs is not None:',
+        "if False:",
         in_stages("test_kl_in_the_reward_lowers_it_by_the_summed_estimate"),
     ),
     Mutant(
@@ -181,21 +181,21 @@ OPTION_MUTANTS = (
 REWARD_MUTANTS = (
     Mutant(
         "rewards are scores from after the discriminator's extra steps",
-        "scores_PG, metrics = self._without_length(run, sampled.groups, judged.scores_PG)",
-        "scores_PG, metrics = self._without_length(\n            run, sampled.groups, "
-        "judge_groups(run, sampled.groups).scores_PG\n        )",
+        "rewarded = reward_groups(run, batch, sampled.groups, judged.scores_PG)",
+        "again_PG = judge_groups(run, sampled.groups).scores_PG\n"
+        "        rewarded = reward_groups(run, batch, sampled.groups, again_PG)",
         PUBLISHED,
     ),
     Mutant(
         "the KL is added to the reward",
-        "return rewards_PG - gad.kl_coef * ",
-        "return rewards_PG + gad.kl_coef * ",
+        "total_PG = total_PG - gad.kl_coef * ",
+        "total_PG = total_PG + gad.kl_coef * ",
         in_stages("test_kl_in_the_reward_lowers_it_by_the_summed_estimate"),
     ),
     Mutant(
         "rewards pass through a sigmoid",
-        "            return rewards_PG\n        with run.turn",
-        "            return rewards_PG.sigmoid()\n        with run.turn",
+        "summed = Rewarded(scores_PG, ",
+        "summed = Rewarded(scores_PG.sigmoid(), ",
         in_stages("test_rewards_are_the_raw_scores_from_before_the_update"),
     ),
     Mutant(

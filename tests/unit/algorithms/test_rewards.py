@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megatron_gad.algorithms.rewards import weighed_reward, without_dropped
+from megatron_gad.algorithms.rewards import weighed_reward
 
 VALUES = torch.tensor([[1.0, 3.0], [-2.0, -2.0]])
 BATCH = VALUES.flatten()
@@ -37,11 +37,6 @@ def test_normalization_over_the_batch_comes_before_the_clip() -> None:
 def test_normalization_over_a_batch_of_equal_values_leaves_nothing() -> None:
     equal = torch.full((2, 2), 0.1)
     assert torch.equal(weighed_reward(equal, 1.0, 0.0, "batch", equal.flatten()), torch.zeros(2, 2))
-
-
-def test_dropped_groups_have_equal_rewards() -> None:
-    kept = without_dropped(torch.tensor([[1.0, math.nan], [1.0, 2.0]]), torch.tensor([True, False]))
-    assert kept.tolist() == [[0.0, 0.0], [1.0, 2.0]]
 
 
 def test_an_unknown_normalization_names_the_allowed_ones() -> None:
