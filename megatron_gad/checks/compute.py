@@ -27,7 +27,6 @@ RECIPE_CAPABILITY = {
     "mxfp8": ((10, 0), (12, 0), "Blackwell"),
 }
 # Optimizer states of these are scaled into their range.
-SCALED_TYPES = ("fp16", "fp8")
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,8 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
     if compute.fp8_format is None:
         if compute.fp8_recipe != "delayed":
             yield _needs_fp8(f"fp8_recipe = {compute.fp8_recipe!r}")
-        for name in ("fp8_param_gather", "first_last_layers_bf16"):
-            if getattr(compute, name):
-                yield _needs_fp8(f"{name} = True")
+        if compute.fp8_param_gather:
+            yield _needs_fp8("fp8_param_gather = True")
         return
     if compute.transformer_impl != "transformer_engine":
         yield (
@@ -139,11 +137,6 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
     yield from _check_recipe(compute, machine)
     if compute.fp8_param_gather:
         yield from _check_fp8_weights(compute, parallel)
-    if compute.first_last_layers_bf16 and compute.fp8_recipe == "delayed":
-        yield (
-            "compute.first_last_layers_bf16 = True does not go with fp8_recipe = 'delayed', whose "
-            "scales are taken over all layers; use 'tensorwise', 'blockwise' or 'mxfp8'"
-        )
 
 
 def _check_recipe(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
@@ -223,7 +216,6 @@ def _check_optimizer_memory(
 ) -> Iterator[str]:
     """Yield what keeps the optimizer from holding less on the device."""
     offloads, is_aware = compute.optimizer_cpu_offload, compute.use_precision_aware_optimizer
-    has_own_main = compute.fp8_format is not None and compute.fp8_recipe != "delayed"
     if offloads and machine.capability is None:
         yield (
             "compute.optimizer_cpu_offload = True moves states from a GPU to the host, and there "
@@ -251,25 +243,6 @@ def _check_optimizer_memory(
             "compute.use_precision_aware_optimizer = True needs the fused Adam of Transformer "
             "Engine, which is not installed; install megatron-gad[te], or leave it out"
         )
-    for name in ("exp_avg_dtype", "exp_avg_sq_dtype"):
-        value = getattr(compute, name)
-        if value != "fp32" and not is_aware:
-            yield (
-                f"compute.{name} = {value!r} needs the precision-aware optimizer; "
-                "set compute.use_precision_aware_optimizer = true, or leave it at 'fp32'"
-            )
-        elif value != "fp32" and offloads:
-            yield (
-                f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = "
-                "True, whose states are all float32; leave one of them out"
-            )
-        elif value in SCALED_TYPES and has_own_main:
-            # Megatron then saves such moments without their scales.
-            yield (
-                f"compute.{name} = {value!r} does not go with fp8_recipe = "
-                f"{compute.fp8_recipe!r}: a resumed run would read the moments wrongly; use 'fp32' "
-                "or 'bf16'"
-            )
 
 
 def describe_kernels(compute: ComputeConfig, machine: Machine) -> str:

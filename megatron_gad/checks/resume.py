@@ -54,8 +54,7 @@ RULES: dict[Change, dict[str, str]] = {
     "told": {
         "": "stages",  # those that have begun are compared when the checkpoint is loaded
         "compute": "bf16 transformer_impl fp8_format fp8_recipe fp8_param_gather "
-        "first_last_layers_bf16 "
-        "use_precision_aware_optimizer exp_avg_dtype exp_avg_sq_dtype",
+        "use_precision_aware_optimizer",
         "data": "eval_path",
         "student": OPTIMIZER,
         "discriminator": OPTIMIZER + " head_std",

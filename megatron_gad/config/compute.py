@@ -5,7 +5,6 @@ from typing import Literal
 
 from megatron_gad.config.layout import Switch
 
-MomentType = Literal["fp32", "bf16", "fp16", "fp8"]
 # Values that share a scale in recipe "blockwise"; what is gathered has to be whole blocks.
 FP8_BLOCK = 128
 
@@ -28,15 +27,13 @@ class ComputeConfig:
             many pipeline ranks for both models.
         fp8_param_gather: hold weights in FP8 and gather them so; needs the distributed optimizer,
             and "tensorwise" or "blockwise".
-        first_last_layers_bf16: leave the first and the last layer out of FP8; not with "delayed".
         recompute_granularity: recompute whole layers ("full") or attention ("selective") in the
             backward pass; None keeps activations.
         recompute_method: "full" for units of layers that cover the stage ("uniform"), or for some
             of its layers one by one ("block").
         recompute_num_layers: layers of a unit, or, by block, layers of a stage that recompute.
-        use_precision_aware_optimizer: allow the types below; needs the distributed optimizer.
-        exp_avg_dtype: of the first moment.
-        exp_avg_sq_dtype: of the second moment.
+        use_precision_aware_optimizer: Transformer Engine's Adam, which holds the main weights too;
+            optimizer_cpu_offload is part of it. Needs the distributed optimizer.
         optimizer_cpu_offload: optimizer states and step on the host, all in float32; needs bf16 and
             use_precision_aware_optimizer, and stages without a discriminator.
         pack_sequences: run the rows of a microbatch as one sequence without padding; None packs
@@ -55,13 +52,10 @@ class ComputeConfig:
     fp8_format: Literal["e4m3", "hybrid"] | None = None
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
     fp8_param_gather: bool = False
-    first_last_layers_bf16: bool = False
     recompute_granularity: Literal["full", "selective"] | None = None
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_num_layers: int = 1
     use_precision_aware_optimizer: bool = False
-    exp_avg_dtype: MomentType = "fp32"
-    exp_avg_sq_dtype: MomentType = "fp32"
     optimizer_cpu_offload: bool = False
     pack_sequences: Switch = None
     share_prompts: Switch = None

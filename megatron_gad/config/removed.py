@@ -2,10 +2,18 @@
 
 # "section.key" -> the remedy.
 REMOVED = {
-    "compute.num_layers_at_start_in_bf16": "first_last_layers_bf16 leaves one layer at each end out"
-    " of FP8; leave this key out",
-    "compute.num_layers_at_end_in_bf16": "first_last_layers_bf16 leaves one layer at each end out"
-    " of FP8; leave this key out",
+    **dict.fromkeys(
+        (
+            "compute.first_last_layers_bf16",
+            "compute.num_layers_at_start_in_bf16",
+            "compute.num_layers_at_end_in_bf16",
+        ),
+        "with fp8_format all layers compute in FP8; leave this key out",
+    ),
+    **dict.fromkeys(
+        ("compute.exp_avg_dtype", "compute.exp_avg_sq_dtype"),
+        "moments are float32; optimizer_cpu_offload frees the GPU of them. Leave this key out",
+    ),
     "compute.optimizer_offload_fraction": "optimizer_cpu_offload moves all states; leave this key"
     " out",
     "compute.main_params_dtype": "main weights are float32; leave this key out",

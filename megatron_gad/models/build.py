@@ -198,7 +198,6 @@ def _fp8(compute: ComputeConfig) -> dict[str, Any]:
         "fp8": compute.fp8_format,
         "fp8_recipe": compute.fp8_recipe,
         "fp8_param": compute.fp8_param_gather,
-        "first_last_layers_bf16": compute.first_last_layers_bf16,
     }
 
 

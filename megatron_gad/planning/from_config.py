@@ -21,7 +21,8 @@ from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import Lengths
 from megatron_gad.training.settings import TrainerSettings
 
-TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+# The main weight and two moments of a parameter, in float32.
+BYTES_OF_STATES = 12
 
 
 def plan_request(
@@ -67,10 +68,9 @@ def _precision(compute: ComputeConfig) -> Precision:
     if compute.optimizer_cpu_offload:
         # What stays is as large as without: offload has float32 states only.
         return replace(precision, optimizer=0)
-    if not compute.use_precision_aware_optimizer:
-        return precision
-    moments = TYPE_BYTES[compute.exp_avg_dtype] + TYPE_BYTES[compute.exp_avg_sq_dtype]
-    return replace(precision, optimizer=TYPE_BYTES["fp32"] + moments)
+    if compute.use_precision_aware_optimizer:
+        return replace(precision, optimizer=BYTES_OF_STATES)
+    return precision
 
 
 def stage_works(config: RunConfig) -> tuple[StageWork, ...]:

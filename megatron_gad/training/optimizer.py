@@ -12,14 +12,6 @@ from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.models import OptimizerConfig
 from megatron_gad.training.mixed_precision import find_float32_weights_first
 
-# Transformer Engine's Adam knows FP8 by the bytes it keeps.
-TYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.uint8,
-}
-
 
 def build_optimizer(
     chunks: list[Any], config: OptimizerConfig, compute: ComputeConfig, distributed: bool
@@ -40,8 +32,6 @@ def build_optimizer(
         use_precision_aware_optimizer=compute.use_precision_aware_optimizer,
         # Remainders of bf16 weights are no main weights that another layout could load.
         store_param_remainders=False,
-        exp_avg_dtype=TYPES[compute.exp_avg_dtype],
-        exp_avg_sq_dtype=TYPES[compute.exp_avg_sq_dtype],
         optimizer_cpu_offload=compute.optimizer_cpu_offload,
         optimizer_offload_fraction=1.0,
     )

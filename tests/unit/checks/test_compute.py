@@ -104,12 +104,6 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
     ),
     (
         H100,
-        fp8("delayed", first_last_layers_bf16=True),
-        "compute.first_last_layers_bf16 = True does not go with fp8_recipe = 'delayed', whose "
-        "scales are taken over all layers; use 'tensorwise', 'blockwise' or 'mxfp8'",
-    ),
-    (
-        H100,
         fp8("tensorwise", fp8_param_gather=True),
         "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
         "parallel.use_distributed_optimizer = true, or leave it out",
@@ -134,12 +128,6 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
     ),
     (
         H100,
-        {"exp_avg_dtype": "fp8"},
-        "compute.exp_avg_dtype = 'fp8' needs the precision-aware optimizer; set "
-        "compute.use_precision_aware_optimizer = true, or leave it at 'fp32'",
-    ),
-    (
-        H100,
         {"optimizer_cpu_offload": True, "bf16": True},
         "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
         "set compute.use_precision_aware_optimizer = true too",
@@ -156,11 +144,10 @@ def test_what_is_missing_is_said_with_the_remedy(
 
 def test_a_precision_aware_optimizer_needs_transformer_engine_and_offload_a_gpu() -> None:
     aware = {"use_precision_aware_optimizer": True, "bf16": True}
-    light = {**aware, "exp_avg_dtype": "bf16"}
     without_te = Machine((9, 0))
-    assert problems(H100, SHARDED, **light) == []
+    assert problems(H100, SHARDED, **aware) == []
     assert problems(H100, SHARDED, **aware, optimizer_cpu_offload=True) == []
-    for chosen in (light, {**aware, "optimizer_cpu_offload": True}):
+    for chosen in (aware, {**aware, "optimizer_cpu_offload": True}):
         assert "fused Adam of Transformer Engine" in problems(without_te, SHARDED, **chosen)[0]
     no_gpu, _ = problems(NOTHING, SHARDED, **aware, optimizer_cpu_offload=True)
     assert "there is no GPU; leave it out" in no_gpu
@@ -172,24 +159,6 @@ def test_what_is_offloaded_is_float32_beside_weights_in_bf16() -> None:
         "compute.optimizer_cpu_offload = True with compute.bf16 = False would train on from "
         "the weights before they were loaded; set compute.bf16 = true, or leave it out"
     ]
-    light = {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "fp8"}
-    assert problems(H100, SHARDED, **offload, bf16=True, **light) == [
-        f"compute.{name} = {value!r} has no effect with compute.optimizer_cpu_offload = True, "
-        "whose states are all float32; leave one of them out"
-        for name, value in light.items()
-    ]
-
-
-@pytest.mark.parametrize("name", ["exp_avg_dtype", "exp_avg_sq_dtype"])
-def test_scaled_moments_do_not_go_with_fp8_scales_of_the_step(name: str) -> None:
-    aware = {"use_precision_aware_optimizer": True}
-    for kind in ("fp16", "fp8"):
-        assert problems(H100, SHARDED, **aware, **fp8("delayed"), **{name: kind}) == []
-        assert problems(H100, SHARDED, **aware, **fp8("blockwise"), **{name: kind}) == [
-            f"compute.{name} = {kind!r} does not go with fp8_recipe = 'blockwise': a resumed run "
-            "would read the moments wrongly; use 'fp32' or 'bf16'"
-        ]
-    assert problems(H100, SHARDED, **aware, **fp8("blockwise"), **{name: "bf16"}) == []
 
 
 def test_weights_in_fp8_need_scales_of_their_own_and_main_weights_beside_them() -> None:

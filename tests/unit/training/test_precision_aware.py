@@ -44,7 +44,6 @@ def compute() -> ComputeConfig:
     return ComputeConfig(
         bf16=True,
         use_precision_aware_optimizer=True,
-        exp_avg_dtype="bf16",
     )
 
 
