@@ -14,35 +14,36 @@ class ComputeConfig:
     """How forward and backward are computed; nothing here changes the result beyond rounding.
 
     Attributes:
-        micro_batch_size: rows of one forward, sorted by length where they are padded; the
-            discriminator takes as many whole groups as fit in it, at least one (see
+        micro_batch_size: rows of one forward pass; padded rows are sorted by length. The
+            discriminator takes as many whole groups as fit, and at least one (see
             discriminator.split_groups).
-        max_tokens_per_microbatch: tokens of one forward, padding included, in place of a number of
-            rows; rows are sorted by length. A group that has more is taken whole all the same.
+        max_tokens_per_microbatch: tokens of one forward pass, padding included; replaces the bound
+            on rows. A group with more tokens is still taken as a whole.
         bf16: weights and activations in bfloat16, main weights and gradients in float32.
         transformer_impl: Megatron's own layers, or Transformer Engine's (needed for FP8).
-        fp8_format: matrix products of the layers in FP8, by Transformer Engine; head and
-            log-probabilities are not.
-        fp8_recipe: how FP8 values are scaled; blockwise needs Hopper, mxfp8 Blackwell, delayed as
-            many pipeline ranks for both models.
-        fp8_param_gather: hold weights in FP8 and gather them so; needs the distributed optimizer,
-            and "tensorwise" or "blockwise".
+        fp8_format: compute the layers' matrix products in FP8, with Transformer Engine. Head and
+            log-probabilities are not computed in FP8.
+        fp8_recipe: how FP8 values are scaled. blockwise needs Hopper and mxfp8 Blackwell; delayed
+            needs the same number of pipeline ranks for both models.
+        fp8_param_gather: hold the weights in FP8, and gather them in FP8. Needs the distributed
+            optimizer and the recipe "tensorwise" or "blockwise".
         recompute_granularity: recompute whole layers ("full") or attention ("selective") in the
-            backward pass; None keeps activations.
-        recompute_method: "full" for units of layers that cover the stage ("uniform"), or for some
-            of its layers one by one ("block").
-        recompute_num_layers: layers of a unit, or, by block, layers of a stage that recompute.
+            backward pass; default: keep all activations.
+        recompute_method: which layers "full" recomputes: all, in units of some layers ("uniform"),
+            or only some layers of a pipeline rank ("block").
+        recompute_num_layers: layers of a unit ("uniform"), or layers of a pipeline rank that
+            recompute ("block").
         use_precision_aware_optimizer: Transformer Engine's Adam, which holds the main weights too;
             optimizer_cpu_offload is part of it. Needs the distributed optimizer.
-        optimizer_cpu_offload: optimizer states and step on the host, all in float32; needs bf16 and
-            use_precision_aware_optimizer, and stages without a discriminator.
-        pack_sequences: run the rows of a microbatch as one sequence without padding; None packs
-            where attention takes it: without context parallelism, and not in fp32 of Transformer
-            Engine.
+        optimizer_cpu_offload: keep optimizer states and take the step on the host, in float32.
+            Needs bf16, use_precision_aware_optimizer, and stages without a discriminator.
+        pack_sequences: run the rows of a microbatch as one sequence without padding; default: if
+            attention supports it, which it does without context parallelism, and not in fp32 with
+            Transformer Engine.
         share_prompts: compute the prompt of a group once in each microbatch instead of once for
             each response; None does where attention takes it: packed, and with transformer_impl
             local.
-        logprob_chunk_size: response tokens whose logits are held at once; no others are computed.
+        logprob_chunk_size: response tokens whose logits are held in memory at the same time.
     """
 
     micro_batch_size: int = 4

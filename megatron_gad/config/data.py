@@ -14,14 +14,16 @@ class DataConfig:
     Attributes:
         path: JSONL, JSON, Parquet or Arrow file, a folder of them, or ``hub:NAME`` (its split
             "train") or ``hub:NAME:SPLIT``.
-        eval_path: held-out rows, named as path; of a folder, the files named test, validation or
-            eval, if it has any. Empty for none.
-        prompt_column: the conversation: messages, or text (one user message). Without such a
-            column, rows of "messages", ShareGPT and Alpaca are found by their own.
+        eval_path: held-out rows, named like path. Of a folder, the files named test, validation or
+            eval are read, if there are any. Empty: none.
+        prompt_column: column with the conversation: messages, or text (one user message). If it is
+            missing, the columns of "messages", ShareGPT and Alpaca rows are recognised.
         teacher_column: the teacher's response, or a list of them.
-        reward_columns: further columns, which every row has, for the functions of [[rewards]].
-        max_prompt_tokens: longer prompts are dropped and counted.
-        max_response_tokens: cap for the teacher's text and for rollouts alike, end token included.
+        reward_columns: further columns that every row must have; the functions of [[rewards]] get
+            them.
+        max_prompt_tokens: longest prompt. Rows with longer ones are dropped and counted.
+        max_response_tokens: longest response, the teacher's and the student's, end token included.
+            Longer ones are cut.
         system_prompt: system turn of conversations that have none; empty: none is added.
         chat_template_kwargs: arguments of the student's chat template, such as
             {"enable_thinking": false}; names that it does not read are refused.

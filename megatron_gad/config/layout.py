@@ -19,14 +19,15 @@ class ParallelConfig:
         tensor_model_parallel_size: ranks that share every layer (TP).
         pipeline_model_parallel_size: ranks that share the layers among them (PP).
         virtual_pipeline_model_parallel_size: chunks of layers that a pipeline rank holds, run
-            interleaved (VPP); None holds one.
+            interleaved (VPP); default: one chunk, without interleaving.
         context_parallel_size: ranks that share every row's tokens among them (CP); rows are padded
             to a multiple of twice that.
         expert_model_parallel_size: ranks that share the experts among them (EP).
-        expert_tensor_parallel_size: ranks that share one expert; None is as the other layers.
+        expert_tensor_parallel_size: ranks that share one expert; default: as many as share the
+            other layers.
         sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
         use_distributed_optimizer: shard optimizer states over data ranks.
-        distributed_timeout_minutes: a collective that waits longer ends the run.
+        distributed_timeout_minutes: time after which a collective that still waits ends the run.
     """
 
     tensor_model_parallel_size: int = 1
@@ -45,14 +46,17 @@ class OwnLayout:
     """A layout beside the student's over the same ranks; what is not given is as the student's.
 
     Attributes:
-        tensor_model_parallel_size: TP of this model; None is the student's, as below.
-        pipeline_model_parallel_size: PP of this model.
-        virtual_pipeline_model_parallel_size: VPP of this model; None is none where its PP is not
-            the student's.
-        context_parallel_size: CP of this model.
-        expert_model_parallel_size: EP of this model; None is none where it has no experts.
-        expert_tensor_parallel_size: ranks that share one of its experts; None as above.
-        sequence_parallel: whether its activations are sharded; None is no where its TP is 1.
+        tensor_model_parallel_size: TP of this model; default: the student's.
+        pipeline_model_parallel_size: PP of this model; default: the student's.
+        virtual_pipeline_model_parallel_size: VPP of this model; default: the student's, or none if
+            PP differs.
+        context_parallel_size: CP of this model; default: the student's.
+        expert_model_parallel_size: EP of this model; default: the student's, or none if this model
+            has no experts.
+        expert_tensor_parallel_size: ranks that share one of its experts; default: the student's, or
+            none if this model has no experts.
+        sequence_parallel: shard this model's activations; default: as the student, and off if its
+            TP is 1.
     """
 
     tensor_model_parallel_size: int | None = None

@@ -13,14 +13,14 @@ class OptimizerConfig:
     """AdamW without decay on norms and biases.
 
     Attributes:
-        lr: learning rate where the stage gives none.
-        min_lr: end of the cosine.
+        lr: peak learning rate, unless the stage has its own.
+        min_lr: learning rate at the end of the cosine.
         lr_decay_style: the schedule, counted from the start of each stage.
-        lr_warmup_steps: linear rise from 0 at the start of each stage.
-        weight_decay: decoupled (AdamW).
+        lr_warmup_steps: steps in which the rate rises linearly from 0, at the start of each stage.
+        weight_decay: decay of AdamW; norms and biases have none.
         adam_beta1: decay of the first moment.
         adam_beta2: decay of the second moment.
-        clip_grad: bound of the global gradient norm; 0: none.
+        clip_grad: largest norm of the whole gradient; a larger one is scaled down. 0: never.
     """
 
     lr: float = 1e-6

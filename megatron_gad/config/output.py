@@ -12,7 +12,7 @@ class CheckpointConfig:
 
     Attributes:
         save: the run directory; everything the run writes is in it. All hosts of a run share it.
-        load: run directory to resume from; empty resumes from ``save`` if it holds a checkpoint.
+        load: run directory to resume from; default: save, if it holds a checkpoint.
         ckpt_step: iteration of ``load`` to go on from; not set: its newest.
         load_optim: take the optimizers' states of ``load``, too; without, they begin anew at its
             weights.
@@ -20,11 +20,11 @@ class CheckpointConfig:
             stage. A run that has checkpoints of its own goes on from these, whatever the three say.
         override_config: settings, such as "data.path", that may differ from the checkpoint's though
             they change what the run means.
-        verify_checkpoint: compare a checkpoint's files, and an exported model's, with their digests
-            before going on from it; sizes are compared in any case.
+        verify_checkpoint: compare the files of a checkpoint or an exported model with their digests
+            before they are loaded. Sizes are always compared.
         save_interval: steps between checkpoints; 0: only at the end of each stage.
-        keep_last: older checkpoints than this many are deleted, once the next one is written: the
-            disk has to hold one more; 0 keeps all.
+        keep_last: number of newest checkpoints to keep; 0: all. An older one is deleted after the
+            next is written, so the disk has to hold one more.
         export: models written as Hugging Face folders ``<save>/<model>_hf`` when the run ends.
         export_stages: also write ``<save>/<model>_hf_<stage>`` when each stage ends.
     """

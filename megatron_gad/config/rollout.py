@@ -21,11 +21,12 @@ class RolloutConfig:
 
     Attributes:
         engine: which engine samples.
-        temperature: also divides the student's logits in the policy loss, so that it is on-policy.
-        max_total_tokens: tokens whose keys and values the embedded engine holds at a time.
-        logprob_gap_bound: stop the run when engine and trainer differ by more, in nats, on a
-            sampled token; None: 1e-3 in fp32, in bf16 a bound on the mean over tokens instead, none
-            in FP8; 0: never.
+        temperature: sampling temperature. It also divides the student's logits in the policy loss,
+            so that training stays on-policy.
+        max_total_tokens: largest number of tokens whose keys and values the embedded engine holds.
+        logprob_gap_bound: largest difference between engine and trainer on a sampled token, in
+            nats; a larger one stops the run. Default: 1e-3 in fp32; in bf16 the mean over tokens is
+            bounded instead; no bound in FP8. 0: never.
         record: write every rollout to rollouts/ in the run directory.
         replay: run directory of a run that recorded; engine "replay" gives its rollouts again.
     """
@@ -43,28 +44,29 @@ class SGLangConfig:
     """The servers behind rollout.engine = "sglang".
 
     Attributes:
-        urls: servers that run already, shared out between the data ranks; without any, each
+        urls: addresses of servers that run already, shared out between the data ranks. Empty: each
             model-parallel group starts its own.
-        python: interpreter of the environment that has SGLang; by default the one of the run.
-        num_servers: servers that a model-parallel group starts, on GPUs from its first rank's on;
-            None: as many as its GPUs have room for, and on a CPU one.
-        tensor_parallel_size: of one server.
+        python: Python interpreter that has SGLang; default: the run's own.
+        num_servers: servers that a model-parallel group starts, on its GPUs from the first rank's
+            on. Default: as many as its GPUs have room for; one on a CPU.
+        tensor_parallel_size: tensor-parallel ranks of one server.
         mem_fraction_static: share of a GPU's whole memory for a server's weights and its cache.
         weight_transport: "tensor" shares memory with servers that the run starts, "broadcast" sends
             over a process group, "disk" writes files that servers read. "auto": "tensor" for
             servers of the run; for urls "disk" where weight_folder is set, else "broadcast".
         update_weight_buffer_size: bytes of one bucket of weights.
-        weight_folder: of the files; by default on this machine's memory file system.
-        verify_interval: compare the servers' checksums on the first and on every so many-th swap;
-            0: never.
-        max_running_requests: requests that a server works on at a time.
-        start_timeout_s: until a server is healthy.
-        request_timeout_s: until a server has answered a request.
-        weight_timeout_s: until a server has taken a bucket of weights, or all files.
-        health_timeout_s: after how long without an answer servers count as hung. While they sample,
-            they are asked how they are six times as often.
-        max_restarts: failures in a row of one server after which the run ends.
-        log_folder: of the servers' output; by default logs/ in the run directory.
+        weight_folder: folder for the files of transport "disk"; default: this machine's memory file
+            system.
+        verify_interval: swaps from one comparison of the servers' checksums to the next, beginning
+            with the first swap; 0: never.
+        max_running_requests: requests that a server works on at the same time.
+        start_timeout_s: seconds a server may take to become healthy.
+        request_timeout_s: seconds a server may take to answer one request.
+        weight_timeout_s: seconds a server may take to load one bucket of weights, or all files.
+        health_timeout_s: seconds without an answer after which a server counts as hung. While
+            servers sample, their health is checked six times in this interval.
+        max_restarts: failures of one server in a row that are tolerated; one more ends the run.
+        log_folder: folder for the servers' output; default: logs/ in the run directory.
         server_args: further arguments of the server by name.
     """
 

@@ -11,12 +11,13 @@ class WatchdogConfig:
     """When a run ends that goes nowhere: seconds after which a phase counts as hung; 0: never.
 
     Attributes:
-        start_s: until the first step: data, models, servers, resuming; and making a discriminator.
-        rollout_s: sampling; an engine of servers notices sooner when one of them hangs.
-        phase_s: each other phase: a weight swap, the turn of a model, saving one model or one
-            export, and what lies between, such as waiting for other ranks.
-        max_skipped_steps: a step whose loss, scores or gradient norm are not finite is skipped; the
-            run ends after this many skipped steps of one model in a row; 0: never.
+        start_s: seconds until the first step: loading data and models, starting servers, resuming;
+            also for making a discriminator.
+        rollout_s: seconds for sampling. An engine of servers notices a hung server sooner.
+        phase_s: seconds for any other phase: a weight swap, the turn of a model, saving or
+            exporting one model, or waiting for other ranks in between.
+        max_skipped_steps: skipped steps of one model in a row after which the run ends; 0: never. A
+            step is skipped if its loss, scores or gradient norm are not finite.
     """
 
     start_s: float = 7200.0
@@ -30,10 +31,11 @@ class ScheduleConfig:
     """Who leaves the device while others work (docs/planning.md).
 
     Attributes:
-        leaves: who goes to the host, or, an engine, gives its memory back; empty: nobody; None:
-            nobody where all fit, else the cheapest that makes it fit.
-        device_memory_gib: what a run may use of a device; None: what the device has, less 4 GiB and
-            5 %; on a CPU nothing bounds it.
+        leaves: models that move to the host, and the engine that gives its memory back, while
+            others work. Empty: nobody. Default: nobody if all fit, else the cheapest choice that
+            fits.
+        device_memory_gib: memory of a device that the run may use. Default: all of it less 4 GiB
+            and 5 %; no bound on a CPU.
     """
 
     leaves: tuple[Role, ...] | None = None

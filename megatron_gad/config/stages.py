@@ -76,7 +76,8 @@ class SamplingSection(OwnRateSection):
     Attributes:
         prompts_per_step: prompts of a step over all data ranks.
         group_size: samples of each prompt.
-        discriminator_only_steps: the student starts to learn after this many steps.
+        discriminator_only_steps: steps at the start of the stage in which the discriminator learns
+            alone.
         discriminator_lr: learning rate of this stage; None takes discriminator.lr.
     """
 
@@ -118,9 +119,12 @@ class WarmupConfig(SamplingSection):
     """Stage ``warmup``: cross-entropy for the student, pairs for the discriminator.
 
     Attributes:
-        train_student: False leaves the student as it is and only teaches the discriminator.
-        stop_below: end the stage when the running discriminator loss is below this; 0: by count.
-        refuse_above: stop the run when the stage ends with a running loss above this; 0: never.
+        train_student: whether the student learns in this stage; if not, only the discriminator
+            does.
+        stop_below: running loss of the discriminator below which the stage ends; 0: after its
+            steps.
+        refuse_above: running loss of the discriminator above which the run stops when the stage
+            ends; 0: never.
     """
 
     name = "warmup"
@@ -181,12 +185,15 @@ class AdversarialConfig(SamplingSection):
     """Stage ``adversarial``: reinforcement learning on the scores of a discriminator that learns.
 
     Attributes:
-        discriminator_samples: samples of a group that train the discriminator; 0: all of them.
-            All are scored.
-        discriminator_interval: the discriminator learns every this many steps; it scores in each.
-        freeze_discriminator: it scores and never learns.
-        extra_discriminator_steps: further discriminator steps, on fresh samples.
-        extra_prompts: prompts of each such step, other ones, with one sample each.
+        discriminator_samples: samples of a group that train the discriminator; 0: all. All are
+            scored.
+        discriminator_interval: steps from one in which the discriminator learns to the next. It
+            scores in every step.
+        freeze_discriminator: let the discriminator score without ever learning.
+        extra_discriminator_steps: additional optimizer steps of the discriminator in each step, on
+            fresh samples.
+        extra_prompts: prompts of each additional step. They are other prompts than those of the
+            step, with one sample each.
         overlap: sample for the next step, with the weights of this one, while this one trains.
         student_updates: optimizer steps of the student on one rollout batch, or, if that is cut,
             how often it goes through the parts.
