@@ -7,8 +7,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from megatron_gad.algorithms.masking import zero_outside
-
 KlEstimator = Literal["k1", "k2", "k3"]
 
 # exp(20) = 5e8 is far beyond any useful ratio and far below the overflow of float32.
@@ -58,4 +56,4 @@ def sequence_kl(
     logprobs, ref_logprobs: [B, T] float32. response_mask: [B, T] bool.
     """
     estimates = kl_estimate(logprobs.detach(), ref_logprobs, kind)
-    return zero_outside(estimates, response_mask).sum(dim=-1)
+    return estimates.masked_fill(~response_mask, 0.0).sum(dim=-1)

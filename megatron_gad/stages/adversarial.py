@@ -17,16 +17,16 @@ from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Request
 from megatron_gad.stages.agreement import compare_all
-from megatron_gad.stages.discriminator_step import Practice, judge_groups
+from megatron_gad.stages.discriminator_step import Practice, cost_of_group, judge_groups
 from megatron_gad.stages.negatives import NegativesPool, as_read
 from megatron_gad.stages.rewards import reward_groups
-from megatron_gad.stages.rollouts import cost_of_group, sample_step
+from megatron_gad.stages.rollouts import sample_step
 from megatron_gad.stages.sampling_stage import SamplingStage
 from megatron_gad.stages.stage import Learning
 from megatron_gad.stages.step_result import StepResult, reward_metrics, sample_rows
 from megatron_gad.stages.student_step import take_policy_steps
 from megatron_gad.stages.waiting_rollouts import ahead_state, restore_ahead
-from megatron_gad.training.exchange import rebalance
+from megatron_gad.training.exchange import rebalance, take_turns
 from megatron_gad.training.reference import Reference
 from megatron_gad.types import Batch, Group, Metrics
 
@@ -83,11 +83,10 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         sampled = self._sample(run)
         is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0
         learns = is_on_turn and not self.settings.freeze_discriminator
-        practice = self._practice(run, sampled.groups) if learns else None
+        practice = self._practice(run, sampled.groups, learns)
         own = (sampled.groups, learns, self.settings.discriminator_samples, practice)
         passes = [own, *((groups, True, 0, None) for groups in sampled.extra_groups)]
         judged, *extra = (judge_groups(run, *each) for each in passes)
-        self._remember(run, sampled.groups)
 
         batch = self._with_reference(run, sampled.batch)
         rewarded = reward_groups(run, batch, sampled.groups, judged.scores_PG)
@@ -140,24 +139,26 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
             orders, requests = run.data.states(), self._requests(run, run.progress.iteration)
             restore_ahead(run, requests, orders, state["ahead"])
 
-    def _practice(self, run: Run, groups: Sequence[Group]) -> Practice | None:
-        """Return what the discriminator trains on: as many pairs as without past groups."""
+    def _practice(self, run: Run, groups: Sequence[Group], learns: bool) -> Practice | None:
+        """Return what the discriminator trains on: as many pairs as without past groups.
+
+        The step's own groups may be drawn from the next step on.
+        """
         if self.negatives is None:
             return None
         gad, iteration = self.config.gad, run.progress.iteration
-        shares = run.parallel.gather_over_data([group.prompt.index for group in groups])
-        rows = [*chain.from_iterable(shares)]
-        count = round(gad.negatives_share * len(rows))
-        past = self.negatives.draw(count, iteration, gad.negatives_draw)
-        resting = self.negatives.resting(rows, len(past), iteration)
-        own = past[run.parallel.data_rank :: run.parallel.data_size]
-        return Practice([each.group for each in own], resting)
-
-    def _remember(self, run: Run, groups: Sequence[Group]) -> None:
-        """Put the step's groups among those that may be drawn from the next step on."""
-        if self.negatives is not None:
-            shares = run.parallel.gather_over_data([as_read(group) for group in groups])
-            self.negatives.add(run.progress.iteration, [*chain.from_iterable(shares)])
+        shares = run.parallel.gather_over_data([as_read(group) for group in groups])
+        read = [*chain.from_iterable(shares)]
+        practice = None
+        if learns:
+            rows = [group.prompt.index for group in read]
+            count = round(gad.negatives_share * len(rows))
+            past = self.negatives.draw(count, iteration, gad.negatives_draw)
+            resting = self.negatives.resting(rows, len(past), iteration)
+            own = past[run.parallel.data_rank :: run.parallel.data_size]
+            practice = Practice([each.group for each in own], resting)
+        self.negatives.add(iteration, read)
+        return practice
 
     @property
     def _needs_reference(self) -> bool:
@@ -168,6 +169,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         """Return the rollouts of this step, at equal cost for all data ranks."""
         is_last = run.progress.step_in_stage + 1 >= self.settings.num_steps(len(run.data.prompts))
         is_ahead = self.settings.overlap and not is_last
+        cost = cost_of_group(run)
         (groups, *more), metrics = sample_step(run, partial(self._requests, run), is_ahead)
         extra = list(chain.from_iterable(more))
         lag = run.progress.weights_version - groups[0].rollouts[0].weights_version
@@ -175,27 +177,12 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         num_extra = self.settings.num_extra_steps
         size = len(extra) // max(1, num_extra)
         parts = [extra[i * size : (i + 1) * size] for i in range(num_extra)]
-        cost = cost_of_group(run)
-        extra = [rebalance(part, cost, run.parallel) for part in parts]
-        minibatches = [
-            rebalance(part, cost, run.parallel) for part in self._minibatches(run, groups)
-        ]
+        rows = [group.prompt.index for group in groups]
+        cut = take_turns(groups, rows, self.settings.num_parts, run.parallel)
+        shared = [rebalance(part, cost, run.parallel) for part in (*cut, *parts)]
+        minibatches, extra = shared[: len(cut)], shared[len(cut) :]
         even = list(chain.from_iterable(minibatches))
         return _Sampled(even, [*map(len, minibatches)], policy_batch(even), extra, lag, metrics)
-
-    def _minibatches(self, run: Run, groups: Sequence[Group]) -> list[list[Group]]:
-        """Return which of this data rank's groups belong to each minibatch.
-
-        Decided by the rows of all data ranks, so that the minibatches are the same on any number
-        of them: in the order of their rows, groups take turns.
-        """
-        own = [group.prompt.index for group in groups]
-        order = sorted(chain.from_iterable(run.parallel.gather_over_data(own)))
-        place = {row: number % self.settings.num_parts for number, row in enumerate(order)}
-        return [
-            [group for group, row in zip(groups, own, strict=True) if place[row] == part]
-            for part in range(self.settings.num_parts)
-        ]
 
     def _requests(self, run: Run, iteration: int) -> list[Request]:
         """Take the prompts of a step: one request for its groups, one for its extra pairs, if any.

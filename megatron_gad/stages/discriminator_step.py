@@ -1,6 +1,6 @@
 """The discriminator's turn: groups to its ranks, scores and a step there, scores back."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -15,9 +15,9 @@ from megatron_gad.algorithms.discriminator import (
     split_scores,
     weighted_score_loss,
 )
+from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import pair_batch
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.rollouts import cost_of_group
 from megatron_gad.stages.step_result import ModelStep
 from megatron_gad.training.exchange import move
 from megatron_gad.training.forward_backward import StepOutput
@@ -56,6 +56,17 @@ class Judged:
     teacher_scores_P: Tensor
     step: ModelStep
     metrics: Metrics = field(default_factory=dict[str, float])
+
+
+def cost_of_group(run: Run) -> Callable[[Group], int]:
+    """Return what a group costs the two models of a run, to share groups out at equal cost."""
+    student = run.student
+    discriminator = run.discriminator if run.has_discriminator else student
+    return partial(
+        group_cost,
+        student_shares=student.settings.shares_prompts,
+        discriminator_shares=discriminator.settings.shares_prompts,
+    )
 
 
 def judge_groups(

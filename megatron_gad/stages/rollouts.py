@@ -1,13 +1,12 @@
 """The rollouts of a step: weights swapped in, responses sampled, engine and trainer compared."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from megatron_gad.data.balance import group_cost
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Ahead, Request
 from megatron_gad.stages.agreement import compare_first
+from megatron_gad.stages.discriminator_step import cost_of_group
 from megatron_gad.training.exchange import rebalance
 from megatron_gad.training.reference import Reference
 from megatron_gad.types import Group, Metrics, Prompt
@@ -31,17 +30,6 @@ def sample_groups(
     (groups,), metrics = sample_now(run, [Request(prompts, sampling)], earlier)
     metrics |= run.sampler.take_metrics(groups, run.config.rollout.engine == "replay")
     return rebalance(groups, cost_of_group(run), run.parallel), metrics
-
-
-def cost_of_group(run: Run) -> Callable[[Group], int]:
-    """Return what a group costs the two models of a run, to share groups out at equal cost."""
-    student = run.student
-    discriminator = run.discriminator if run.has_discriminator else student
-    return partial(
-        group_cost,
-        student_shares=student.settings.shares_prompts,
-        discriminator_shares=discriminator.settings.shares_prompts,
-    )
 
 
 def sample_step(run: Run, take: Callable[[int], Sequence[Request]], is_ahead: bool) -> Sampled:

@@ -5,6 +5,7 @@ Only costs go to all data ranks; of the items, each rank receives those of its o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, TypeVar
 
 import torch
@@ -94,3 +95,21 @@ def rebalance(items: Sequence[T], cost: Callable[[T], float], parallel: Parallel
     if parallel.data_size == 1:
         return list(items)
     return share_out(items, cost, parallel, parallel).items
+
+
+def take_turns(
+    items: Sequence[T], numbers: Sequence[int], num_parts: int, parallel: Parallel
+) -> list[list[T]]:
+    """Return which of this data rank's items belong to each part.
+
+    In the order of the numbers of all data ranks, items take turns. So the parts are the same on
+    any number of data ranks.
+
+    numbers: one for each item, different from all others.
+    """
+    order = sorted(chain.from_iterable(parallel.gather_over_data(list(numbers))))
+    part_of = {number: place % num_parts for place, number in enumerate(order)}
+    return [
+        [item for item, number in zip(items, numbers, strict=True) if part_of[number] == part]
+        for part in range(num_parts)
+    ]

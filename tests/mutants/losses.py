@@ -222,8 +222,8 @@ POLICY_MUTANTS = (
     ),
     Mutant(
         "the KL of a response is a mean over its width and not a sum",
-        "zero_outside(estimates, response_mask).sum(dim=-1)",
-        "zero_outside(estimates, response_mask).mean(dim=-1)",
+        "estimates.masked_fill(~response_mask, 0.0).sum(dim=-1)",
+        "estimates.masked_fill(~response_mask, 0.0).mean(dim=-1)",
         KL,
     ),
     Mutant(

@@ -218,8 +218,8 @@ REWARD_MUTANTS = (
     ),
     Mutant(
         "minibatches are cut in the order of rows, of which neighbours may be alike",
-        "number % self.settings.num_parts",
-        "number * self.settings.num_parts // len(order)",
+        "place % num_parts for place",
+        "place * num_parts // len(order) for place",
         MINIBATCHES,
     ),
     Mutant(
