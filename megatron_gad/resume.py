@@ -14,6 +14,7 @@ from megatron_gad.stages.begin import resume_stage
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training.checkpoint import (
     Residents,
+    begin_checkpoint,
     load_model,
     load_model_weights,
     load_snapshot,
@@ -28,11 +29,25 @@ from megatron_gad.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def save(run: Run, stage: Stage | None = None) -> None:
+def finish_saving(run: Run, waits: bool = True) -> None:
+    """Publish the checkpoint that is written in the background, if there is one. All ranks call it.
+
+    waits: until it is whole; else it is published only if it is.
+    """
+    unpublished = run.unpublished
+    if unpublished is None or not (waits or unpublished.is_written(run.parallel)):
+        return
+    run.unpublished = None
+    unpublished.publish(run.parallel)
+
+
+def save(run: Run, stage: Stage | None = None, in_background: bool = False) -> None:
     """Write a checkpoint of everything the run needs to go on bit for bit. All ranks call it.
 
     stage: that the run is in the middle of; None between two.
+    in_background: return when all was copied; ``finish_saving`` publishes it.
     """
+    finish_saving(run)
     run.lock.check_is_there()
     models = {"student": run.student}
     if run.has_discriminator:
@@ -50,14 +65,12 @@ def save(run: Run, stage: Stage | None = None) -> None:
         "snapshots": list(snapshots),
     }
     run.writer.sync()
-    save_checkpoint(
-        run.folder,
-        run.progress.iteration,
-        Residents(models, snapshots, run.turn.save),
-        state,
-        run.parallel,
-        run.config.checkpoint.keep_last,
-    )
+    what = (run.folder, run.progress.iteration, Residents(models, snapshots, run.turn.save), state)
+    keep_last = run.config.checkpoint.keep_last
+    if in_background:
+        run.unpublished = begin_checkpoint(*what, run.parallel, keep_last)
+    else:
+        save_checkpoint(*what, run.parallel, keep_last)
 
 
 def load_latest(run: Run) -> Stage | None:

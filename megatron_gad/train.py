@@ -23,7 +23,7 @@ from megatron_gad.errors import RunStoppedError, only_warns
 from megatron_gad.files import replace_text
 from megatron_gad.models.hub import with_model_names
 from megatron_gad.reporting.health_watch import HealthWatch
-from megatron_gad.resume import load_latest, save
+from megatron_gad.resume import finish_saving, load_latest, save
 from megatron_gad.runtime.export import export_model
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
 from megatron_gad.runtime.run import Run
@@ -151,11 +151,12 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
             advance(bar, result.metrics)
             if stop.everywhere(run.parallel):
                 break
+            finish_saving(run, waits=False)
             is_due = is_due or (bool(interval) and where.iteration % interval == 0)
             # Whether weights are usable is not known while steps are skipped, and older checkpoints
             # would go for it.
             if is_due and not reason and not any(run.skips_in_a_row.values()):
-                save(run, stage)
+                save(run, stage, run.config.checkpoint.async_save)
                 is_due = False
     return reason
 

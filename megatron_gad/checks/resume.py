@@ -68,7 +68,7 @@ RULES: dict[Change, dict[str, str]] = {
         "recompute_method recompute_num_layers optimizer_cpu_offload "
         "pack_sequences share_prompts logprob_chunk_size",
         "checkpoint": "save load ckpt_step load_optim finetune override_config verify_checkpoint "
-        "save_interval keep_last export "
+        "async_save save_interval keep_last export "
         "export_stages",
         "log": "log_interval samples_interval tensorboard wandb_project",
         "discriminator": LAYOUT + " split_groups",

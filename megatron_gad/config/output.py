@@ -22,6 +22,8 @@ class CheckpointConfig:
             they change what the run means.
         verify_checkpoint: compare the files of a checkpoint or an exported model with their digests
             before they are loaded. Sizes are always compared.
+        async_save: write the checkpoints between stages' ends while the next steps are taken, from
+            copies in host memory; published once whole, and the next one waits.
         save_interval: steps between checkpoints; 0: only at the end of each stage.
         keep_last: number of newest checkpoints to keep; 0: all. An older one is deleted after the
             next is written, so the disk has to hold one more.
@@ -36,6 +38,7 @@ class CheckpointConfig:
     finetune: bool = False
     override_config: tuple[str, ...] = ()
     verify_checkpoint: bool = True
+    async_save: bool = False
     save_interval: int = 50
     keep_last: int = 2
     export: tuple[ModelName, ...] = ("student",)

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
@@ -19,6 +20,7 @@ from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
+from megatron_gad.planning.saving import check_background_save
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.runtime.turns import Turns, Watch
 from megatron_gad.training.checkpoint_digests import check_model_folder
@@ -83,6 +85,8 @@ def build_discriminator(config: RunConfig, student: Trainer) -> Trainer:
 
 def build_turns(config: RunConfig, parallel: Parallel, sampler: Sampler, watch: Watch) -> Turns:
     """Choose who leaves the device while others work, and say so."""
+    available = psutil.virtual_memory().available
+    check_background_save(config, parallel.world_size, local_world_size(), available)
     residency = plan_residency(config, parallel.world_size)
     if parallel.is_writer:
         logger.info("schedule: %s", "; ".join(describe_residency(residency)))

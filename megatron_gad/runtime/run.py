@@ -14,6 +14,7 @@ from megatron_gad.runtime.run_data import RunData
 from megatron_gad.runtime.run_folder import RunFolderLock
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.runtime.turns import Turns
+from megatron_gad.training.checkpoint import Unpublished
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
 
@@ -47,6 +48,7 @@ class Run:
     turn: gives models and engine their turns on the device.
     skips_in_a_row: steps that each model skipped since the last one that it took.
     last_update: the step in which a model last learned.
+    unpublished: the checkpoint that is being written in the background, if one is.
     """
 
     config: RunConfig
@@ -64,6 +66,7 @@ class Run:
         default_factory=lambda: {"student": 0, "discriminator": 0}
     )
     last_update: int = 0
+    unpublished: Unpublished | None = None
     _discriminator: Trainer | None = None
 
     @property

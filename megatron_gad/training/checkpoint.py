@@ -6,7 +6,7 @@ reader never meets half of one.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ from torch.distributed import ProcessGroup
 
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.files import delete_tree, draft_of, sync
+from megatron_gad.manifest import Written
+from megatron_gad.training.background_write import BackgroundWrite
 from megatron_gad.training.checkpoint_digests import write_digests
 from megatron_gad.training.checkpoint_files import (
     STATE,
@@ -70,6 +72,28 @@ class Residents:
     turn: Callable[[Trainer], AbstractContextManager[object]] = nullcontext
 
 
+@dataclass(frozen=True)
+class Unpublished:
+    """A checkpoint that is being written in the background.
+
+    run_folder, iteration, keep_last: as ``save_checkpoint`` has them.
+    """
+
+    run_folder: Path
+    iteration: int
+    keep_last: int
+    files: BackgroundWrite
+
+    def is_written(self, parallel: Parallel) -> bool:
+        """Return whether all ranks have written their files. All ranks call it."""
+        return all(parallel.gather_over_world(self.files.is_done()))
+
+    def publish(self, parallel: Parallel) -> None:
+        """Wait until it is whole, and publish it. All ranks call it."""
+        written = self.files.finish()
+        _publish_draft(self.run_folder, self.iteration, parallel, self.keep_last, written)
+
+
 def save_checkpoint(
     run_folder: Path,
     iteration: int,
@@ -84,8 +108,42 @@ def save_checkpoint(
 
     Raises RunStoppedError, and publishes nothing, if numbers of a model are not finite.
     """
-    target = iteration_folder(run_folder, iteration)
-    draft = draft_of(target)
+    _write_draft(run_folder, iteration, residents, state, parallel, _write)
+    _publish_draft(run_folder, iteration, parallel, keep_last, {})
+
+
+def begin_checkpoint(
+    run_folder: Path,
+    iteration: int,
+    residents: Residents,
+    state: dict[str, Any],
+    parallel: Parallel,
+    keep_last: int,
+) -> Unpublished:
+    """Do so in the background: this returns when all that is saved was copied to the host.
+
+    Whoever calls it publishes what it returns before the next checkpoint begins.
+    """
+    files = BackgroundWrite()
+
+    def add(state: dict[str, Any], folder: Path) -> None:
+        files.add(_write(state, folder, in_background=True))
+
+    _write_draft(run_folder, iteration, residents, state, parallel, add)
+    files.start()
+    return Unpublished(run_folder, iteration, keep_last, files)
+
+
+def _write_draft(
+    run_folder: Path,
+    iteration: int,
+    residents: Residents,
+    state: dict[str, Any],
+    parallel: Parallel,
+    write: Callable[[dict[str, Any], Path], object],
+) -> None:
+    """Write all models, or have them copied to be written, and the run state."""
+    draft = draft_of(iteration_folder(run_folder, iteration))
     folders = [draft / name for name in (*residents.models, *residents.snapshots)]
     if parallel.is_writer:
         _clear(run_folder)
@@ -94,26 +152,37 @@ def save_checkpoint(
     parallel.barrier()
     for name, trainer in residents.models.items():
         with residents.turn(trainer), trainer.parallel.megatron_state.active():
-            _save_model(name, trainer, draft)
+            write(_state_of_model(name, trainer, draft), draft / name)
     for name, (trainer, snapshot) in residents.snapshots.items():
         with (
             residents.turn(trainer),
             trainer.lent(snapshot),
             trainer.parallel.megatron_state.active(),
         ):
-            state_dict = sharded_weights(trainer.modules_to_read())
-            _write(state_dict, draft / name)
+            write(sharded_weights(trainer.modules_to_read()), draft / name)
     if parallel.is_writer:
         (draft / STATE).write_text(json.dumps(state, indent=1))
-    write_digests(draft, parallel)
+
+
+def _publish_draft(
+    run_folder: Path,
+    iteration: int,
+    parallel: Parallel,
+    keep_last: int,
+    written: Mapping[Path, Written],
+) -> None:
+    """Write the digests of a draft that is whole, publish it, and delete older checkpoints."""
+    target = iteration_folder(run_folder, iteration)
+    draft = draft_of(target)
+    write_digests(draft, parallel, written)
     if parallel.is_writer:
         _publish(run_folder, draft, target, iteration)
         _prune(run_folder, iteration, keep_last)
     parallel.barrier()
 
 
-def _save_model(name: str, trainer: Trainer, draft: Path) -> None:
-    """Write one model and its optimizer, if all of their numbers are finite."""
+def _state_of_model(name: str, trainer: Trainer, draft: Path) -> dict[str, Any]:
+    """Return what is saved of a model and its optimizer, if all of their numbers are finite."""
     optimizer = trainer.optimizer_to_write()
     fill_moments(optimizer)
     if not trainer.has_usable_state():
@@ -130,7 +199,7 @@ def _save_model(name: str, trainer: Trainer, draft: Path) -> None:
         "has_moments": has_moments(optimizer),
         DISTRIBUTED: trainer.settings.layout.use_distributed_optimizer,
     }
-    _write({**_sharded_state(trainer), **facts}, draft / name)
+    return {**_sharded_state(trainer), **facts}
 
 
 def undo_half_replacing(run_folder: Path) -> None:
@@ -232,11 +301,20 @@ def _filled(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def _write(state: dict[str, Any], folder: Path) -> None:
-    """Write a sharded state; of what several data ranks hold, each writes an equal share."""
+def _write(state: dict[str, Any], folder: Path, in_background: bool = False) -> Any:
+    """Write a sharded state; of what several data ranks hold, each writes an equal share.
+
+    in_background: only plan it, and return the plan.
+    """
     strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), _data_ranks())
-    # The strategy looks whether every part has a writer, once it has shared them out.
-    dist_checkpointing.save(state, str(folder), strategy, validate_access_integrity=False)
+    return dist_checkpointing.save(
+        state,
+        str(folder),
+        strategy,
+        # The strategy looks whether every part has a writer, once it has shared them out.
+        validate_access_integrity=False,
+        async_sharded_save=in_background,
+    )
 
 
 def _data_ranks() -> ProcessGroup:

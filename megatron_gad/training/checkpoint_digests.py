@@ -1,10 +1,12 @@
 """The digests of a checkpoint: every rank computes those of what it wrote, and checks its share."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_gad.manifest import (
     MANIFEST,
+    Written,
     changed_files,
     describe_changed,
     look_at,
@@ -18,15 +20,21 @@ from megatron_gad.training.parallel import Parallel
 OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
 
 
-def write_digests(folder: Path, parallel: Parallel) -> None:
+def write_digests(
+    folder: Path, parallel: Parallel, known: Mapping[Path, Written] | None = None
+) -> None:
     """Write the manifest of a folder whose files are all there. All ranks call it.
 
     A rank reads what it has just written, which its host still has in memory.
+
+    known: files of this rank's that need not be read again.
     """
+    found = {str(file.relative_to(folder)): each for file, each in (known or {}).items()}
     parallel.barrier()
     names = names_in(folder)
     own = [name for name in names if _writer_of(name) % parallel.world_size == parallel.rank]
-    parts = parallel.gather_over_world(look_at(folder, own))
+    unknown = [name for name in own if name not in found]
+    parts = parallel.gather_over_world(look_at(folder, unknown) | found)
     if parallel.is_writer:
         write_manifest(folder, {name: each for part in parts for name, each in part.items()})
 

@@ -11,7 +11,12 @@ import torch
 from torch.distributed import barrier, destroy_process_group, is_initialized
 
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.training.checkpoint import Residents, load_model, save_checkpoint
+from megatron_gad.training.checkpoint import (
+    Residents,
+    begin_checkpoint,
+    load_model,
+    save_checkpoint,
+)
 from megatron_gad.training.checkpoint_files import iteration_folder
 from megatron_gad.training.parallel import initialize
 from megatron_gad.training.trainer import Trainer
@@ -83,7 +88,12 @@ def begin(folder: Path, layout_name: str, distributed: bool, run_folder: str) ->
     run = Run(folder, layout_name, distributed)
     run.steps()
     run.save(folder / run_folder)
+    # The same once more, while the models train on.
+    unpublished = begin_checkpoint(
+        folder / f"{run_folder}-background", 1, Residents(run.trainers), {}, run.place, 0
+    )
     save(folder / f"{run_folder}.pt", run.results())
+    unpublished.publish(run.place)
     barrier()
     destroy_process_group()
 

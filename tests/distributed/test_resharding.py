@@ -10,6 +10,7 @@ from megatron.core import dist_checkpointing
 from torch import Tensor
 
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.manifest import changed_files, names_in, read_manifest
 from megatron_gad.training.checkpoint_files import iteration_folder
 from megatron_gad.training.parallel import initialize, shut_down
 from tests.distributed import resharding_worker
@@ -45,7 +46,8 @@ def tensors(results: Path) -> dict[str, dict[str, Tensor]]:
     """Run directory -> whole tensors of both models, as one process reads them."""
     initialize(ParallelConfig(), seed=0)
     found = {}
-    for name in (*BEGINNINGS, *("-".join(each) for each in EVERYWHERE)):
+    names = [(name, "background") for name in BEGINNINGS] + EVERYWHERE
+    for name in (*BEGINNINGS, *("-".join(each) for each in names)):
         folder = iteration_folder(results / name, 1)
         found[name] = {
             f"{model}/{key}": tensor
@@ -71,6 +73,19 @@ def test_a_checkpoint_saved_at_another_layout_has_the_same_bits(tensors, name, l
     for key, tensor in expected.items():
         assert torch.equal(without_padding(moved[key]), without_padding(tensor)), key
         assert key not in moments or tensor.any(), key
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_what_several_ranks_write_in_the_background_is_from_when_they_began(
+    results, tensors, name
+) -> None:
+    expected, found = tensors[name], tensors[f"{name}-background"]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    folder = iteration_folder(results / f"{name}-background", 1)
+    written = read_manifest(folder)
+    assert sorted(written) == names_in(folder)
+    assert changed_files(folder, written, written) == []
 
 
 @pytest.mark.parametrize(("name", "layout"), EVERYWHERE)

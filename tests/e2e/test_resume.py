@@ -37,6 +37,28 @@ def test_a_restart_gives_the_bits_of_the_uninterrupted_run(
     assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
 
 
+def test_a_run_killed_while_it_saves_in_the_background_goes_on_bit_for_bit(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    save, flags = tmp_path / "run", ("--save-interval", "1", "--async-save", "--keep-last", "1")
+    for steps in (3, 6):
+        process = tiny_run.start(save, *flags)
+        tiny_run.wait_for_steps(process, save, steps)
+        killed = tiny_run.processes_of(save)
+        for each in killed:
+            each.kill()
+        tiny_run.assert_all_end(killed, timeout_s=60)
+        process.wait(timeout=60)
+    again = tiny_run.run(save, *flags)
+    whole = tiny_run.metrics(uninterrupted)
+    for expected, ours in zip(whole, again, strict=True):
+        assert tiny_run.compared_over_restarts(ours) == tiny_run.compared_over_restarts(expected)
+    weights, expected_weights = (
+        load_file(folder / "student_hf/model.safetensors") for folder in (save, uninterrupted)
+    )
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in expected_weights)
+
+
 def test_a_distributed_optimizer_goes_on_bit_for_bit_in_the_warmup(tmp_path: Path) -> None:
     flags = ["--use-distributed-optimizer", "--stages", "warmup", "--warmup.steps", "4"]
     flags += ["--save-interval", "2", "--keep-last", "0"]

@@ -7,6 +7,7 @@ RESUMED = oracle("resumed in every stage")
 MOMENTS = in_stages("test_the_first_update_of_a_stage_shows_whether_moments_were_kept")
 FLAGS = "tests/unit/test_load_flags.py::"
 RESHARDING = "tests/distributed/test_resharding.py::"
+BACKGROUND = "tests/unit/training/test_background_write.py::"
 BACK = "tests/unit/test_going_back.py::"
 RESUME = "tests/unit/test_resume.py::"
 BEST = in_stages("test_seqkd_hands_over_its_best_weights")
@@ -258,5 +259,11 @@ RESUME_MUTANTS = (
         "if run.config.checkpoint.load_optim or not is_other else load_model_weights",
         "",
         (f"{FLAGS}test_without_the_optimizers_states_a_run_goes_on_with_a_first_step",),
+    ),
+    Mutant(
+        "a checkpoint in the background holds what the models become while it is written",
+        "(item, to_host(tensor)) for item, tensor in tensors",
+        "(item, tensor) for item, tensor in tensors",
+        (f"{BACKGROUND}test_it_holds_what_was_there_when_it_began_and_shows_once_it_is_whole",),
     ),
 )

@@ -14,7 +14,7 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.manifest import MANIFEST
 from megatron_gad.models.hf_folder import save_hf_folder
-from megatron_gad.resume import load_latest, save
+from megatron_gad.resume import finish_saving, load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.training import parallel
@@ -258,3 +258,29 @@ def test_an_exported_model_that_changed_is_refused(
     flip(exported / "model.safetensors")
     with pytest.raises(ValueError, match=r"student.path = .*holds model.safetensors with other b"):
         build(tmp_path / "run", "--student.path", str(exported))
+
+
+def test_a_checkpoint_in_the_background_is_gone_on_from_like_any_other(
+    build: Build, folder: Path
+) -> None:
+    """And the next one waits for it."""
+    run = build(folder)
+    stage = load_latest(run)
+    assert stage is not None
+    take_step(run, stage)
+    save(run, stage, in_background=True)
+    assert (folder / LATEST).read_text() == "2"
+    expected = take_step(run, stage).metrics
+    save(run, stage, in_background=True)
+    assert (folder / LATEST).read_text() == "3"
+    finish_saving(run)
+    assert (folder / LATEST).read_text() == "4"
+    run.close()
+    (folder / LATEST).write_text("3")
+    again = build(folder)
+    resumed = load_latest(again)
+    assert resumed is not None
+    ours = take_step(again, resumed).metrics
+    for key in ("discriminator/loss", "discriminator/grad_norm"):
+        assert ours[key] == expected[key]
+    again.close()
