@@ -254,6 +254,7 @@ def _check_layout(config: ParallelConfig, world_size: int) -> None:
 def _start_torch_distributed(backend: str, timeout: timedelta, store: dist.Store | None) -> None:
     if store is not None:
         rank, size = environment_rank(), environment_world_size()
+        store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         return
     if environment_world_size() > 1:

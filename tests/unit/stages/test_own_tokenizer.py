@@ -28,6 +28,7 @@ ROWS = [
     ("which way do you face?", "turn right, so the answer is north."),
     ("東京?", "Größe 🙂"),
 ]
+SHORT = "turn right, turn"  # an engine may cut earlier, which leaves it without an end token
 LONG = "turn right, turn left, turn back, turn right, turn left, turn back and turn right"
 
 
@@ -56,8 +57,8 @@ def configure(folder: Path, rows: Sequence[tuple[Any, str]] = ROWS) -> RunConfig
 
 
 def rollout(run: Run, text: str) -> Rollout:
-    """Return what an engine gives for a text: with its end, or cut at the cap."""
-    ids, is_cut = run.codec.encode_response(text)
+    """Return what an engine gives for a text: with its end, or cut at the cap or before."""
+    ids, is_cut = run.codec.encode_response(text, hit_cap=text == SHORT)
     return Rollout(ids, (-1.0,) * len(ids), "length" if is_cut else "stop", 0)
 
 
@@ -97,15 +98,15 @@ def test_scores_are_those_of_transformers_on_the_discriminators_own_ids(
     try:
         begin_stage(run)
         sampled = [
-            Group(prompt, tuple(rollout(run, text) for text in (prompt.teacher_text, "west", LONG)))
-            for prompt in run.data.prompts
+            Group(prompt, tuple(rollout(run, text) for text in (prompt.teacher_text, "west", cut)))
+            for prompt, cut in zip(run.data.prompts, (LONG, SHORT), strict=True)
         ]
         groups = run.sampler.with_text(sampled)
         own: Any = AutoTokenizer.from_pretrained(config.discriminator.path)
         kept = run.codec.decode_response(run.codec.encode_response(LONG)[0])
-        cut = own(kept, add_special_tokens=False)["input_ids"]
-        assert len(cut) != CAP and own.decode(cut) == kept
-        expected = scores_by_transformers(run, groups, min(CAP, len(cut)))
+        own_cut = own(kept, add_special_tokens=False)["input_ids"]
+        assert len(own_cut) != CAP and own.decode(own_cut) == kept
+        expected = scores_by_transformers(run, groups, min(CAP, len(own_cut)))
         judged = judge_groups(run, groups)
         for row, scores in zip(expected, judged.scores_PG.tolist(), strict=True):
             assert scores == pytest.approx(row[1:], abs=2e-5)
