@@ -8,6 +8,7 @@ from megatron_gad.errors import RunStoppedError
 from megatron_gad.reporting.health import NUM_RECENT, Finding, assess
 from megatron_gad.reporting.run_record import read_run
 from megatron_gad.runtime.run_folder import ask_first_rank
+from megatron_gad.storage import lost_folder
 from megatron_gad.training.checkpoint_files import describe_newest
 from megatron_gad.training.parallel import Parallel
 
@@ -39,6 +40,8 @@ class HealthWatch:
 
     def _apply(self) -> str:
         """Warn of what is new; return why the run has to stop, or an empty string."""
+        if not self._folder.is_dir():
+            raise lost_folder(self._folder)
         found = [
             finding
             for finding in assess(read_run(self._folder))
