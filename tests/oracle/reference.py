@@ -189,7 +189,7 @@ class Reference:
         read = [self.texts.read(group) for group in groups]
         students = [ids for _, students in read for ids in students]
         changed = [
-            list(response.ids[: len(ids)]) != ids
+            all(list(response.ids[n : n + len(ids)]) != ids for n in range(len(response.ids)))
             for response, ids in zip(responses, students, strict=True)
         ]
         values = {
