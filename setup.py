@@ -64,6 +64,7 @@ setup(
         "dev": [
             "gguf>=0.17,<1",
             "accelerate>=1,<2",
+            "jsonschema>=4,<5",
             "scikit-learn>=1.6,<2",
             "sacrebleu>=2.4,<3",
             "py3langid>=0.3,<1",

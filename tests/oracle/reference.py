@@ -149,10 +149,11 @@ class Reference:
         }
         if step >= get("discriminator-only-steps"):
             engine = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
-            kept: Any = self._kept(groups, rows, advantages.float().flatten(), anchor, engine)
+            learned_from = (rows, advantages.float().flatten(), anchor, engine)
+            rows, weights, anchor, engine = self._kept(groups, *learned_from)
             size = len(groups[0].responses)
             places = [g * size + r for g in self._minibatch_order(groups) for r in range(size)]
-            learned = self._reinforce(*kept, places)
+            learned = self._reinforce(rows, weights, anchor, engine, places)
             numbers |= named("student", learned)
         return Outcome(numbers, drawn, scores, advantages)
 
