@@ -1,8 +1,9 @@
 """Answers of a model folder to a list of prompts, sampled or greedy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -38,15 +39,19 @@ class Answerer:
         max_prompt_tokens: int = 2048,
         rollout: RolloutConfig | None = None,
         sglang: SGLangConfig | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the weights, into a server if the engine is one that starts here.
 
         hf_folder: Hugging Face folder with safetensors weights and tokenizer.
         sampling: temperature 0 is greedy; the stop ids are taken from the folder.
         rollout: names the engine, by default the embedded one in float32.
+        chat_template_kwargs: further arguments of the chat template, as in data.
         """
         rollout = rollout or RolloutConfig()
-        self._codec = ChatCodec.from_folder(hf_folder, max_prompt_tokens, sampling.max_new_tokens)
+        self._codec = ChatCodec.from_folder(
+            hf_folder, max_prompt_tokens, sampling.max_new_tokens, chat_template_kwargs
+        )
         self._sampling = replace(sampling, stop_ids=self._codec.stop_ids)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float32 if rollout.engine == "embedded" else torch.bfloat16
@@ -95,12 +100,20 @@ def answer(
     conversations: Sequence[Sequence[Message]],
     sampling: SamplingConfig,
     max_prompt_tokens: int = 2048,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return one response text per conversation, in their order, from the embedded engine.
 
+    chat_template_kwargs: further arguments of the chat template, as in data.
+
     Raises ValueError for a conversation longer than ``max_prompt_tokens``.
     """
-    with Answerer(hf_folder, replace(sampling, num_samples=1), max_prompt_tokens) as answerer:
+    with Answerer(
+        hf_folder,
+        replace(sampling, num_samples=1),
+        max_prompt_tokens,
+        chat_template_kwargs=chat_template_kwargs,
+    ) as answerer:
         return [answers[0].text for answers in answerer.answer(conversations)]
 
 

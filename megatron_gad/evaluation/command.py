@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from megatron_gad.data.forms import with_system
 from megatron_gad.environment import environment_variable
 from megatron_gad.errors import BAD_INPUT, FAILED, INTERRUPTED
 from megatron_gad.evaluation.answers import Answered
@@ -173,10 +174,11 @@ def _add_likelihood(
         return
     each = likelihoods(
         folder,
-        [item.messages for item in taught],
+        [with_system(item.messages, options.system_prompt) for item in taught],
         [item.teacher[0].text for item in taught],
         options.max_tokens,
         [item.teacher[0].was_cut for item in taught],
+        options.template_arguments,
     )
     found.intervals["nats_per_token"] = per_unit(each, generator)
     found.intervals["nats_per_byte"] = per_unit(each, generator, "num_bytes")

@@ -1,8 +1,9 @@
 """How likely a model finds the teacher's text: what SeqKD lowers, and the game may raise again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +37,19 @@ def likelihoods(
     responses: Sequence[str],
     max_response_tokens: int = 1536,
     were_cut: Sequence[bool] = (),
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Likelihood]:
     """Return how unlikely each response is after its conversation, in float32.
 
     A response is cut at ``max_response_tokens`` as in training; then no end token is expected.
 
     were_cut: of each response whether it was cut where it comes from; by default none was.
+    chat_template_kwargs: further arguments of the chat template, as in data.
 
     Raises:
         ValueError: the folder cannot be read, or the template refuses a conversation.
     """
-    codec = ChatCodec.from_folder(hf_folder, 2048, max_response_tokens)
+    codec = ChatCodec.from_folder(hf_folder, 2048, max_response_tokens, chat_template_kwargs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_module(hf_folder, torch.float32)
     allocate_weights(model, device)

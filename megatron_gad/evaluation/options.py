@@ -105,6 +105,9 @@ class EvaluateOptions:
         temperature: of the students; 0 is greedy.
         max_tokens: cap of an answer in tokens.
         max_prompt_tokens: longest prompt of a folder's model; a longer one is refused.
+        system_prompt: system turn of conversations that have none, as data.system_prompt of a run.
+        chat_template_kwargs: JSON object with further arguments of a folder's chat template, as
+            data.chat_template_kwargs of a run.
         seed: seed of the draws, of the halves and of the intervals.
         engine: what runs folders: this process, or an SGLang server that is started for it.
         sglang_python: interpreter of the environment that has SGLang; by default this one.
@@ -127,6 +130,8 @@ class EvaluateOptions:
     temperature: float = 0.0
     max_tokens: int = 1536
     max_prompt_tokens: int = 2048
+    system_prompt: str = ""
+    chat_template_kwargs: str = "{}"
     seed: int = 0
     engine: Literal["embedded", "sglang"] = "embedded"
     sglang_python: str = ""
@@ -144,8 +149,18 @@ class EvaluateOptions:
                 f"num_samples = {self.num_samples} at temperature 0: all would be the same; use a "
                 "temperature above 0"
             )
+        if not _is_json_object(self.chat_template_kwargs):
+            wrong.append(
+                f"chat_template_kwargs = {self.chat_template_kwargs!r}: no JSON object, such as "
+                """'{"enable_thinking": false}'"""
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What the chat template of a folder is given."""
+        return json.loads(self.chat_template_kwargs)
 
     def _bad_numbers(self) -> list[str]:
         least = {
@@ -170,13 +185,16 @@ class EvaluateOptions:
                 f"max_cost = {endpoint.max_cost} without prices: give prompt_price and "
                 "completion_price"
             )
-        try:
-            is_object = isinstance(json.loads(endpoint.judge_extra_body), dict)
-        except ValueError:
-            is_object = False
-        if not is_object:
+        if not _is_json_object(endpoint.judge_extra_body):
             wrong.append(f"judge_extra_body = {endpoint.judge_extra_body!r}: no JSON object")
         return wrong
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _too_small(options: Any, least: Mapping[str, float]) -> Sequence[str]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.data.conversation import Answer as Ended
+from megatron_gad.data.forms import with_system
 from megatron_gad.engines.asking.endpoint import Endpoint, Target
 from megatron_gad.engines.asking.pool import Pool, Question
 from megatron_gad.engines.asking.reply import Answer
@@ -147,7 +148,9 @@ def _answer_from_folder(
 ) -> list[list[Answered]]:
     files = [*weight_files(folder), folder / "config.json"]
     weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    arguments = options.template_arguments
     drawing = [options.num_samples, options.temperature, options.max_tokens, options.seed]
+    drawing += [options.system_prompt, arguments]
     # The draws depend on a prompt's number, so it is a part of what the answer depends on.
     keys = [
         content_key([weights, drawing, number if options.temperature else 0, item.key])
@@ -161,11 +164,13 @@ def _answer_from_folder(
         )
         sglang = SGLangConfig(python=options.sglang_python, log_folder=str(options.out / "logs"))
         rollout = RolloutConfig(engine=options.engine)
-        with Answerer(folder, sampling, options.max_prompt_tokens, rollout, sglang) as answerer:
+        longest = options.max_prompt_tokens
+        with Answerer(folder, sampling, longest, rollout, sglang, arguments) as answerer:
             size = AT_ONCE[options.engine]
             for start in range(0, len(missing), size):
                 numbers = missing[start : start + size]
-                answered = answerer.answer([items[n].messages for n in numbers], numbers)
+                asked = [with_system(items[n].messages, options.system_prompt) for n in numbers]
+                answered = answerer.answer(asked, numbers)
                 kept.append(
                     [_record(keys[n], each) for n, each in zip(numbers, answered, strict=True)]
                 )
@@ -184,10 +189,17 @@ def _answer_from_endpoint(
     asked = {"temperature": options.temperature, "max_tokens": options.max_tokens}
     target = Target(student.url, student.model, key, asked)
     keys = [
-        [content_key([student.model, asked, item.key, n]) for n in range(options.num_samples)]
+        [
+            content_key([student.model, asked, options.system_prompt, item.key, n])
+            for n in range(options.num_samples)
+        ]
         for item in items
     ]
-    messages = {key: item.messages for item, each in zip(items, keys, strict=True) for key in each}
+    messages = {
+        key: with_system(item.messages, options.system_prompt)
+        for item, each in zip(items, keys, strict=True)
+        for key in each
+    }
     missing = [key for key in messages if key not in kept.records]
     bar.total = len(messages)
     bar.update(len(messages) - len(missing))

@@ -354,3 +354,29 @@ def test_a_file_without_an_answer_to_a_prompt_is_refused(
     write_rows(tmp_path / "b.jsonl", "answer", ["yes"] * (COUNT - 3))
     assert main([*given, "--out", str(tmp_path / "out")]) == 2
     assert f"no answer to 3 of {COUNT} prompts" in caplog.text
+
+
+def test_prompts_are_made_as_a_run_makes_them(tmp_path: Path, student_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(student_folder)
+    tokenizer.chat_template = "{{ style }} " + tokenizer.chat_template
+    tokenizer.save_pretrained(student_folder)
+    prompts = write_rows(tmp_path / "test.jsonl", "teacher_response", ["yes"] * 2)
+    command = ["--students", f"s={student_folder}", "--prompts", prompts, "--max-tokens", "6"]
+    command += ["--out", str(tmp_path / "out"), "--no-show-progress", "--no-discriminator"]
+    command += ["--system-prompt", "Be brief.", "--chat-template-kwargs", '{"style": "user:"}']
+    assert main(command) == 0
+    lines = (tmp_path / "out/answers/s.jsonl").read_text().splitlines()
+    model: Any = AutoModelForCausalLM.from_pretrained(student_folder)
+    for number, line in enumerate(lines):
+        asked = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"Question {number}?"},
+        ]
+        ids = tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True, style="user:"
+        )
+        made = model.generate(**ids, max_new_tokens=6, do_sample=False)[0]
+        told = made[ids["input_ids"].shape[1] :]
+        text = tokenizer.decode(told, skip_special_tokens=True)
+        assert json.loads(line)["answers"][0]["text"] == text
+    assert main([*command[:-1], "[]"]) == 2
