@@ -199,8 +199,9 @@ def convert(arguments: Arguments, place: parallel.Parallel) -> int:
             _forget(chunks)
             load_weights(folder, chunks)
     else:
-        assert arguments.from_megatron and arguments.to_hf and arguments.hf_config
-        checkpoint, source = find_checkpoint(arguments.from_megatron), arguments.hf_config
+        assert arguments.from_megatron and arguments.to_hf
+        checkpoint = find_checkpoint(arguments.from_megatron)
+        source = arguments.hf_config or find_hf_source(checkpoint, model)
         hf_folder = written = arguments.to_hf
         chunks = megatron_to_hf(checkpoint, source, written, model, layout, place)
     _say(place, f"wrote {written}")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -20,11 +21,10 @@ FLAGS += ("--no-tensorboard", "--seqkd.steps", "1000000", "--save-interval", "20
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """Return two idle nodes."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    with running_cluster(folder) as running:
+    # Slurm's sockets are files in it, whose paths may have 107 characters.
+    with TemporaryDirectory() as folder, running_cluster(Path(folder)) as running:
         yield running
 
 
