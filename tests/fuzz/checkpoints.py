@@ -62,6 +62,13 @@ def open_seqkd(run_folder: Path, student: Path) -> Run:
     return open_run(load_config(words)[0], _place())
 
 
+def leave_place() -> None:
+    """Take the world of one apart again, if checkpoints were tried."""
+    if _PLACES:
+        _PLACES.clear()
+        parallel.shut_down()
+
+
 def _place() -> parallel.Parallel:
     if not _PLACES:
         _PLACES.append(parallel.initialize(RunConfig().parallel, 0))

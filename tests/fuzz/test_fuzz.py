@@ -1,10 +1,12 @@
 """Bad inputs of every kind are taken or refused, never met by a traceback: `make fuzz` in short."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz.__main__ import Fuzz, problems
+from tests.fuzz.checkpoints import leave_place
 
 COUNTS = {
     "configurations": 100,
@@ -13,6 +15,12 @@ COUNTS = {
     "checkpoints": 20,
     "model_folders": 20,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leave_no_world_behind() -> Iterator[None]:
+    yield
+    leave_place()
 
 
 @pytest.mark.parametrize("kind", COUNTS)
