@@ -23,7 +23,9 @@ from tests.ranks import statuses_of_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 # What depends on the clock, or on how a run is spread over ranks.
-NOT_COMPARED = ("time", "swap/bytes", "memory/", "moves/", "engine/tokens_per_s")
+# What an engine tells of its work depends on its seconds, and a replay does none.
+ENGINE_WORK = ("engine/tokens_per_s", "engine/running_rows", "engine/waiting_rows")
+NOT_COMPARED = ("time", "swap/bytes", "memory/", "moves/", *ENGINE_WORK, "engine/cache_hit_share")
 
 
 def start(save: Path, *flags: str, num_ranks: int = 1, prepares: bool = False) -> subprocess.Popen:
