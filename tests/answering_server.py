@@ -1,12 +1,12 @@
 """A real HTTP server for tests that answers as an SGLang server does, without a model."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.loopback_server import Request, loopback_server
 
 Json = dict[str, Any]
 
@@ -65,30 +65,11 @@ def answering_server(**settings: Any) -> Iterator[AnsweringServer]:
     """Run a server on this machine."""
     served = AnsweringServer(**settings)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = json.loads(text) if text else {}
-            if self.path == "/generate" and not served.before(body):
-                self.close_connection = True
-                return
-            status, answer = served.answer(self.path, body)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
+    def answer(request: Request) -> tuple[int, Json] | None:
+        body = {} if request.body is None else request.body
+        if request.path == "/generate" and not served.before(body):
+            return None
+        return served.answer(request.path, body)
 
-        do_GET = do_POST
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with loopback_server(answer) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
