@@ -29,6 +29,8 @@ POLL_S = 1.0
 HEARTBEAT_S = 5.0
 # A rank may be busy for some heartbeats, as while it forks; after more it is stopped or dead.
 SILENT_S = 3 * HEARTBEAT_S
+# Ranks of one run start within this of each other, by clocks that may differ a little.
+START_SPREAD_S = 120.0
 # Until the other ranks have seen the alarm and shown their stacks.
 LAST_WORDS_S = 3 * POLL_S
 # After a deadline, until the process ends even if this module's thread gets no turn.
@@ -227,11 +229,12 @@ def slowness(world_size: int) -> float:
 def describe_ranks(beats: list[Heartbeat], world_size: int, began: float) -> Iterator[str]:
     """Yield lines that tell who is in which phase, and who is not heard from.
 
-    beats: also of ranks that this run does not have, or from before it began at Unix time
-        ``began``, which are left out.
+    beats: also of ranks that this run does not have, or of a run before, which are left out.
+    began: Unix time at which the rank that reports started; others may have started before it.
     """
     now, silent_s = time.time(), SILENT_S * slowness(world_size)
-    heard = {beat.rank: beat for beat in beats if beat.rank < world_size and beat.time >= began}
+    earliest = began - START_SPREAD_S * slowness(world_size)
+    heard = {beat.rank: beat for beat in beats if beat.rank < world_size and beat.time >= earliest}
     phases: dict[str, list[Heartbeat]] = {}
     for beat in heard.values():
         if now - beat.time < silent_s:

@@ -15,6 +15,7 @@ from megatron_gad.runtime.watchdog import (
     ALARM,
     HEARTBEATS_FOLDER,
     SILENT_S,
+    START_SPREAD_S,
     Heartbeat,
     Watchdog,
     describe_ranks,
@@ -30,7 +31,7 @@ def test_the_rank_that_is_not_heard_from_is_told_from_those_that_wait() -> None:
         Heartbeat(0, "a", 10, "student", seconds_in_phase=300.0, time=now - 2),
         Heartbeat(1, "a", 11, "rollout", seconds_in_phase=40.0, time=now - SILENT_S - 60),
         Heartbeat(2, "b", 12, "student", seconds_in_phase=307.0, time=now - 1),
-        Heartbeat(3, "b", 13, "start", seconds_in_phase=9.0, time=began - 1),
+        Heartbeat(3, "b", 13, "start", seconds_in_phase=9.0, time=began - START_SPREAD_S - 1),
         Heartbeat(5, "b", 15, "swap", seconds_in_phase=1.0, time=now),
     ]
     assert list(describe_ranks(beats, world_size=5, began=began)) == [
@@ -40,6 +41,13 @@ def test_the_rank_that_is_not_heard_from_is_told_from_those_that_wait() -> None:
         "  rank 4 was never heard from",
         "  'student' for 302 to 308 s: rank 0, 2",
     ]
+
+
+def test_a_rank_that_started_before_the_one_that_reports_was_heard_from() -> None:
+    now = time.time()
+    beat = Heartbeat(1, "a", 11, "start", seconds_in_phase=1.0, time=now - 22)
+    first = next(describe_ranks([beat], world_size=2, began=now - 21))
+    assert first.startswith("  rank 1 (a, process 11) is not heard from for 22 s")
 
 
 def test_many_ranks_may_be_silent_for_longer() -> None:
