@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_gad.checks.inputs import read_all_rows
+from megatron_gad.checks.inputs import ReadRows, read_all_rows
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.toml import to_toml
 from megatron_gad.data.codecs import Codecs
@@ -27,6 +27,7 @@ from megatron_gad.resume import finish_saving, load_latest, save
 from megatron_gad.runtime.export import export_model
 from megatron_gad.runtime.metrics import METRICS_FILE, advance, progress
 from megatron_gad.runtime.run import Run
+from megatron_gad.runtime.run_folder import RunFolderLock
 from megatron_gad.runtime.selection import keep_best
 from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.runtime.watchdog import Watchdog
@@ -57,14 +58,20 @@ def train(config: RunConfig, tell: Callable[[BaseException], int], codecs: Codec
     # has trained nothing at once: a launcher sends them where another rank failed while it started.
     with stop.hearing(signal.SIGUSR1), telling_of_storage(folder), _watchdog(config) as watch:
         store = parallel.meet()
+        lock = RunFolderLock(folder)
+
+        def read_alone() -> ReadRows:
+            lock.take()
+            return read_all_rows(config, codecs)
+
         # One process for all, and before there is anything to take down again.
-        read = parallel.ask_first_process(store, lambda: read_all_rows(config, codecs))
+        read = parallel.ask_first_process(store, read_alone)
         place = parallel.initialize(config.parallel, config.seed, store)
         try:
             _check_models_are_the_same(config, place)
             with contextlib.ExitStack() as parts:
                 try:
-                    run = open_run(config, place, watch, codecs, read or {})
+                    run = open_run(config, place, watch, codecs, read or {}, lock)
                     parts.callback(_report, run.folder, run.parallel.is_writer)
                     parts.callback(run.close)
                     with stop.hearing(signal.SIGTERM, signal.SIGINT):

@@ -15,8 +15,8 @@ from megatron_gad.data.stored import StoredPrompts, write_prompts
 from megatron_gad.files import replace_text, replacing
 from megatron_gad.types import Prompt
 
-# Less is read as fast as pyarrow is imported.
-MIN_BYTES = 8_000_000
+# Less is read as fast as pyarrow is imported, and sent to all ranks.
+MIN_BYTES = 2_000_000
 # What of a Hugging Face folder a codec may read.
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 LIBRARIES = ("transformers", "tokenizers", "jinja2")

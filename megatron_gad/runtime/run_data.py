@@ -112,25 +112,21 @@ def load_run_prompts(
     """Return the prompts to train on, or the held-out ones; none if none are set.
 
     The first rank reads and tokenises them into the run directory, unless an earlier start did,
-    and all ranks map what it wrote. Little data is read by every rank for itself. All ranks call
-    this; raises the same ValueError on all of them.
+    and all ranks map what it wrote. Little data it sends to them. All ranks call this; raises the
+    same ValueError on all of them.
 
     read: what the first rank has read already.
     """
     path = config.data.eval_path if held_out else config.data.path
     if held_out and not path:
         return ()
-    mine: list[LoadedPrompts] = [read[held_out]] if held_out in read else []
 
-    def file_of_first_rank() -> Path | None:
-        if not mine:
-            mine.append(read_rows(config, codecs, held_out, may_write=True))
-        return mine[0].file
+    def read_by_first_rank() -> LoadedPrompts | Path:
+        loaded = read.get(held_out) or read_rows(config, codecs, held_out, may_write=True)
+        return loaded.file or loaded
 
-    file = ask_first_rank(parallel, file_of_first_rank)
-    if not mine:
-        mine.append(read_cache(file) if file else read_rows(config, codecs, held_out))
-    (loaded,) = mine
+    found = ask_first_rank(parallel, read_by_first_rank)
+    loaded = read_cache(found) if isinstance(found, Path) else found
     if parallel.is_writer:
         counts = ", ".join(f"{name} {count}" for name, count in loaded.counts.items())
         for note in (counts, *loaded.notes):

@@ -57,17 +57,24 @@ def check_is_shared(folder: Path, parallel: Parallel, patience_s: float = PATIEN
 
 
 class RunFolderLock:
-    """Keeps a second run out of a run directory until it is closed or its process ends."""
+    """Keeps a second run out of a run directory until it is closed or its process ends.
 
-    def __init__(self, folder: Path, parallel: Parallel, patience_s: float = LOCK_PATIENCE_S):
-        """Take the directory. All ranks call it.
+    Every rank has one, and only the first takes the directory.
+    """
 
-        Raises ValueError, alike on all ranks, where another run has it for longer than a run
-        that was killed would.
-        """
+    def __init__(self, folder: Path, patience_s: float = LOCK_PATIENCE_S):
+        """Take nothing yet. patience_s: how long another run's end is waited for."""
         self._path = folder / LOCK_FILE
+        self._patience_s = patience_s
         self._file: TextIO | None = None
-        ask_first_rank(parallel, lambda: self._take(time.monotonic() + patience_s))
+
+    def take(self) -> None:
+        """Take the directory, unless this process has it.
+
+        Raises ValueError if another run has it for longer than a run that was killed would.
+        """
+        if self._file is None:
+            self._take(time.monotonic() + self._patience_s)
 
     def check_is_there(self) -> None:
         """Raise StorageError on the rank that writes if the directory was taken away, or replaced.
@@ -132,8 +139,8 @@ def ask_first_rank(parallel: Parallel, question: Callable[[], T]) -> T:
             answer = question()
         except ValueError as error:
             problem = str(error)
-    given: list = parallel.gather_over_world((answer, problem))
-    answer, problem = given[0]
+    given: tuple[T | None, str | None] = parallel.from_first_rank((answer, problem))
+    answer, problem = given
     if problem is not None:
         raise ValueError(problem)
     return answer  # pyright: ignore[reportReturnType]

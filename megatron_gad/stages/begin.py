@@ -24,7 +24,7 @@ from megatron_gad.runtime.parts import (
 )
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.run_data import NOTHING, RunData
-from megatron_gad.runtime.run_folder import RunFolderLock, check_is_shared
+from megatron_gad.runtime.run_folder import RunFolderLock, ask_first_rank, check_is_shared
 from megatron_gad.runtime.turns import Watch, no_watch
 from megatron_gad.stages.stage import Stage
 from megatron_gad.training.parallel import Parallel
@@ -49,20 +49,23 @@ def open_run(
     watch: Watch = no_watch,
     codecs: Codecs | None = None,
     read: ReadRows = NOTHING,
+    lock: RunFolderLock | None = None,
 ) -> Run:
     """Build the parts of a run; its data are loaded and checked before an engine starts.
 
     watch: entered for as long as a turn lasts.
     codecs: what turns text into ids, if it was opened already.
     read: the rows that the first rank has read already.
+    lock: of the run directory, if the first rank took it already.
 
     Raises ValueError if the data are too few for a step, or the run directory cannot be used.
     """
     folder = Path(config.checkpoint.save)
     check_is_shared(folder, parallel)
     with contextlib.ExitStack() as opened:
-        lock = RunFolderLock(folder, parallel)
+        lock = lock or RunFolderLock(folder)
         opened.callback(lock.close)
+        ask_first_rank(parallel, lock.take)
         writer = MetricsWriter(folder, config.log, parallel.is_writer)
         opened.callback(writer.close)
         codecs = codecs or read_codecs(config)

@@ -127,6 +127,12 @@ class Parallel:
         dist.all_gather_object(gathered, value)
         return gathered
 
+    def from_first_rank(self, value: T | None) -> T:
+        """Send any picklable value from the first rank to all ranks."""
+        world = dist.group.WORLD
+        assert world is not None, "torch.distributed was started with these groups"
+        return _broadcast(value, 0, world)
+
     def max_over_data(self, value: float) -> float:
         """Return the largest value over data ranks; nan where any is nan."""
         values = self.gather_over_data(value)

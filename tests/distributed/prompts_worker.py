@@ -3,6 +3,7 @@
 ``main`` takes the folder with the configuration, into which the results go.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ def read_before(folder: Path) -> None:
         read = None
     mine["has_group"] = torch.distributed.is_initialized()
     place = initialize(config.parallel, config.seed, store)
+    if not place.is_writer:  # which would find nothing if it read for itself
+        config = replace(config, data=replace(config.data, path="nowhere.jsonl"))
     if not mine["error"]:
         mine["prompts"] = tuple(load_run_prompts(config, codecs, place, read=read or {}))
     save(folder / "results.pt", place.gather_over_world(mine))

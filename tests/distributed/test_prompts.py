@@ -1,6 +1,8 @@
 """One rank reads and tokenises for all; what is wrong with the data is an error on all."""
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from megatron_gad.data.cache import MIN_BYTES
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.dataset import load_prompts
 from tests.distributed import prompts_worker
+from tests.e2e import tiny_run
 from tests.ranks import run_on_ranks
 from tests.tiny_run import make_run
+from tests.unit.training.test_run_folder import start_other
 
 
 @pytest.mark.parametrize("is_large", [True, False])
@@ -57,3 +61,27 @@ def test_the_first_rank_reads_for_all_before_there_is_a_process_group(tmp_path: 
     for mine in results:
         assert f"{data}: 1 row cannot be read" in mine["error"]
         assert mine["read"] is None and not mine["has_group"]
+
+
+def test_a_second_start_leaves_the_rows_alone_that_another_run_has(tmp_path: Path) -> None:
+    save, log, data = tmp_path / "run", tmp_path / "log", tmp_path / "large.jsonl"
+    row = json.dumps({"content": "a", "teacher_response": "b", "id": "x" * MIN_BYTES})
+    data.write_text(f"{row}\n" * 8)
+    kept = save / "prompts/train-0.arrow"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+
+    def kill_when_it_waits(ranks: Sequence[Any]) -> None:
+        deadline = time.monotonic() + 120
+        while "is in use by another run" not in log.read_text():
+            assert ranks[0].is_alive() and time.monotonic() < deadline, log.read_text()[-4000:]
+            time.sleep(0.05)
+        ranks[0].kill()
+
+    flags = ("--stages", "seqkd", "--data.path", str(data))
+    with start_other(save) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        tiny_run.outcome(save, log, *flags, meddle=kill_when_it_waits)
+        other.kill()
+    assert [*kept.parent.iterdir()] == [kept]
