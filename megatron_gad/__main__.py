@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_gad.checks.found import find
 from megatron_gad.checks.inputs import open_codecs
 from megatron_gad.checks.limits import check_limits
-from megatron_gad.checks.models import check_values
+from megatron_gad.checks.models import check_values, model_warnings
 from megatron_gad.checks.resume import check_override, check_resume
 from megatron_gad.checks.run import check_found
 from megatron_gad.checks.secrets import masked
@@ -38,6 +38,8 @@ from megatron_gad.errors import (
 )
 from megatron_gad.models.hub import with_model_folders
 from megatron_gad.storage import StorageError, telling_of_storage
+
+logger = logging.getLogger(__name__)
 
 # What is told in words, without a traceback.
 STATUS = {ValueError: BAD_INPUT, RunStoppedError: STOPPED, StorageError: NO_STORAGE}
@@ -140,13 +142,17 @@ def _obey(config: RunConfig, options: CliOptions, rank: int) -> int:
 
             print(describe_run(config, world_size, changes=changes.told, models=found.models))
         return 0
-    _train(config, rank, open_codecs(config, found.models))
+    warnings = [*model_warnings(found.models, config.compute.bf16)]
+    _train(config, rank, open_codecs(config, found.models), warnings)
     return 0
 
 
-def _train(config: RunConfig, rank: int, codecs: Codecs) -> None:
+def _train(config: RunConfig, rank: int, codecs: Codecs, warnings: Sequence[str]) -> None:
     logging.basicConfig(format=" [%(asctime)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("megatron_gad").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    if rank == 0:
+        for warning in warnings:
+            logger.warning(warning)
     # Megatron takes seconds to import; --help and every mistake should not wait for it.
     # Looking for garbage among what imports leave behind, then and later, is time for nothing.
     gc.disable()

@@ -11,7 +11,7 @@ from megatron_gad.checks.tokenizer import (
     find_difference,
     highest_id,
 )
-from megatron_gad.checks.weights import check_weights, value_problems
+from megatron_gad.checks.weights import check_weights, type_warnings, value_problems
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.models.hf_headers import INDEX, is_pointer, pointer_problem
@@ -92,6 +92,13 @@ def check_values(models: Models) -> Iterator[str]:
     yield from value_problems(models.student)
     if models.has_own_discriminator:
         yield from value_problems(models.discriminator)
+
+
+def model_warnings(models: Models, is_bf16: bool) -> Iterator[str]:
+    """Yield what is to be known of models that a run takes; is_bf16: it trains in bfloat16."""
+    yield from type_warnings(models.student, is_bf16)
+    if models.has_own_discriminator:
+        yield from type_warnings(models.discriminator, is_bf16)
 
 
 def _context_problems(folder: ModelFolder, data: DataConfig) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Rules for the weights of a model folder, against its config.json; reads headers only."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from megatron_gad.models.tensor_names import (
 )
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+HALF = "F16"
 COMPARED_ROWS = 64  # of an output layer and the embedding that it ought to be
 
 
@@ -127,6 +129,32 @@ def _tie_problems(folder: ModelFolder, tensors: Mapping[str, StoredTensor]) -> I
             f"{head.file} is not {EMBEDDING}; set tie_word_embeddings = false in config.json to "
             "train that output layer, or save the model again without it"
         )
+
+
+def describe_types(folder: ModelFolder) -> str:
+    """Return the types of a folder's tensors as safetensors spells them: "BF16", "BF16, F32"."""
+    return ", ".join(kind for kind, _ in _types_of(folder).most_common())
+
+
+def type_warnings(folder: ModelFolder, is_bf16: bool) -> Iterator[str]:
+    """Yield what a folder's types may have lost of its weights.
+
+    is_bf16: the run reads them as bfloat16, else as float32.
+    """
+    types = _types_of(folder)
+    if types[HALF]:
+        read_as = "bfloat16, with fewer digits" if is_bf16 else "float32"
+        yield (
+            f"{folder.named}: {types[HALF]} of {types.total()} tensors are float16, and are read "
+            f"as {read_as}. Of a model that was trained in bfloat16, float16 has lost what is "
+            "above 65,504, which is infinite there, and what is below 6e-8, which is 0: take its "
+            "bfloat16 release if there is one; --dry-run --check-weights finds what is infinite"
+        )
+
+
+def _types_of(folder: ModelFolder) -> Counter[str]:
+    tensors = {} if folder.weights is None else folder.weights.tensors
+    return Counter(tensor.dtype for name, tensor in tensors.items() if not name.endswith(DERIVED))
 
 
 def value_problems(folder: ModelFolder) -> Iterator[str]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from megatron_gad.checks.compute import describe_kernels, this_machine
 from megatron_gad.checks.found import Models, read_models
 from megatron_gad.checks.inputs import open_codecs, read_rows
+from megatron_gad.checks.models import model_warnings
+from megatron_gad.checks.weights import describe_types
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import StageSection
@@ -41,12 +43,12 @@ def describe_run(
     Raises:
         ValueError: the data cannot be used; names file and row.
     """
+    models = models or read_models(config.student.path, config.discriminator.path)
     lines = [
         f"Plan for {world_size} rank(s); nothing was started.",
         *_layout_lines(config, world_size),
-        *_model_lines(config),
+        *_model_lines(config, models),
     ]
-    models = models or read_models(config.student.path, config.discriminator.path)
     data, num_prompts = _data_lines(config, models)
     lines += data
     if num_prompts is not None:
@@ -125,13 +127,21 @@ def _describe_layout(layout: ParallelConfig, world_size: int) -> str:
     return ", ".join(words)
 
 
-def _model_lines(config: RunConfig) -> Iterator[str]:
+def _model_lines(config: RunConfig, models: Models) -> Iterator[str]:
+    is_bf16 = config.compute.bf16
+    read_as = "bfloat16" if is_bf16 else "float32"
     yield _line("student", _describe_model(config.student.path, is_scorer=False))
+    yield _line("", f"weights of type {describe_types(models.student)}, read as {read_as}")
     if config.uses_discriminator:
         path = config.discriminator.path
         start = "" if path else "started from the student: "
         text = _describe_model(path or config.student.path, is_scorer=True)
         yield _line("discriminator", start + text)
+        if path:
+            types = describe_types(models.discriminator)
+            yield _line("", f"weights of type {types}, read as {read_as}")
+    for warning in model_warnings(models, is_bf16):
+        yield _line("", f"warning: {warning}")
 
 
 def _shape(folder: str) -> ModelShape:

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from megatron_gad.checks.found import read_folder
 from megatron_gad.checks.models import folder_problems
-from megatron_gad.checks.weights import value_problems
+from megatron_gad.checks.weights import describe_types, type_warnings, value_problems
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.tensor_names import LM_HEAD, body_shapes, head_shapes
 from tests.tiny import CLASSES, make_hf_folder
@@ -250,3 +250,21 @@ def test_a_tied_model_may_hold_no_other_output_layer(tmp_path: Path, row: int) -
     (problem,) = problems_of(tmp_path)
     assert problem.startswith("tie_word_embeddings = true in config.json, but lm_head.weight in ")
     assert problems_of(tmp_path, is_scorer=True) == []
+
+
+@pytest.mark.parametrize("is_bf16", [True, False])
+def test_half_precision_is_told_with_what_it_may_have_lost(tmp_path: Path, is_bf16: bool) -> None:
+    read = read_folder("student.path", str(make_hf_folder(tmp_path)))
+    assert describe_types(read) == "F32"
+    assert [*type_warnings(read, is_bf16)] == []
+    change(tmp_path, lambda tensors: tensors.update({k: tensors[k].half() for k in (UP, NORM)}))
+    total = len(load_file(tmp_path / "model.safetensors"))
+    read = read_folder("student.path", str(tmp_path))
+    assert describe_types(read) == "F32, F16"
+    assert problems_of(tmp_path) == []
+    (warning,) = type_warnings(read, is_bf16)
+    assert f": 2 of {total} tensors are float16, and are read as " in warning
+    assert ("bfloat16, with fewer digits" in warning) == is_bf16
+    largest = torch.finfo(torch.float16).max
+    smallest = torch.finfo(torch.float16).tiny * torch.finfo(torch.float16).eps  # subnormal
+    assert (f"{largest:,.0f}" in warning, f"{smallest:.0e}") == (True, "6e-08")
