@@ -77,7 +77,7 @@ def load_prompts(
     is_local = not path.startswith(HUB)
     notes = data_notes(tally, Path(path) if is_local else None, held_out)
     warnings = data_warnings(tally, "" if held_out else path)
-    warnings += find_marks(prompts, tally.counts, codec)
+    warnings += find_marks(prompts, tally.counts, codec, scorer)
     return LoadedPrompts(prompts, tally.counts, notes, warnings)
 
 

@@ -28,14 +28,20 @@ DROPPED = {
 
 
 def find_marks(
-    prompts: Sequence[Prompt], counts: Mapping[str, int], codec: ChatCodec
+    prompts: Sequence[Prompt],
+    counts: Mapping[str, int],
+    codec: ChatCodec,
+    scorer: ChatCodec | None = None,
 ) -> tuple[str, ...]:
     """Return a line for each mark: how many rows have it, an example, and the remedy.
 
     counts: of all rows, as ``LoadedPrompts`` has them.
+    scorer: of a discriminator with a tokenizer of its own.
     """
     sample = prompts[:: -(-len(prompts) // SAMPLE_ROWS)]
-    lengths = _marks_of_lengths(sample, codec.max_response_tokens)
+    lengths = [*_marks_of_lengths(sample, codec.max_response_tokens)]
+    if scorer is not None:
+        lengths += _marks_of_scored_lengths(sample, codec, scorer)
     return (*_marks_of_counts(counts), *lengths, *_marks_of_texts(sample, codec))
 
 
@@ -62,6 +68,22 @@ def _marks_of_lengths(sample: Sequence[Prompt], cap: int) -> Iterator[str]:
             f"and data.max_response_tokens = {cap} lets a student that does not end go on for "
             f"{cap // usual} times as long, which costs time and tells it from the teacher; lower "
             "it"
+        )
+
+
+def _marks_of_scored_lengths(
+    sample: Sequence[Prompt], codec: ChatCodec, scorer: ChatCodec
+) -> Iterator[str]:
+    """Yield a line if the discriminator's tokenizer cuts responses that the student's does not."""
+    whole = [prompt for prompt in sample if not prompt.teacher_truncated]
+    texts = [codec.decode_response(prompt.teacher_ids) for prompt in whole]
+    num_cut = sum(is_cut for _, is_cut in scorer.encode_responses(texts))
+    if num_cut > MARKED_SHARE * len(sample):
+        yield (
+            f"{_share(num_cut, len(sample))} teacher responses looked at have more than "
+            f"data.max_response_tokens = {scorer.max_response_tokens} tokens of the "
+            "discriminator's own tokenizer, which does not see how they end; raise the limit, or "
+            "take a discriminator with the student's tokenizer"
         )
 
 

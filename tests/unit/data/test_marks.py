@@ -151,3 +151,27 @@ def test_a_cap_far_from_what_the_teacher_writes_is_told(tmp_path: Path, codec: C
     rows[:6] = rows[-1:] * 6
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert told(large) == ()
+
+
+def test_responses_that_the_discriminators_tokenizer_cuts_are_told(
+    tmp_path: Path, codec: ChatCodec
+) -> None:
+    """One that knows bytes alone makes more tokens of a text than the student's."""
+    make_tokenizer(tmp_path, "llama3", vocab_size=5 + 256)  # its special tokens and the bytes
+    text = "turn right, " * 4
+    size, cap = len(codec.encode_response(text)[0]), CONFIG.max_response_tokens
+    assert size < cap < len(text.encode())
+    scorer = ChatCodec.from_folder(tmp_path, 60, cap)
+    path = tmp_path / "a.jsonl"
+
+    def told(count: int) -> tuple[str, ...]:
+        rows = among({"teacher_response": text}, count)
+        path.write_text("".join(json.dumps({"content": "hi"} | row) + "\n" for row in rows))
+        return load_prompts(CONFIG, codec, str(path), scorer=scorer).warnings
+
+    assert told(3) == ()
+    (warning,) = told(4)
+    assert warning.startswith(
+        "4 of 100 (4.0%) teacher responses looked at have more than data.max_response_tokens = "
+        f"{cap} tokens of the discriminator's own tokenizer"
+    )
