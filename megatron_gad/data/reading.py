@@ -74,6 +74,7 @@ class Tally:
 
     counts: one number for each name in ``COUNTS``.
     forms: how rows are written -> how many. unread: columns that nothing is read from.
+    num_with_several: rows that have several answers.
     refusals: the template's words -> how many conversations it refused with them.
     failures: the endpoint's word for why an answer failed -> how many.
     """
@@ -82,6 +83,7 @@ class Tally:
     problems: Problems = field(default_factory=Problems)
     forms: Counter[str] = field(default_factory=Counter[str])
     unread: dict[str, None] = field(default_factory=dict[str, None])
+    num_with_several: int = 0
     refusals: Counter[str] = field(default_factory=Counter[str])
     failures: Counter[str] = field(default_factory=Counter[str])
 
@@ -119,6 +121,7 @@ def read_candidates(
         except ValueError as error:
             tally.problems.add(row.place, str(error))
             continue
+        tally.num_with_several += len(read.answers) > 1
         for (answer, text), reason in zip(_pairs(read, texts), reasons, strict=True):
             index += 1
             tally.counts["num_rows"] += 1

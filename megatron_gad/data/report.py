@@ -12,6 +12,11 @@ def data_notes(tally: Tally, path: Path | None, held_out: bool) -> tuple[str, ..
     path: of local files; None for a data set of the Hub.
     """
     read = "; ".join(f"{form} ({count:,})" for form, count in tally.forms.most_common())
+    if tally.num_with_several:
+        read += (
+            f"; of {tally.num_with_several:,} rows each of several answers is a row of its own, so "
+            "that an epoch has every pair of prompt and answer once"
+        )
     unread = f"; not read: {', '.join(tally.unread)}" if tally.unread else ""
     left_out = find_files(path, held_out).left_out if path is not None else ()
     names = f"; files left out: {', '.join(file.name for file in left_out)}" if left_out else ""

@@ -233,6 +233,9 @@ def test_each_of_several_answers_is_a_row(tmp_path: Path, codec: ChatCodec) -> N
         "num_dropped_empty_response": 2,
         "num_dropped_failed_response": 1,
     }
+    (note,) = loaded.notes
+    assert "of 3 rows each of several answers is a row of its own" in note
+    assert "several" not in load(tmp_path, codec, rows[1:2]).notes[0]
     with pytest.raises(ValueError, match="row 1: 'finish_reason' has 1 entries for 2 answers"):
         load(tmp_path, codec, [rows[2] | {"finish_reason": ["stop"]}])
 
