@@ -43,7 +43,8 @@ class CollectConfig:
         prompt_column: column with the messages, or with a string that is one user message.
         prompt_price: price of a million tokens of prompts.
         completion_price: price of a million tokens of responses.
-        max_cost: most that the rows in the file and all answers of this call may cost.
+        max_cost: most that the rows in the file and all answers of this call may cost. Without
+            max_tokens the answers in flight may go beyond it.
         show_progress: a progress bar on stderr.
     """
 

@@ -190,6 +190,20 @@ def test_a_cap_of_tokens_says_how_many_may_be_asked_at_once(tmp_path: Path) -> N
     assert (report.num_collected, report.cost, most[0]) == (7, 35.0, 5)
 
 
+@pytest.mark.parametrize("cap", [{}, {"max_tokens": 8}, {"extra_body": '{"max_tokens": null}'}])
+def test_a_limit_of_cost_that_nothing_makes_certain_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cap: dict[str, Any]
+) -> None:
+    write_prompts(tmp_path, 1)
+    with hostile_teacher(answer_well) as teacher:
+        prices: dict[str, Any] = {"completion_price": (1.0,), **cap}
+        run(tmp_path, [teacher.base_url], **prices)
+        assert "max_cost" not in caplog.text
+        run(tmp_path, [teacher.base_url], **prices, max_cost=1.0)
+    is_certain = "max_tokens" in cap
+    assert ("may go beyond max_cost = 1; set max_tokens" in caplog.text) != is_certain
+
+
 def test_answers_that_are_not_kept_cost_as_well(tmp_path: Path) -> None:
     write_prompts(tmp_path, 4)
     with hostile_teacher(lambda body, attempt: ok(completion(""))) as teacher:
