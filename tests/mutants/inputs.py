@@ -92,4 +92,28 @@ INPUT_MUTANTS = (
         "total = self.cost + self._expected(most)",
         COSTS,
     ),
+    Mutant(
+        "a second start reads, and clears, before it has the run directory",
+        "            lock.take()\n            return read_all_rows(config, codecs)",
+        "            return read_all_rows(config, codecs)",
+        PROMPTS,
+    ),
+    Mutant(
+        "every rank reads little data for itself",
+        "found = ask_first_rank(parallel, read_by_first_rank)",
+        "found = read_by_first_rank()",
+        PROMPTS,
+    ),
+    Mutant(
+        "what the discriminator's tokenizer cuts goes untold",
+        "if num_cut > MARKED_SHARE * len(sample):",
+        "if num_cut > len(sample):",
+        MARKS,
+    ),
+    Mutant(
+        "weights in half precision go untold",
+        "    if types[HALF]:",
+        "    if types[HALF] == types.total():",
+        WEIGHTS,
+    ),
 )
