@@ -84,12 +84,7 @@ def collect(
     failed_path = out.with_name(out.name + ".failed.jsonl")
     prompts, bad_prompts = read_prompts(Path(prompts_path), config.prompt_column)
     targets = config.targets(api_keys)
-    if config.max_cost is not None and any(target.most_cost(()) is None for target in targets):
-        logger.warning(
-            "nothing caps the tokens of an answer, so those in flight may go beyond max_cost = %g; "
-            "set max_tokens",
-            config.max_cost,
-        )
+    _warn_of_cost(config, targets)
     models = [target.model for target in targets]
     weights = spread(config.weights, len(targets))
     wanted = plan_rows(prompts, config.num_answers, models, weights, config.seed)
@@ -123,6 +118,15 @@ def collect(
         seconds=time.perf_counter() - start,
         stopped=tally.stopped,
     )
+
+
+def _warn_of_cost(config: CollectConfig, targets: Sequence[Target]) -> None:
+    if config.max_cost is not None and any(target.most_cost(()) is None for target in targets):
+        logger.warning(
+            "nothing caps the tokens of an answer, so those in flight may go beyond max_cost = %g; "
+            "set max_tokens",
+            config.max_cost,
+        )
 
 
 def _spent(
