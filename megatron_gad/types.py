@@ -85,6 +85,8 @@ class Batch:
     response_mask: [B, T] bool, True where the token trains.
     rollout_logprobs, ref_logprobs, old_logprobs: [B, T] float32, 0 where response_mask is False.
     advantages: [B, T] float32, 0 where response_mask is False.
+    teacher_states: [B, T] int64, which hidden state of a teacher predicts the token; 0 where
+        response_mask is False.
     rows_per_unit: adjacent rows that a loss reads together, such as the 2 of a preference pair.
     """
 
@@ -95,6 +97,7 @@ class Batch:
     ref_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     advantages: Tensor | None = None
+    teacher_states: Tensor | None = None
     rows_per_unit: int = 1
 
     def with_advantages(self, advantages: Tensor) -> "Batch":
@@ -151,10 +154,12 @@ class LanguageOutput:
 
     logprobs: [B, T] float32 of the taken tokens, with gradient; 0 at position 0.
     entropy: [B, T] float32 of the distribution each token was drawn from; 0 at position 0.
+    divergence: [B, T] float32 from a teacher's distribution, with gradient; None without one.
     """
 
     logprobs: Tensor
     entropy: Tensor
+    divergence: Tensor | None = None
 
 
 @dataclass(frozen=True)

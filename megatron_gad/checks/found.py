@@ -45,11 +45,13 @@ class Models:
     """The folders of both models.
 
     discriminator: the student's folder if the discriminator has none of its own.
+    teacher: of a stage that needs its probabilities; None without such a stage.
     """
 
     student: ModelFolder
     discriminator: ModelFolder
     has_own_discriminator: bool
+    teacher: ModelFolder | None = None
 
     def beside(
         self, student: ParallelConfig, discriminator: ParallelConfig
@@ -58,6 +60,8 @@ class Models:
         pairs = [(self.student, student)]
         if self.has_own_discriminator or student != discriminator:
             pairs.append((self.discriminator, discriminator))
+        if self.teacher is not None:
+            pairs.append((self.teacher, student))
         return [(folder, layout) for folder, layout in pairs if folder.path]
 
 
@@ -79,8 +83,12 @@ def find(config: RunConfig, world_size: int) -> Found:
 
     world_size: ranks that the run will have.
     """
+    models = read_models(config.student.path, config.discriminator.path)
+    if "white_box" in config.stages and config.white_box.teacher:
+        teacher = read_folder("white_box.teacher", config.white_box.teacher)
+        models = replace(models, teacher=with_tokenizer(teacher, needs_template=False))
     return Found(
-        models=read_models(config.student.path, config.discriminator.path),
+        models=models,
         machine=this_machine(),
         world_size=world_size,
         # Without torchrun nobody knows yet how many ranks a host will have.

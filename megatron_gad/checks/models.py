@@ -9,6 +9,7 @@ from megatron_gad.checks.tokenizer import (
     check_scorer_tokenizer,
     check_tokenizer,
     find_difference,
+    find_other_token,
     highest_id,
 )
 from megatron_gad.checks.weights import check_weights, type_warnings, value_problems
@@ -44,6 +45,10 @@ def check_models(
         yield from folder_problems(discriminator, is_scorer=True)
         yield from _context_problems(discriminator, data)
         yield from _reading_problems(student, discriminator, data)
+    if models.teacher is not None:
+        yield from folder_problems(models.teacher)
+        yield from _context_problems(models.teacher, data)
+        yield from _teaching_problems(student, models.teacher)
     for folder, layout in models.beside(*layouts):
         table = "parallel." if layout == layouts[0] else "discriminator."
         if folder.shape is not None:
@@ -130,6 +135,30 @@ def _reading_problems(
                 f"student, whose tokenizer has ids up to {highest} ({token!r}); use a model with "
                 "the student's tokenizer, put its own into the folder, or leave it out"
             )
+
+
+def _teaching_problems(student: ModelFolder, teacher: ModelFolder) -> Iterator[str]:
+    """Yield why a teacher's probabilities are not those of the student's tokens."""
+    remedy = "take a teacher of the student's family, or a stage that learns from texts alone"
+    if teacher.tokenizer.problem:
+        yield f"{teacher.named} {teacher.tokenizer.problem}"
+    elif teacher.shape is not None and teacher.tokenizer.loaded is None:
+        yield (
+            f"{teacher.named} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}), which has to be "
+            "compared with the student's; save it there with save_pretrained() of its tokenizer"
+        )
+    difference = find_difference(student.tokenizer, teacher.tokenizer)
+    difference = difference or find_other_token(student.tokenizer, teacher.tokenizer)
+    if difference:
+        yield f"{teacher.named} gives probabilities of other tokens: {difference}; {remedy}"
+    if student.shape is None or teacher.shape is None:
+        return
+    ours, theirs = student.shape.vocab_size, teacher.shape.vocab_size
+    if theirs < ours:
+        yield (
+            f"{teacher.named} has {theirs} token ids, and the student {ours}: those that the "
+            f"teacher has not, it cannot judge; {remedy}"
+        )
 
 
 def _has_tokenizer(folder: Path) -> bool:

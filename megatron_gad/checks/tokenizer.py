@@ -141,6 +141,21 @@ def find_difference(student: FoundTokenizer, discriminator: FoundTokenizer) -> s
     return ""
 
 
+def find_other_token(student: FoundTokenizer, teacher: FoundTokenizer) -> str:
+    """Return a token of the student's vocabulary that is another one in the teacher's.
+
+    Empty if there is none. One that only either of them has does not count.
+    """
+    if student.loaded is None or teacher.loaded is None:
+        return ""
+    ours, theirs = student.loaded.get_vocab(), teacher.loaded.get_vocab()
+    tokens = {number: token for token, number in theirs.items()}
+    for token, number in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token, number) != number or tokens.get(number, token) != token:
+            return f"id {number} is {token!r} for the student and {tokens.get(number)!r} for it"
+    return ""
+
+
 def highest_id(found: FoundTokenizer) -> tuple[str, int]:
     """Return the last token of a tokenizer that was loaded, and its id."""
     return max(found.loaded.get_vocab().items(), key=lambda item: item[1])

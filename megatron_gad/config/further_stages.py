@@ -8,6 +8,8 @@ from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.stage_section import OwnRateSection, StageWork
 
+Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon"]
+
 
 @dataclass(frozen=True)
 class BestOfNConfig(OwnRateSection):
@@ -107,3 +109,52 @@ class PreferenceConfig(OwnRateSection):
             steps=self.steps,
             epochs=self.epochs,
         )
+
+
+@dataclass(frozen=True)
+class WhiteBoxConfig(OwnRateSection):
+    """Stage ``white_box``: on-policy distillation from a teacher whose probabilities are known.
+
+    The student samples as in the game, and learns the teacher's distribution at every token of its
+    own responses. The teacher needs the student's tokenizer.
+
+    Attributes:
+        prompts_per_step: prompts of a step over all data ranks.
+        group_size: samples of each prompt.
+        teacher: Hugging Face folder, or the name of a model of the hub, of the teacher.
+        loss: divergence of the student from the teacher: exact over the vocabulary, or, as
+            sampled_kl, the reverse KL as estimated from the sampled tokens.
+    """
+
+    name = "white_box"
+    order = 25
+    positive = ("group_size", "student_lr")
+    fixed = ("prompts_per_step", "group_size", "teacher", "loss")
+    uses_discriminator = False
+
+    prompts_per_step: int = 256
+    group_size: int = 1
+    teacher: str = ""
+    loss: Literal["reverse_kl", "forward_kl", "jensen_shannon", "sampled_kl"] = "reverse_kl"
+
+    def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
+        """Every sample passes through the teacher and trains the student."""
+        num_samples = self.prompts_per_step * self.group_size
+        return StageWork(
+            kind=self.name,
+            num_prompts=self.prompts_per_step,
+            group_size=self.group_size,
+            num_samples=num_samples,
+            student_trained=num_samples,
+            teacher_forwards=num_samples,
+            steps=self.steps,
+            epochs=self.epochs,
+        )
+
+    def problems(self, data: DataConfig) -> Iterator[str]:
+        """There has to be a teacher."""
+        if not self.teacher:
+            yield (
+                "white_box.teacher is not set; name the Hugging Face folder of a teacher with the "
+                "student's tokenizer, or take a stage that learns from texts alone"
+            )

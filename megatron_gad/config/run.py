@@ -8,7 +8,7 @@ from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.evaluation import EvaluationConfig
 from megatron_gad.config.flags import FILE_ONLY, FLAT
-from megatron_gad.config.further_stages import BestOfNConfig, PreferenceConfig
+from megatron_gad.config.further_stages import BestOfNConfig, PreferenceConfig, WhiteBoxConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.health import HealthConfig
 from megatron_gad.config.layout import ParallelConfig
@@ -20,7 +20,7 @@ from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 from megatron_gad.config.stage_section import StageSection, stage_kinds
 from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 
-StageName = Literal["seqkd", "preference", "warmup", "best_of_n", "adversarial"]
+StageName = Literal["seqkd", "preference", "white_box", "warmup", "best_of_n", "adversarial"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class RunConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     seqkd: SeqkdConfig = field(default_factory=SeqkdConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    white_box: WhiteBoxConfig = field(default_factory=WhiteBoxConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)

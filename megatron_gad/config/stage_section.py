@@ -18,6 +18,7 @@ class StageWork:
     num_samples: responses that the engine generates.
     student_forwards, student_trained, discriminator_forwards, discriminator_trained: rows that
         pass forward only, or forward and backward, through each model.
+    teacher_forwards: rows that pass through a teacher of the run's own.
     steps: of the whole stage; None if only ``epochs`` are known.
     student_unit: rows that the student's loss reads together.
     has_reference: log-probabilities of an earlier student enter, whose weights the host keeps.
@@ -33,6 +34,7 @@ class StageWork:
     student_trained: float = 0
     discriminator_forwards: float = 0
     discriminator_trained: float = 0
+    teacher_forwards: float = 0
     steps: int | None = None
     epochs: float = 1.0
     student_unit: int = 1

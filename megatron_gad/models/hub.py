@@ -7,6 +7,7 @@ cache is not asked for again, so a run that resumes reads the files that it bega
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,21 +62,23 @@ def find_model(key: str, path: str, may_fetch: bool) -> str:
 
 def with_model_folders(config: RunConfig, may_fetch: bool) -> RunConfig:
     """Return a configuration whose models are folders; raises ValueError as ``find_model``."""
-    student = find_model("student.path", config.student.path, may_fetch)
-    discriminator = find_model("discriminator.path", config.discriminator.path, may_fetch)
-    return replace(
-        config,
-        student=replace(config.student, path=student),
-        discriminator=replace(config.discriminator, path=discriminator),
-    )
+    return _with_paths(config, lambda key, path: find_model(key, path, may_fetch))
 
 
 def with_model_names(config: RunConfig) -> RunConfig:
     """Return a configuration whose snapshots of the hub are NAME@REVISION, on any machine."""
+    return _with_paths(config, lambda key, path: name_of(path))
+
+
+def _with_paths(config: RunConfig, change: Callable[[str, str], str]) -> RunConfig:
+    """change: (setting, its value) -> its new value."""
+    student, discriminator, taught = config.student, config.discriminator, config.white_box
+    teacher = change("white_box.teacher", taught.teacher)
     return replace(
         config,
-        student=replace(config.student, path=name_of(config.student.path)),
-        discriminator=replace(config.discriminator, path=name_of(config.discriminator.path)),
+        student=replace(student, path=change("student.path", student.path)),
+        discriminator=replace(discriminator, path=change("discriminator.path", discriminator.path)),
+        white_box=replace(taught, teacher=teacher),
     )
 
 

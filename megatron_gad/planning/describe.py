@@ -132,6 +132,8 @@ def _model_lines(config: RunConfig, models: Models) -> Iterator[str]:
     read_as = "bfloat16" if is_bf16 else "float32"
     yield _line("student", _describe_model(config.student.path, is_scorer=False))
     yield _line("", f"weights of type {describe_types(models.student)}, read as {read_as}")
+    if "white_box" in config.stages:
+        yield _line("teacher", _describe_model(config.white_box.teacher, is_scorer=False))
     if config.uses_discriminator:
         path = config.discriminator.path
         start = "" if path else "started from the student: "

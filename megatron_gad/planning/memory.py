@@ -124,6 +124,28 @@ def activation_bytes(
     return max(body, one_pass + logits) if layout.pipeline > 1 else body + logits
 
 
+def forward_bytes(
+    shape: ModelShape, layout: Layout, precision: Precision, microbatch: Microbatch
+) -> int:
+    """Return activations of a pass without gradients: one layer's, and its input."""
+    tokens = -(-microbatch.tokens // layout.context)
+    layer = _layer_activations(shape, layout, precision, tokens, microbatch.is_joined)
+    return layer + tokens * shape.hidden_size * precision.activation
+
+
+def head_bytes(shape: ModelShape, layout: Layout, precision: Precision) -> int:
+    """Return the bytes of a tensor-parallel rank's rows of the output layer."""
+    return -(-shape.vocab_size // layout.tensor) * shape.hidden_size * precision.weight
+
+
+def comparison_bytes(shape: ModelShape, layout: Layout, chunk: int) -> int:
+    """Return what a comparison with a teacher adds to a student's logits of a chunk of tokens.
+
+    The teacher's in float32, and two tensors as large that come of both.
+    """
+    return 3 * chunk * -(-shape.vocab_size // layout.tensor) * FLOAT32_BYTES
+
+
 def _layer_activations(
     shape: ModelShape, layout: Layout, precision: Precision, tokens: int, is_joined: bool
 ) -> int:
@@ -159,8 +181,8 @@ def kv_bytes_per_token(shape: ModelShape, layout: Layout, precision: Precision) 
 class PhaseMemory:
     """Bytes on one GPU in one phase, by role.
 
-    Roles are student, discriminator and engine (what they keep between steps), activations,
-    swap_buffers and kv_cache.
+    Roles are student, discriminator and engine (what they keep between steps), teacher,
+    activations, swap_buffers and kv_cache.
     """
 
     phase: str

@@ -1,7 +1,7 @@
 """Who is on the device in which turn, and whether all of it fits."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_gad.planning.devices import usable_bytes
 from megatron_gad.planning.layout import Layout
@@ -10,7 +10,10 @@ from megatron_gad.planning.memory import (
     ModelState,
     PhaseMemory,
     activation_bytes,
+    comparison_bytes,
     engine_weight_bytes,
+    forward_bytes,
+    head_bytes,
     kv_bytes_per_token,
     model_state,
 )
@@ -38,6 +41,7 @@ class MemoryPlan:
     cache_tokens: tokens whose keys and values fit into one copy of the engine.
     student, discriminator: states while they train; host_bytes: pinned, for one GPU.
     engine_host_bytes: of the copy of the weights that one rank of each copy of the models keeps.
+    teacher_weights: of a teacher, which come in for its turn.
     """
 
     leaves: frozenset[str]
@@ -47,6 +51,7 @@ class MemoryPlan:
     discriminator: ModelState | None
     host_bytes: int
     engine_host_bytes: int = 0
+    teacher_weights: int = 0
 
     @property
     def missing(self) -> int:
@@ -80,12 +85,16 @@ def memory_plans(request: Request, layout: Layout) -> Iterable[MemoryPlan]:
 
 def _activations(request: Request, layout: Layout) -> dict[str, int]:
     """Return the activations of the student's and the discriminator's largest microbatch."""
-    own, found = layout.of_discriminator, {"student": 0, "discriminator": 0}
+    own, found = layout.of_discriminator, {"student": 0, "discriminator": 0, "teacher": 0}
     for stage in request.stages:
         batch = _largest_microbatch(
             request, layout, student_rows(stage), stage.student_trained, request.logprob_chunk_size
         )
         needed = activation_bytes(request.student, layout, request.precision, batch)
+        if request.teacher is not None and stage.teacher_forwards:
+            chunk = request.logprob_chunk_size
+            needed += comparison_bytes(request.teacher, layout, chunk)
+            found["teacher"] = forward_bytes(request.teacher, layout, request.precision, batch)
         found["student"] = max(found["student"], needed)
         if stage.uses_discriminator:
             rows, trained = discriminator_rows(request, stage), stage.discriminator_trained
@@ -93,6 +102,26 @@ def _activations(request: Request, layout: Layout) -> dict[str, int]:
             needed = activation_bytes(request.discriminator, own, request.precision, batch)
             found["discriminator"] = max(found["discriminator"], needed)
     return found
+
+
+@dataclass(frozen=True)
+class _TeacherBytes:
+    """What a teacher takes on a device, and on the host between its turns.
+
+    weights: in its turn. head: the rows of its output layer, in the student's.
+    """
+
+    weights: int = 0
+    head: int = 0
+
+
+def _teacher_bytes(request: Request, layout: Layout) -> _TeacherBytes:
+    if request.teacher is None:
+        return _TeacherBytes()
+    # It never computes in FP8.
+    precision = replace(request.precision, working=0)
+    state = model_state(request.teacher, layout, precision, is_scorer=False)
+    return _TeacherBytes(state.weights, head_bytes(request.teacher, layout, precision))
 
 
 def _largest_microbatch(
@@ -123,7 +152,8 @@ def _memory_plan(
     student, discriminator = states
     engine = engine_weight_bytes(request.student, layout, request.precision)
     engine = engine if request.engine.is_here else 0
-    phases = _phases(request, leaves, (student, discriminator, engine), activations)
+    teacher = _teacher_bytes(request, layout)
+    phases = _phases(request, leaves, (student, discriminator, engine, teacher), activations)
     cache = cache_tokens = 0
     if request.has_engine:
         cache, cache_tokens = _cache(request, layout, leaves, phases)
@@ -135,6 +165,7 @@ def _memory_plan(
     host = 2 * student.weights if request.has_reference else 0
     host += student.optimizer if "student" in leaves else 0
     host += student.weights if "student" in leaves and not request.has_reference else 0
+    host += teacher.weights + teacher.head
     host += discriminator.kept if discriminator and "discriminator" in leaves else 0
     return MemoryPlan(
         leaves=leaves,
@@ -151,20 +182,21 @@ def _memory_plan(
         discriminator=discriminator,
         host_bytes=host,
         engine_host_bytes=swap_bytes(request) if request.has_engine and keeps_weights else 0,
+        teacher_weights=teacher.weights,
     )
 
 
 def _phases(
     request: Request,
     leaves: frozenset[str],
-    roles: tuple[ModelState, ModelState | None, int],
+    roles: tuple[ModelState, ModelState | None, int, _TeacherBytes],
     activations: dict[str, int],
 ) -> dict[str, dict[str, int]]:
     """Return the bytes of every phase by role, the KV cache apart.
 
-    roles: states of student and discriminator, bytes of the engine's weights.
+    roles: states of student and discriminator, bytes of the engine's weights and of a teacher.
     """
-    student, discriminator, engine = roles
+    student, discriminator, engine, teacher = roles
     resting = {"student": student.kept}
     resting |= {"discriminator": discriminator.kept} if discriminator else {}
     resting |= {"engine": engine} if request.has_engine else {}
@@ -180,7 +212,12 @@ def _phases(
     if discriminator:
         working = {"discriminator": discriminator.total}
         phases["discriminator"] = stays | working | {"activations": activations["discriminator"]}
-    phases["student"] = stays | {"student": student.total} | {"activations": activations["student"]}
+    working = {"student": student.total, "activations": activations["student"]}
+    if teacher.weights:
+        own = {"teacher": teacher.weights, "activations": activations["teacher"]}
+        phases["teacher"] = stays | own
+        working["teacher"] = teacher.head
+    phases["student"] = stays | working
     return phases
 
 

@@ -49,6 +49,8 @@ def plan_residency(config: RunConfig, world_size: int, gpu_type: str | None = No
         lengths_of(config.data, MEAN_PROMPT, MEAN_RESPONSE),
         replace(assume, bucket_bytes=_bucket_bytes(config, student)),
     )
+    if "white_box" in config.stages:
+        request = replace(request, teacher=_shape(config.white_box.teacher))
     request = replace(request, engine=engine_use(config, request, layout))
     memory = choose_residency(request, layout, schedule.leaves)
     reason = "as schedule.leaves says" if schedule.leaves is not None else source

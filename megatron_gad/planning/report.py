@@ -12,7 +12,10 @@ from megatron_gad.planning.search import Plan
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.time import StageTime, swap_seconds
 
-ROLES = ("student", "discriminator", "engine", "activations", "swap_buffers", "kv_cache")
+ROLES = (
+    *("student", "discriminator", "engine", "teacher"),
+    *("activations", "swap_buffers", "kv_cache"),
+)
 SHOWN_PLANS = 6
 HOUR = 3600
 

@@ -47,6 +47,7 @@ class Request:
     is_fp8: matrices are multiplied in FP8.
     num_data_prompts: usable rows of the data set; None where nobody counted them.
     engine: where it lives and how much cache it takes.
+    teacher: of a stage that has one of its own, in the student's layout; None without.
     """
 
     student: ModelShape
@@ -66,6 +67,7 @@ class Request:
     num_data_prompts: int | None = None
     assume: Assumptions = field(default_factory=Assumptions)
     engine: EngineUse = field(default_factory=EngineUse)
+    teacher: ModelShape | None = None
 
     @property
     def has_engine(self) -> bool:

@@ -116,16 +116,21 @@ def stage_time(request: Request, layout: Layout, memory: MemoryPlan, work: Stage
 
 
 def student_seconds(request: Request, layout: Layout, work: StageWork) -> float:
-    """Return the seconds of the student's passes, the reference's included."""
-    passes = (work.student_forwards, work.student_trained)
-    return _model_seconds(request, layout, passes, student_rows(work), is_scorer=False)
+    """Return the seconds of the student's passes, the reference's and a teacher's included."""
+    passes, rows = (work.student_forwards, work.student_trained), student_rows(work)
+    seconds = _model_seconds(request, layout, request.student, passes, rows, is_scorer=False)
+    if request.teacher is None:
+        return seconds
+    passes = (work.teacher_forwards, 0.0)
+    return seconds + _model_seconds(request, layout, request.teacher, passes, rows, False)
 
 
 def discriminator_seconds(request: Request, layout: Layout, work: StageWork) -> float:
     """Return the seconds of the discriminator's passes."""
     passes = (work.discriminator_forwards, work.discriminator_trained)
     rows = discriminator_rows(request, work)
-    return _model_seconds(request, layout.of_discriminator, passes, rows, is_scorer=True)
+    layout, shape = layout.of_discriminator, request.discriminator
+    return _model_seconds(request, layout, shape, passes, rows, is_scorer=True)
 
 
 def forward_flops(shape: ModelShape, length: int, is_scorer: bool) -> float:
@@ -151,9 +156,14 @@ def row_flops(shape: ModelShape, lengths: Lengths, sharing: int, is_scorer: bool
 
 
 def _model_seconds(
-    request: Request, layout: Layout, passes: tuple[float, float], rows: Grouping, is_scorer: bool
+    request: Request,
+    layout: Layout,
+    shape: ModelShape,
+    passes: tuple[float, float],
+    rows: Grouping,
+    is_scorer: bool,
 ) -> float:
-    """Return the seconds of rows that pass forward only, and of rows that train.
+    """Return the seconds of a model's rows that pass forward only, and of rows that train.
 
     A training pass costs three forward passes, four with full recompute; a pipeline adds its
     bubble, (PP - 1) / (VPP microbatches) of the time, and waits for its last stage, with the head.
@@ -161,7 +171,6 @@ def _model_seconds(
     forwards, trained = passes
     if not forwards + trained:
         return 0.0
-    shape = request.discriminator if is_scorer else request.student
     assume, device = request.assume, request.device
     again = 1 if layout.recompute == "full" else 0
     lengths = request.lengths
@@ -242,7 +251,8 @@ def move_seconds(request: Request, memory: MemoryPlan, work: StageWork) -> float
     """Return the seconds of copies to and from the host, and of an engine's sleep and wake.
 
     A model that leaves goes out once a step and comes in once. For the reference's pass its weights
-    come in, and then the student's own again; those go out before only where they had stayed.
+    come in, and then the student's own again; those go out before only where they had stayed. A
+    teacher comes in, and does not change.
     """
     assume = request.assume
     bandwidth = request.device.host_bandwidth * assume.host_efficiency
@@ -251,6 +261,8 @@ def move_seconds(request: Request, memory: MemoryPlan, work: StageWork) -> float
         moved += 2 * memory.discriminator.kept
     if work.has_reference:
         moved += (1 if "student" in memory.leaves else 3) * memory.student.weights
+    if work.teacher_forwards:
+        moved += memory.teacher_weights
     return moved / bandwidth + (assume.engine_seconds if "engine" in memory.leaves else 0.0)
 
 

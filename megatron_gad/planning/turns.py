@@ -19,6 +19,7 @@ TurnName = Literal[
     "score",
     "discriminator",
     "reference",
+    "teacher",
     "student",
     "evaluate",
     "save_student",
@@ -56,6 +57,8 @@ TURNS: Mapping[TurnName, Turn] = {
         Turn("discriminator", {"discriminator": "all"}, "phase_s", "discriminator"),
         # The reference borrows the student's buffers, which need not hold anything before.
         Turn("reference", {}, "phase_s", "student"),
+        # A teacher moves by itself.
+        Turn("teacher", {}, "phase_s", "student"),
         Turn("student", {"student": "all"}, "phase_s", "student"),
         Turn("evaluate", {"student": "weights"}, "phase_s"),
         Turn("save_student", {"student": "states"}, "phase_s"),

@@ -7,6 +7,7 @@ from megatron_gad.reporting.run_record import RunRecord, finite_values
 
 CROSS_ENTROPY_STAGES = ("seqkd", "warmup", "best_of_n")
 PAIR_STAGES = ("preference",)
+TAUGHT_STAGES = ("white_box",)
 GAME_STAGES = ("adversarial",)
 CHANCE_LOSS = 0.6931  # ln 2: a discriminator that tosses a coin
 
@@ -60,6 +61,12 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             (Line("student/loss", "loss", "student"),),
             guides=((CHANCE_LOSS, "chance"),),
             stages=PAIR_STAGES,
+        ),
+        Chart(
+            "Student: divergence from the teacher",
+            (Line("student/loss", "divergence", "student"),),
+            unit="nats a token",
+            stages=TAUGHT_STAGES,
         ),
         Chart(
             "Student: pairs in which it moved towards the teacher",

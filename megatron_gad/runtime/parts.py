@@ -26,6 +26,7 @@ from megatron_gad.runtime.turns import Turns, Watch
 from megatron_gad.training.checkpoint_digests import check_model_folder
 from megatron_gad.training.finite import are_finite
 from megatron_gad.training.parallel import Parallel, add_layout
+from megatron_gad.training.teacher import Teacher
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ def check_models(config: RunConfig, parallel: Parallel) -> None:
         for key in ("student", "discriminator"):
             if path := getattr(config, key).path:
                 check_model_folder(f"{key}.path", path, parallel)
+        if "white_box" in config.stages:
+            check_model_folder("white_box.teacher", config.white_box.teacher, parallel)
 
 
 def build_student(config: RunConfig, parallel: Parallel) -> Trainer:
@@ -56,7 +59,7 @@ def build_student(config: RunConfig, parallel: Parallel) -> Trainer:
     return student
 
 
-def check_finite(key: str, folder: str, trainer: Trainer) -> None:
+def check_finite(key: str, folder: str, trainer: Trainer | Teacher) -> None:
     """Raise ValueError, alike on all ranks, if weights that were read from a folder are no numbers.
 
     key: the setting that names the folder.

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from megatron_gad.data.batching import without_copies
 from megatron_gad.training.context_parallel import context_group, own_tokens
-from megatron_gad.training.heads import Head
+from megatron_gad.training.divergence import Taught
+from megatron_gad.training.heads import DivergenceHead, Head, LanguageHead
 from megatron_gad.training.microbatches import join_rows, split_batch, sum_metrics, to_device
 from megatron_gad.training.packing import PackedOutput, pack_rows
 from megatron_gad.training.parallel import Parallel
@@ -58,6 +59,14 @@ class _Reading(NamedTuple):
     row_of: Tensor
 
 
+class _Task(NamedTuple):
+    """What a pass does with every microbatch; without a loss nothing but rows is computed."""
+
+    head: Head
+    loss: LossFunction | None
+    temperature: float
+
+
 class ForwardBackward:
     """Runs a model's chunks over batches; gradients stay in Megatron's buffers."""
 
@@ -71,13 +80,23 @@ class ForwardBackward:
         self._parallel = parallel
 
     def __call__(
-        self, batch: Any, loss: LossFunction | None, temperature: float, forward_only: bool
+        self,
+        batch: Any,
+        loss: LossFunction | None,
+        temperature: float,
+        forward_only: bool,
+        taught: Taught | None = None,
     ) -> StepOutput:
         """Pass all microbatches through; return mean metrics and joined rows.
 
         batch: this data rank's rows. temperature: divides the logits of a language model. Without a
-        loss nothing but the rows is computed.
+        loss nothing but the rows is computed. taught: lets the loss have the divergence from a
+        teacher; on a rank that is not of the last stage it is not read.
         """
+        head = self._head
+        if taught is not None and self._parallel.is_last_stage:
+            assert isinstance(head, LanguageHead), head
+            head = DivergenceHead(head, taught)
         settings = self._settings
         cut = split_batch(
             batch,
@@ -87,7 +106,7 @@ class ForwardBackward:
             settings.count_multiple(),
         )
         computed = get_forward_backward_func()(
-            forward_step_func=partial(self._forward, loss, temperature),
+            forward_step_func=partial(self._forward, _Task(head, loss, temperature)),
             data_iterator=[iter(cut.pieces) for _ in self._chunks],
             model=self._chunks,
             num_microbatches=len(cut.pieces),
@@ -107,8 +126,7 @@ class ForwardBackward:
 
     def _forward(
         self,
-        loss: LossFunction | None,
-        temperature: float,
+        task: _Task,
         pieces: Iterator[Any],
         model: torch.nn.Module,
     ) -> tuple[Tensor, Callable]:
@@ -119,7 +137,7 @@ class ForwardBackward:
         piece = to_device(on_host, device)
         batch = piece if on_host is whole else to_device(whole, device)
         reading = _Reading(piece, batch, row_of.to(device))
-        finish = partial(self._finish, reading, loss, temperature)
+        finish = partial(self._finish, task, reading)
         if self._settings.is_packed:
             settings = self._settings
             packed = pack_rows(on_host, settings.length_multiple(), device, settings.shares_prompts)
@@ -131,21 +149,20 @@ class ForwardBackward:
 
     def _finish(
         self,
-        reading: "_Reading",
-        loss: LossFunction | None,
-        temperature: float,
+        task: _Task,
+        reading: _Reading,
         output: Tensor,
         places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[dict, Tensor]]:
         """Read the head, take the loss; keep its metric sums and the rows."""
         found = output if places is None else PackedOutput(output, places)
-        read = self._head.read(found, reading.rows, temperature)
+        read = task.head.read(found, reading.rows, task.temperature)
         if isinstance(read, ScorerOutput):
             read = ScorerOutput(read.scores[reading.row_of])
-        rows = self._head.rows(read)
-        if loss is None:
+        rows = task.head.rows(read)
+        if task.loss is None:
             return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)
-        result = loss(read, reading.batch)
+        result = task.loss(read, reading.batch)
         # Context-parallel ranks compute the same loss of the same rows; Megatron sums their counts.
         is_counted = parallel_state.get_context_parallel_rank() == 0
         count = result.count.to(torch.int) * is_counted

@@ -1,16 +1,23 @@
 """From what the last pipeline stage returns to what a loss takes, for both kinds of model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from megatron_gad.config.models import ScoreKind
 from megatron_gad.models.language_model import LanguageModel
-from megatron_gad.training.context_parallel import context_group, whole_rows
+from megatron_gad.training.context_parallel import context_group, own_tokens, whole_rows
+from megatron_gad.training.divergence import Taught, compare_with_teacher
 from megatron_gad.training.packing import PackedOutput
-from megatron_gad.training.vocab_parallel import response_logprobs, vocab_shard
+from megatron_gad.training.vocab_parallel import (
+    by_row,
+    predicted_places,
+    response_logprobs,
+    vocab_shard,
+)
 from megatron_gad.types import Batch, LanguageOutput, PairBatch, ScorerOutput
 
 
@@ -56,6 +63,64 @@ class LanguageHead:
     def rows(self, read: LanguageOutput) -> Tensor:
         """Return what a step reports per row: [B, T] logprobs."""
         return read.logprobs.detach()
+
+
+@dataclass(frozen=True)
+class DivergenceHead:
+    """Reads the divergence from a teacher beside what the student's own head reads.
+
+    taught: of the teacher, with the states of all rows of a batch.
+    """
+
+    student: LanguageHead
+    taught: Taught
+
+    def read(
+        self, output: Tensor | PackedOutput, piece: Batch, temperature: float
+    ) -> LanguageOutput:
+        """output: [B, T / CP, H] hidden states. piece: with teacher_states."""
+        assert piece.teacher_states is not None, "the batch does not name the teacher's states"
+        model, group = self.student.model, context_group()
+        weight = model.output_weight()
+        places, targets = predicted_places(piece.tokens, piece.response_mask, group)
+        states = own_tokens(pad(piece.teacher_states[:, 1:], (0, 1)), group)[places]
+        found = compare_with_teacher(
+            output[places],
+            weight,
+            targets[places],
+            replace(self.taught, states=self.taught.states[states.cpu()]),
+            vocab_shard(len(weight), model.real_vocab_size),
+            temperature,
+            self.student.chunk_size,
+        )
+        return LanguageOutput(*(by_row(each, places, targets.shape, group) for each in found))
+
+    def rows(self, read: LanguageOutput) -> Tensor:
+        """Return what the student's own head does."""
+        return self.student.rows(read)
+
+
+@dataclass
+class StatesHead:
+    """Keeps the hidden states that predict response tokens on the host, and numbers them.
+
+    states: [n, H] of every microbatch so far.
+    """
+
+    states: list[Tensor] = field(default_factory=list[Tensor])
+
+    def read(self, output: Tensor | PackedOutput, piece: Batch, temperature: float) -> Tensor:
+        """Return [B, T] int64, the number of the state that predicts each token; else 0."""
+        group = context_group()
+        places, targets = predicted_places(piece.tokens, piece.response_mask, group)
+        first = sum(map(len, self.states))
+        self.states.append(output[places].to("cpu"))
+        numbers = torch.arange(first, first + len(self.states[-1]), device=targets.device)
+        return by_row(numbers, places, targets.shape, group)
+
+    def rows(self, read: Tensor) -> Tensor:
+        """Return what was read."""
+        return read
 
 
 @dataclass(frozen=True)

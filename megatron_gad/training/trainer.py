@@ -30,6 +30,7 @@ from megatron_gad.training.distributed_optimizer import (
     reload_main_parameters,
     set_main_parameters,
 )
+from megatron_gad.training.divergence import Taught
 from megatron_gad.training.finite import are_finite
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
 from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
@@ -133,7 +134,11 @@ class Trainer:
 
     @in_own_layout
     def train(
-        self, batch: Batch | PairBatch, loss: LossFunction, temperature: float = 1.0
+        self,
+        batch: Batch | PairBatch,
+        loss: LossFunction,
+        temperature: float = 1.0,
+        taught: Taught | None = None,
     ) -> StepOutput:
         """Take one optimizer step, or skip it if its loss, rows or gradient are not finite.
 
@@ -142,13 +147,14 @@ class Trainer:
         batch: this data rank's rows.
         loss: (LanguageOutput or ScorerOutput, microbatch) -> Loss.
         temperature: divides the logits of a language model.
+        taught: gives the loss the divergence of a language model from its teacher.
         """
         self.wake()
         self.memory.note_change()
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
-        output = self._forward_backward(batch, loss, temperature, forward_only=False)
+        output = self._forward_backward(batch, loss, temperature, False, taught)
         grad_norm = gradient_norm(self._optimizer)
         is_skipped = not self._is_finite_everywhere(output, grad_norm)
         if not is_skipped:

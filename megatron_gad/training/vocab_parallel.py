@@ -5,6 +5,7 @@ of the tokens whose log-probability is asked for. The logits of a chunk are redu
 computed again for the gradient, so that memory grows with the chunk and not with the batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,23 +69,42 @@ def response_logprobs(
     tokens: [B, T] int64. response_mask: [B, T] bool; position 0 is never a response.
     Returns two [B, T] float32, aligned with ``tokens``, 0 where response_mask is False.
     """
-    # Shifted before they are shared: the token after a rank's last one may be another rank's.
-    targets = own_tokens(pad(tokens[:, 1:], (0, 1)), shard.context_group)
-    is_wanted = own_tokens(pad(response_mask[:, 1:], (0, 1)), shard.context_group)
-    places = is_wanted.nonzero(as_tuple=True)
+    places, targets = predicted_places(tokens, response_mask, shard.context_group)
     picked = taken_logprobs(
-        hidden[places],
-        output_weight,
-        targets[places],
-        shard,
-        temperature,
-        chunk_size,
+        hidden[places], output_weight, targets[places], shard, temperature, chunk_size
     )
-    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
     logprobs, entropy = (
-        whole_rows(zeros.index_put(places, values), shard.context_group) for values in picked
+        by_row(values, places, targets.shape, shard.context_group) for values in picked
     )
-    return pad(logprobs[:, :-1], (1, 0)), pad(entropy[:, :-1], (1, 0))
+    return logprobs, entropy
+
+
+Places = tuple[Tensor, ...]
+
+
+def predicted_places(
+    tokens: Tensor, response_mask: Tensor, group: dist.ProcessGroup | None
+) -> tuple[Places, Tensor]:
+    """Return where this rank's hidden states predict a response token, and what comes next.
+
+    tokens: [B, T] int64. response_mask: [B, T] bool. group: the ranks that share the tokens.
+    Returns indices of rows and positions in [B, T / CP], and [B, T / CP] int64.
+    """
+    # Shifted before they are shared: the token after a rank's last one may be another rank's.
+    targets = own_tokens(pad(tokens[:, 1:], (0, 1)), group)
+    is_wanted = own_tokens(pad(response_mask[:, 1:], (0, 1)), group)
+    return is_wanted.nonzero(as_tuple=True), targets
+
+
+def by_row(
+    values: Tensor, places: Places, shape: torch.Size, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Return values of some places as [B, T], aligned with the tokens that they predict, else 0.
+
+    values: [N]. shape: B and T / CP, which ``places`` are of.
+    """
+    zeros = torch.zeros(shape, dtype=values.dtype, device=values.device)
+    return pad(whole_rows(zeros.index_put(places, values), group)[:, :-1], (1, 0))
 
 
 def taken_logprobs(
@@ -110,12 +130,12 @@ class _TakenLogprobs(torch.autograd.Function):
         keeps = any(ctx.needs_input_grad)
         logprobs, entropies, log_normalisers, kept = [], [], [], None
         for some, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
-            values = _scaled_logits(some, weight, shard, temperature)
-            top = _largest(values, shard)
+            values = scaled_logits(some, weight, shard, temperature)
+            top = largest_logits(values, shard)
             # Everything relative to the largest value, so that no digits are lost to a common one.
             values.sub_(top[:, None])
-            log_sum, mean = _log_sum_and_mean(values, shard)
-            logprobs.append(_taken(values, target, shard) - log_sum)
+            log_sum, mean = log_sum_and_mean(values, shard)
+            logprobs.append(taken_values(values, target, shard) - log_sum)
             entropies.append(log_sum - mean)
             log_normalisers.append(top + log_sum)
             # The gradient begins with the last chunk, whose logits are at hand then.
@@ -131,29 +151,55 @@ class _TakenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         hidden, weight, targets, log_normalisers, logp = ctx.saved_tensors
-        d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
-        size = ctx.shard.size
-        parts = (hidden, targets, log_normalisers, gradients[0], d_hidden)
+        parts = (targets, log_normalisers, gradients[0])
         chunks = list(zip(*(part.split(ctx.chunk_size) for part in parts), strict=True))
-        total = _sum_of_chunks(weight, ctx.main_grad, len(chunks))
-        for index, (some, target, log_z, upstream, result) in reversed(list(enumerate(chunks))):
-            if size == 0:
-                break
+
+        def slope_of(index: int, some: Tensor) -> Tensor:
+            nonlocal logp
+            target, log_z, upstream = chunks[index]
             if logp is None:
-                logp = _scaled_logits(some, weight, ctx.shard, ctx.temperature)
+                logp = scaled_logits(some, weight, ctx.shard, ctx.temperature)
                 logp.sub_(log_z[:, None])
-            slope = _slope(logp, target, upstream / ctx.temperature, ctx.shard).to(hidden.dtype)
+            slope = _slope(logp, target, upstream / ctx.temperature, ctx.shard)
             logp = None
-            torch.mm(slope, weight[:size], out=result)
-            if index == 0:
-                torch.mm(slope.t(), some, out=d_weight[:size])
-            else:
-                _add_product(total[:size], slope, some)
-        if ctx.main_grad is None and len(chunks) > 1:
-            d_weight = (total + d_weight).to(weight.dtype)
-        if ctx.shard.group is not None:
-            dist.all_reduce(d_hidden, group=ctx.shard.group)
-        return d_hidden, d_weight, None, None, None, None
+            return slope
+
+        found = head_gradients(hidden, weight, ctx.main_grad, ctx.shard, ctx.chunk_size, slope_of)
+        return *found, None, None, None, None
+
+
+def head_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    main_grad: Tensor | None,
+    shard: VocabShard,
+    chunk_size: int,
+    slope_of: Callable[[int, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of hidden states [N, H] and of this rank's output weight [V / TP, H].
+
+    main_grad: Megatron's float32 sum of the weight's gradients, which takes what the result has
+        not; None where there is none.
+    slope_of: (number of a chunk, its hidden states) -> gradient of its logits, [n, V] float32. It
+        is asked from the last chunk to the first.
+    """
+    d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+    chunks = list(zip(hidden.split(chunk_size), d_hidden.split(chunk_size), strict=True))
+    total = _sum_of_chunks(weight, main_grad, len(chunks))
+    for index, (some, result) in reversed(list(enumerate(chunks))):
+        if shard.size == 0:
+            break
+        slope = slope_of(index, some).to(hidden.dtype)
+        torch.mm(slope, weight[: shard.size], out=result)
+        if index == 0:
+            torch.mm(slope.t(), some, out=d_weight[: shard.size])
+        else:
+            _add_product(total[: shard.size], slope, some)
+    if main_grad is None and len(chunks) > 1:
+        d_weight = (total + d_weight).to(weight.dtype)
+    if shard.group is not None:
+        dist.all_reduce(d_hidden, group=shard.group)
+    return d_hidden, d_weight
 
 
 def _sum_of_chunks(weight: Tensor, main_grad: Tensor | None, num_chunks: int) -> Tensor:
@@ -184,7 +230,7 @@ def _slope(logp: Tensor, targets: Tensor, upstream: Tensor, shard: VocabShard) -
     return slope.mul_(upstream[:, None])
 
 
-def _scaled_logits(hidden: Tensor, weight: Tensor, shard: VocabShard, temperature: float) -> Tensor:
+def scaled_logits(hidden: Tensor, weight: Tensor, shard: VocabShard, temperature: float) -> Tensor:
     """Return the real columns' logits of some tokens, float32, divided by the temperature.
 
     The product has the type of its factors: of bf16 ones it is rounded to bf16, by up to 2^-9 of a
@@ -197,7 +243,7 @@ def _scaled_logits(hidden: Tensor, weight: Tensor, shard: VocabShard, temperatur
     return (hidden @ weight[: shard.size].t()).float().div_(temperature)
 
 
-def _largest(values: Tensor, shard: VocabShard) -> Tensor:
+def largest_logits(values: Tensor, shard: VocabShard) -> Tensor:
     """Return the largest value of each row over all shards, [N]."""
     top = values.amax(dim=1)
     if shard.group is not None:
@@ -205,7 +251,7 @@ def _largest(values: Tensor, shard: VocabShard) -> Tensor:
     return top
 
 
-def _log_sum_and_mean(values: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
+def log_sum_and_mean(values: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
     """Return log sum exp of the values and their mean under softmax, each [N], over all shards."""
     weights = values.exp()
     sums = torch.stack([weights.sum(1), weights.mul_(values).sum(1)])
@@ -214,7 +260,7 @@ def _log_sum_and_mean(values: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor
     return sums[0].log(), sums[1] / sums[0]
 
 
-def _taken(values: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
+def taken_values(values: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
     """Return the value in each row's target column, whichever rank holds it, [N]."""
     column, is_here = _local_columns(targets, shard)
     taken = torch.where(is_here, values.gather(1, column[:, None]).squeeze(1), 0.0)

@@ -20,6 +20,7 @@ SUBJECTS: dict[str, tuple[Mutant, ...]] = {
     "The reward": losses.REWARD_MUTANTS,
     "The student's loss": losses.POLICY_MUTANTS,
     "The discriminator's loss": losses.DISCRIMINATOR_MUTANTS,
+    "Divergence from a teacher": losses.DIVERGENCE_MUTANTS,
     "Options of the algorithm": stages.OPTION_MUTANTS,
     "Rewards and updates": stages.REWARD_MUTANTS,
     "Turns of the two models": stages.TURN_MUTANTS,

@@ -36,8 +36,8 @@ LAYOUT_MUTANTS = (
     ),
     Mutant(
         "gradients of the hidden states are those of one shard of the vocabulary",
-        "        if ctx.shard.group is not None:\n            dist.all_reduce(d_hidden",
-        "        if False:\n            dist.all_reduce(d_hidden",
+        "    if shard.group is not None:\n        dist.all_reduce(d_hidden",
+        "    if False:\n        dist.all_reduce(d_hidden",
         ORACLE,
     ),
     Mutant(

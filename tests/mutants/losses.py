@@ -10,6 +10,8 @@ POLICY_KINDS = (f"{FOLDER}test_policy_kinds.py",)
 KL = (f"{FOLDER}test_kl.py",)
 MASKING = (f"{FOLDER}test_masking.py",)
 DISCRIMINATOR = (f"{FOLDER}test_discriminator.py",)
+DIVERGENCE = (f"{FOLDER}test_divergence.py",)
+COMPARED = ("tests/unit/training/test_divergence.py",)
 JUDGING = ("tests/unit/stages/test_judging.py",)
 
 ADVANTAGE_MUTANTS = (
@@ -326,5 +328,33 @@ DISCRIMINATOR_MUTANTS = (
         "**output.metrics}, rows=scores_R)",
         "**output.metrics}, rows=discriminator.scores(pairs))",
         JUDGING,
+    ),
+)
+
+
+DIVERGENCE_MUTANTS = (
+    Mutant(
+        "the forward KL is the reverse one, with its own gradient",
+        "divergence = inner = (logq.exp() * (logq - logp)).sum(dim=1)",
+        "divergence = inner = (logp.exp() * (logp - logq)).sum(dim=1)",
+        COMPARED,
+    ),
+    Mutant(
+        "the slope of a divergence is not centred",
+        "return slope.sub_(inner[:, None]).mul_(logp.exp_())",
+        "return slope.mul_(logp.exp_())",
+        COMPARED,
+    ),
+    Mutant(
+        "the divergence's gradient forgets the temperature",
+        "parts = (taught.states, *kept, gradients[2] / ctx.temperature)",
+        "parts = (taught.states, *kept, gradients[2])",
+        COMPARED,
+    ),
+    Mutant(
+        "a token that the teacher likes better is lowered",
+        "gap = known - zero_outside(batch.ref_logprobs, mask)",
+        "gap = zero_outside(batch.ref_logprobs, mask) - known",
+        DIVERGENCE,
     ),
 )

@@ -108,14 +108,14 @@ HEAD_MUTANTS = (
     ),
     Mutant(
         "a token's log-probability is read at its own position",
-        "targets = own_tokens(pad(tokens[:, 1:], (0, 1)), shard.context_group)",
-        "targets = own_tokens(tokens, shard.context_group)",
+        "targets = own_tokens(pad(tokens[:, 1:], (0, 1)), group)",
+        "targets = own_tokens(tokens, group)",
         VOCABULARY,
     ),
     Mutant(
         "the first response token has no log-probability",
-        "is_wanted = own_tokens(pad(response_mask[:, 1:], (0, 1)), shard.context_group)",
-        "is_wanted = own_tokens(response_mask, shard.context_group)",
+        "is_wanted = own_tokens(pad(response_mask[:, 1:], (0, 1)), group)",
+        "is_wanted = own_tokens(response_mask, group)",
         VOCABULARY,
     ),
     Mutant(
@@ -138,8 +138,8 @@ HEAD_MUTANTS = (
     ),
     Mutant(
         "only the last chunk of tokens reaches the output layer's gradient",
-        "                _add_product(total[:size], slope, some)\n",
-        "                pass\n",
+        "            _add_product(total[: shard.size], slope, some)\n",
+        "            pass\n",
         VOCABULARY,
     ),
     Mutant(

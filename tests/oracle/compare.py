@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.training.parallel import Parallel
-from tests.oracle.cases import Case
+from tests.oracle.case import Case
 from tests.oracle.further_stages import Oracle
 from tests.oracle.models import Learner
 from tests.oracle.product import Product, Step
@@ -48,6 +48,8 @@ def _problems(step: Step, oracle: Oracle) -> Iterator[str]:
             outcome = oracle.warmup(step.number, step.groups)
         elif step.stage == "preference":
             outcome = oracle.preference(step.number, step.groups)
+        elif step.stage == "white_box":
+            outcome = oracle.white_box(step.groups)
         elif step.stage == "best_of_n":
             outcome = oracle.best_of_n(step.groups)
         else:

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM
 
-from tests.oracle.models import Number, plain, response_logprobs
+from tests.oracle.models import Number, load, plain, response_logprobs, response_tables
 from tests.oracle.reference import Outcome, Reference, named
 from tests.oracle.texts import Sampled
 
@@ -16,13 +18,45 @@ class Oracle(Reference):
 
     def begin(self, stage: str) -> None:
         """Begin a stage, with the models as they are."""
-        if stage != "preference":
+        if stage not in ("preference", "white_box"):
             return super().begin(stage)
         get = self._in(stage)
         self._num_prompts = 0
         resets = self.options["gad.reset-optimizer"]
         self.student.begin(get("student-lr"), get("steps"), resets)
+        if stage == "white_box":
+            self._teacher = load(AutoModelForCausalLM, Path(get("teacher")))
+            return
         self._snapshot = copy.deepcopy(self._student)
+
+    def white_box(self, groups: Sequence[Sampled]) -> Outcome:
+        """Bring the student nearer to the teacher's distribution at every sampled token."""
+        kind = self._in("white_box")("loss")
+        numbers, drawn = self._described(groups), self._drawn(self._student, groups)
+        rows = self._sampled_rows(groups)
+        ours = torch.cat(response_tables(self._student, rows, self.temperature))
+        with torch.no_grad():
+            theirs = torch.cat(response_tables(self._teacher, rows, temperature=1.0))
+        if kind == "sampled_kl":
+            taken = torch.tensor([token for _, ids in rows for token in ids])[:, None]
+            own = ours.gather(1, taken)
+            gap = (own - theirs.gather(1, taken)).detach()
+            value, loss = gap.mean(), (gap * own).mean()
+        else:
+            # A larger vocabulary than the student's: what is left of it is all there is.
+            theirs = torch.log_softmax(theirs[:, : ours.shape[1]], dim=1)
+            mean = ((ours.exp() + theirs.exp()) / 2).log()
+            reverse, forward = ours.exp() * (ours - theirs), theirs.exp() * (theirs - ours)
+            both = (ours.exp() * (ours - mean) + theirs.exp() * (theirs - mean)) / 2
+            kinds = {"reverse_kl": reverse, "forward_kl": forward, "jensen_shannon": both}
+            value = loss = kinds[kind].sum(dim=1).mean()
+        far = float((ours - theirs[:, : ours.shape[1]]).detach().abs().mean())
+        found = {
+            "loss": Number(float(value.detach()), far),
+            "entropy": plain(-(ours.exp() * ours).sum(dim=1).mean()),
+        }
+        numbers |= named("student", found | self.student.learn(loss))
+        return Outcome(numbers, drawn)
 
     def preference(self, step: int, groups: Sequence[Sampled]) -> Outcome:
         """Prefer the teacher's response to the one that the snapshot gave."""

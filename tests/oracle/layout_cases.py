@@ -15,6 +15,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "rewards beside the discriminator's",
             "past groups, resumed",
             "minibatches, gone through twice",
+            "a teacher's distribution, by what is sampled",
         ),
     ),
     "TP2, sequence parallel": (
@@ -25,6 +26,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "resumed in every stage",
             "the best of several, resumed",
             "whole groups, which have their prompt once",
+            "a teacher's distribution, resumed",
         ),
     ),
     "PP2": (
@@ -34,6 +36,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "groups split, single responses, padded",
             "dr_grpo in full, clipped on both sides of a negative advantage",
             "one snapshot, its answers below the teacher's",
+            "a teacher's distribution, from both sides",
         ),
     ),
 }

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch.distributed import destroy_process_group, init_process_group
 
 from tests.distributed.workers import drop_groups
-from tests.oracle.cases import CASES, Case
+from tests.oracle.case import Case
+from tests.oracle.cases import CASES
 from tests.oracle.compare import compare
 from tests.oracle.layout_cases import LAYOUTS
 from tests.oracle.product import start

@@ -122,13 +122,21 @@ def response_logprobs(
     model: Any, rows: Sequence[Row], temperature: float
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return of every row the logprobs of its response tokens, and the entropies they come from."""
-    tables = torch.log_softmax(model(_padded(rows)).logits / temperature, dim=-1)
     taken, entropies = [], []
-    for table, (prompt, ids) in zip(tables, rows, strict=True):
-        table = table[len(prompt) - 1 : len(prompt) + len(ids) - 1]
+    tables = response_tables(model, rows, temperature)
+    for table, (_, ids) in zip(tables, rows, strict=True):
         taken.append(table.gather(1, torch.tensor(ids)[:, None])[:, 0])
         entropies.append(-(table.exp() * table).sum(dim=1).detach())
     return taken, entropies
+
+
+def response_tables(model: Any, rows: Sequence[Row], temperature: float) -> list[Tensor]:
+    """Return of every row the log-probabilities of all tokens at each response token, [T, V]."""
+    tables = torch.log_softmax(model(_padded(rows)).logits / temperature, dim=-1)
+    return [
+        table[len(prompt) - 1 : len(prompt) + len(ids) - 1]
+        for table, (prompt, ids) in zip(tables, rows, strict=True)
+    ]
 
 
 def _padded(rows: Sequence[Row]) -> Tensor:

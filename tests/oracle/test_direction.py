@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from megatron_gad.training.parallel import Parallel, shut_down
-from tests.oracle.cases import case
+from tests.oracle.case import case
 from tests.oracle.models import Scorer, load, response_logprobs
 from tests.oracle.product import Product, Step, start
 from tests.oracle.texts import Texts

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron_gad.training.parallel import Parallel, shut_down
-from tests.oracle.cases import CASES, Case
+from tests.oracle.case import Case
+from tests.oracle.cases import CASES
 from tests.oracle.compare import compare
 from tests.oracle.product import start
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.distributed import destroy_process_group, init_process_group
 
-from tests.oracle.cases import Case
+from tests.oracle.case import Case
 from tests.oracle.compare import compare
 from tests.oracle.product import start
 

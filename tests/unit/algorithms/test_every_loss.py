@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
+from megatron_gad.algorithms.divergence import divergence_loss, sampled_divergence_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.algorithms.preference import preference_loss
 from megatron_gad.algorithms.supervised import supervised_loss
@@ -71,6 +72,11 @@ def _scorer_case(kind: str) -> LossCase:
     return LossCase(loss_fn, _pair_batch(), _numbers(NUM_ROWS, seed=0), 1 + GROUP_SIZE)
 
 
+def _divergences(output: LanguageOutput, batch: Batch) -> Loss:
+    """The values are taken for divergences in place of log-probabilities."""
+    return divergence_loss(replace(output, divergence=output.logprobs), batch)
+
+
 POLICY = PolicyOptions(kl_coef=0.1, tis_cap=1.5)
 CASES = {
     "supervised": _language_case(supervised_loss),
@@ -89,12 +95,14 @@ CASES = {
     "policy, k2": _language_case(partial(policy_loss, options=replace(POLICY, kl_estimator="k2"))),
     "dpo": _language_case(partial(preference_loss, kind="dpo", beta=0.3), rows_per_unit=2),
     "simpo": _language_case(partial(preference_loss, kind="simpo", beta=0.3), rows_per_unit=2),
+    "divergence": _language_case(_divergences),
+    "sampled divergence": _language_case(sampled_divergence_loss),
     "bradley_terry": _scorer_case("bradley_terry"),
     "cross_entropy": _scorer_case("cross_entropy"),
 }
 every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-# The gradient of cispo is not that of its value: see test_policy_kinds.py.
-SLOPES = {name: case for name, case in CASES.items() if name != "cispo"}
+# These two have a gradient that is not of their value: test_policy_kinds.py, test_divergence.py.
+SLOPES = {name: CASES[name] for name in CASES.keys() - {"cispo", "sampled divergence"}}
 
 
 def _take(batch: Any, rows: slice) -> Any:

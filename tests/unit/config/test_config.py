@@ -177,8 +177,8 @@ def test_every_field_is_a_flag_under_megatrons_name_or_with_its_tables(
         ),
         (
             "stages = ['warmup', 'sft']",
-            "x.toml: stages = 'sft' is not allowed; expected 'seqkd', 'preference', 'warmup', "
-            "'best_of_n' or 'adversarial'",
+            "x.toml: stages = 'sft' is not allowed; expected 'seqkd', 'preference', "
+            "'white_box', 'warmup', 'best_of_n' or 'adversarial'",
         ),
         (
             "student = 'models/a'",

@@ -1,11 +1,13 @@
 """What a run's engine takes of its devices, and what a run is told about its phases."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_gad.config.further_stages import PreferenceConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.run_control import ScheduleConfig
 from megatron_gad.planning.choice import Residency, describe_residency
@@ -13,6 +15,7 @@ from megatron_gad.planning.describe import describe_run
 from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.from_config import configured_layout
 from megatron_gad.planning.of_run import plan_residency
+from tests.tiny import make_hf_folder
 from tests.tiny_run import make_run
 
 # Of the tiny run's student: a layer's query, key, value and output with biases, norms, and gate, up
@@ -107,3 +110,42 @@ def test_where_the_speed_is_not_known_seconds_are_left_to_the_run(run: RunConfig
     # An A100 has no FP8.
     fp8 = replace(run, compute=replace(run.compute, bf16=True, fp8_format="hybrid"))
     assert plan_residency(fp8, 1, "a100-80g").stages == ()
+
+
+def test_a_teacher_takes_memory_in_its_turn_and_its_head_in_the_students(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    """Of four layers and width 64, beside a student of two and 32; it rests on the host."""
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    teacher = make_hf_folder(tmp_path, vocab_size=390, max_position_embeddings=256, **shape)
+    taught = replace(run.white_box, teacher=str(teacher), prompts_per_step=8)
+    config = replace(run, stages=("white_box",), white_box=taught)
+    alone = replace(run, stages=("preference",), preference=PreferenceConfig(prompts_per_step=8))
+    phases = {p.phase: p.by_role for p in plan_residency(config, 1, "h100-80g").memory.phases}
+    others = {p.phase: p.by_role for p in plan_residency(alone, 1, "h100-80g").memory.phases}
+    # Query, key, value and output with biases, norms, and gate, up and down.
+    layer = 64 * (64 + 32 + 32 + 64) + 128 + 128 + 3 * 64 * 96
+    weights = 4 * layer + 2 * 390 * 64 + 64
+    assert phases["teacher"]["teacher"] == 4 * weights
+    assert phases["teacher"]["student"] == phases["rollout"]["student"]
+    assert phases["student"]["teacher"] == 4 * 390 * 64
+    assert "teacher" not in phases["rollout"] and "teacher" not in others
+    memory = plan_residency(config, 1, "h100-80g").memory
+    assert memory.host_bytes == 4 * weights + 4 * 390 * 64
+    words = "\n".join(describe_residency(plan_residency(config, 1, "h100-80g")))
+    assert "teacher: " in words
+
+
+def test_a_teachers_pass_takes_seconds_by_its_size(run: RunConfig, tmp_path: Path) -> None:
+    found: list[float] = []
+    for num_layers in (2, 8):
+        folder = tmp_path / str(num_layers)
+        make_hf_folder(
+            folder, vocab_size=384, max_position_embeddings=256, num_hidden_layers=num_layers
+        )
+        taught = replace(run.white_box, teacher=str(folder), prompts_per_step=8)
+        config = replace(run, stages=("white_box",), white_box=taught)
+        (stage,) = plan_residency(config, 1, "h100-80g").stages
+        found.append(stage.student)
+    # The student's forward and backward are three of its own size; the head counts too.
+    assert 1.2 < found[1] / found[0] < 2.0
