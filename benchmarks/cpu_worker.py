@@ -22,7 +22,7 @@ from benchmarks.cpu_sizes import SIZES
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.config.models import StudentConfig
+from megatron_gad.config.models import OptimizerConfig, StudentConfig
 from megatron_gad.data.batching import take_rows
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
@@ -40,9 +40,10 @@ def trainer_step(
     folder: Path, place: Parallel, layout: ParallelConfig, batch: Batch, is_packed: bool = False
 ) -> Step:
     """Return a step of the Trainer, which returns its loss; the rows are all as long."""
-    config = StudentConfig(lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_grad=CLIP)
+    config = StudentConfig(lr=LEARNING_RATE)
+    optimizer = OptimizerConfig(weight_decay=WEIGHT_DECAY, clip_grad=CLIP)
     compute = ComputeConfig(micro_batch_size=len(batch.lengths), pack_sequences=is_packed)
-    settings = TrainerSettings(layout, compute, seed=0)
+    settings = TrainerSettings(layout, compute, seed=0, optimizer=optimizer)
     trainer = Trainer.language_model(load_hf_config(folder), config, place, settings)
     trainer.load_hf_weights(folder)
     mine = take_rows(batch, place.share(list(range(len(batch.lengths)))))

@@ -8,7 +8,6 @@ Prints a Markdown table: the mean gap, and what ``mean_gap_bound`` allows. Four 
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -125,7 +124,7 @@ def main() -> None:
         for number, (layers, width) in enumerate(SHAPES):
             for scale in SCALES:
                 path = make_folder(Path(folder) / f"{number}-{scale}", layers, width, scale)
-                config = replace(StudentConfig(), lr=1e-6, clip_grad=0.2)
+                config = StudentConfig(lr=1e-6)
                 student = Trainer.language_model(load_hf_config(path), config, place, settings)
                 student.load_hf_weights(path)
                 engine = EmbeddedEngine(path, "cpu", torch.bfloat16)

@@ -1,8 +1,8 @@
 """Tiny batches and trainers for the tests of training."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.distributed import all_gather
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
+from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig, StudentConfig
 from megatron_gad.data.batching import AnyBatch, take_rows
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.training.optimizer import torch_optimizers
@@ -18,6 +18,7 @@ from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer, TrainerSettings
 from megatron_gad.types import Batch, PairBatch
 
+M = TypeVar("M", StudentConfig, DiscriminatorConfig)
 SEED = 5
 # (prompt length, response length) of every row; two rows have no response.
 ROWS = ((3, 4), (5, 1), (2, 0), (4, 0), (6, 5), (1, 2), (7, 4), (2, 8))
@@ -95,9 +96,7 @@ def make_student(
     **optimizer: Any,
 ) -> Trainer:
     """A language model with the weights of a folder; clips no gradient unless told to."""
-    defaults: dict[str, Any] = {"lr": 1e-2, "clip_grad": 0.0}
-    config = StudentConfig(**(defaults | optimizer))
-    settings = TrainerSettings(layout or ParallelConfig(), compute or ComputeConfig(), SEED)
+    config, settings = _configured(StudentConfig(lr=1e-2), layout, compute, optimizer)
     trainer = Trainer.language_model(load_hf_config(folder), config, place, settings)
     trainer.load_hf_weights(folder)
     return trainer
@@ -111,12 +110,24 @@ def make_discriminator(
     **options: Any,
 ) -> Trainer:
     """A scorer with the weights of a folder and a drawn head; clips no gradient unless told to."""
-    defaults: dict[str, Any] = {"lr": 1e-2, "clip_grad": 0.0, "head_std": 0.3}
-    config = DiscriminatorConfig(**(defaults | options))
-    settings = TrainerSettings(layout or ParallelConfig(), compute or ComputeConfig(), SEED)
+    model = DiscriminatorConfig(lr=1e-2, head_std=0.3)
+    config, settings = _configured(model, layout, compute, options)
     trainer = Trainer.scorer(load_hf_config(folder), config, place, settings)
     trainer.load_hf_weights(folder)
     return trainer
+
+
+def _configured(
+    model: M, layout: ParallelConfig | None, compute: ComputeConfig | None, options: dict[str, Any]
+) -> tuple[M, TrainerSettings]:
+    """Give the model and what trains it the options that each of them has."""
+    ours = {field.name for field in fields(OptimizerConfig)}
+    optimizer = replace(
+        OptimizerConfig(clip_grad=0.0), **{key: x for key, x in options.items() if key in ours}
+    )
+    model = replace(model, **{key: x for key, x in options.items() if key not in ours})
+    layout, compute = layout or ParallelConfig(), compute or ComputeConfig()
+    return model, TrainerSettings(layout, compute, SEED, optimizer)
 
 
 def under_hf_names(trainer: Trainer, values: list[Tensor]) -> dict[str, Tensor]:

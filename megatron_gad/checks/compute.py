@@ -13,7 +13,6 @@ from packaging.version import Version
 
 from megatron_gad.checks.values import POSITIVE, violations
 from megatron_gad.config.compute import ComputeConfig
-from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.environment import local_rank
 
 # What megatron-core 0.16.1 asks for.
@@ -63,17 +62,14 @@ def _transformer_engine_version() -> str | None:
         return "0"
 
 
-def check_compute(
-    compute: ComputeConfig, parallel: ParallelConfig, machine: Machine
-) -> Iterator[str]:
+def check_compute(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
     """Yield what is wrong with arithmetic and memory."""
     counts = ("micro_batch_size", "logprob_chunk_size", "recompute_num_layers")
     yield from violations("compute", compute, dict.fromkeys(counts, POSITIVE))
     yield from _check_share_prompts(compute)
     yield from _check_transformer_engine(compute, machine)
-    yield from _check_fp8(compute, parallel, machine)
+    yield from _check_fp8(compute, machine)
     yield from _check_recompute(compute)
-    yield from _check_optimizer_memory(compute, parallel, machine)
 
 
 def _check_share_prompts(compute: ComputeConfig) -> Iterator[str]:
@@ -122,12 +118,14 @@ def _check_transformer_engine(compute: ComputeConfig, machine: Machine) -> Itera
         )
 
 
-def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machine) -> Iterator[str]:
+def _check_fp8(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
     if compute.fp8_format is None:
         if compute.fp8_recipe != "delayed":
-            yield _needs_fp8(f"fp8_recipe = {compute.fp8_recipe!r}")
-        if compute.fp8_param_gather:
-            yield _needs_fp8("fp8_param_gather = True")
+            yield (
+                f"compute.fp8_recipe = {compute.fp8_recipe!r} is about FP8, which is off; set "
+                "compute.fp8_format = 'hybrid' (with transformer_impl = 'transformer_engine'), or "
+                "leave it out"
+            )
         return
     if compute.transformer_impl != "transformer_engine":
         yield (
@@ -135,8 +133,6 @@ def _check_fp8(compute: ComputeConfig, parallel: ParallelConfig, machine: Machin
             "set compute.transformer_impl = 'transformer_engine', or leave fp8_format out"
         )
     yield from _check_recipe(compute, machine)
-    if compute.fp8_param_gather:
-        yield from _check_fp8_weights(compute, parallel)
 
 
 def _check_recipe(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
@@ -155,39 +151,6 @@ def _check_recipe(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
             f"compute.fp8_recipe = {compute.fp8_recipe!r} is not taken by Transformer Engine from "
             f"compute capability {end[0]}.{end[1]} on; {_other_recipe(machine.capability)}"
         )
-
-
-def _check_fp8_weights(compute: ComputeConfig, parallel: ParallelConfig) -> Iterator[str]:
-    """Yield what keeps weights from being held in FP8."""
-    if not parallel.use_distributed_optimizer:
-        yield (
-            "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
-            "parallel.use_distributed_optimizer = true, or leave it out"
-        )
-    if compute.fp8_recipe == "delayed":
-        yield (
-            "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
-            "come from the steps before, which loaded weights have none of; use 'tensorwise' or "
-            "'blockwise', or leave it out"
-        )
-    if compute.fp8_recipe == "mxfp8":
-        yield (
-            "compute.fp8_param_gather = True does not go with fp8_recipe = 'mxfp8', whose weights "
-            "Transformer Engine cannot place in a buffer; use 'tensorwise' or 'blockwise', or "
-            "leave it out"
-        )
-    if compute.use_precision_aware_optimizer:
-        yield (
-            "compute.fp8_param_gather = True does not go with use_precision_aware_optimizer = "
-            "True, whose main weights would begin at those rounded to FP8; leave one of them out"
-        )
-
-
-def _needs_fp8(setting: str) -> str:
-    return (
-        f"compute.{setting} is about FP8, which is off; set compute.fp8_format = 'hybrid' (with "
-        "transformer_impl = 'transformer_engine'), or leave it out"
-    )
 
 
 def _other_recipe(capability: tuple[int, int]) -> str:
@@ -211,40 +174,6 @@ def _check_recompute(compute: ComputeConfig) -> Iterator[str]:
             )
 
 
-def _check_optimizer_memory(
-    compute: ComputeConfig, parallel: ParallelConfig, machine: Machine
-) -> Iterator[str]:
-    """Yield what keeps the optimizer from holding less on the device."""
-    offloads, is_aware = compute.optimizer_cpu_offload, compute.use_precision_aware_optimizer
-    if offloads and machine.capability is None:
-        yield (
-            "compute.optimizer_cpu_offload = True moves states from a GPU to the host, and there "
-            "is no GPU; leave it out"
-        )
-    if offloads and not is_aware:
-        yield (
-            "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
-            "set compute.use_precision_aware_optimizer = true too"
-        )
-    if offloads and not compute.bf16:
-        # It copies the parameters when it is made, and refreshes only copies in another type.
-        yield (
-            "compute.optimizer_cpu_offload = True with compute.bf16 = False would train on from "
-            "the weights before they were loaded; set compute.bf16 = true, or leave it out"
-        )
-    if is_aware and not parallel.use_distributed_optimizer:
-        yield (
-            "compute.use_precision_aware_optimizer = True is part of the distributed optimizer; "
-            "set parallel.use_distributed_optimizer = true, or leave it out"
-        )
-    if is_aware and machine.transformer_engine is None:
-        # On the host the Adam is torch's, but megatron-core asks for the version all the same.
-        yield (
-            "compute.use_precision_aware_optimizer = True needs the fused Adam of Transformer "
-            "Engine, which is not installed; install megatron-gad[te], or leave it out"
-        )
-
-
 def describe_kernels(compute: ComputeConfig, machine: Machine) -> str:
     """Name the implementations that a run here takes; what is missing is never required."""
     if compute.transformer_impl == "transformer_engine":
@@ -252,9 +181,7 @@ def describe_kernels(compute: ComputeConfig, machine: Machine) -> str:
         layers = f"attention by Transformer Engine ({attention}), norms by Transformer Engine"
     else:
         layers = "attention by torch's scaled_dot_product_attention, norms by torch"
-    if compute.optimizer_cpu_offload:
-        adam = "torch's on the host"
-    elif machine.transformer_engine is not None:
+    if machine.transformer_engine is not None:
         adam = "Transformer Engine's fused"
     elif machine.has_apex:
         adam = "Apex's fused"

@@ -1,8 +1,8 @@
 """Rules for the layouts of both models: sizes, ranks, experts, and the layers of a rank."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from megatron_gad.checks.found import ModelFolder, Models
+from megatron_gad.checks.found import Models
 from megatron_gad.checks.values import MINUTES, POSITIVE, violations
 from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
 from megatron_gad.config.layout import OwnLayout, ParallelConfig
@@ -14,12 +14,8 @@ from megatron_gad.models.layout_rules import (
 )
 
 EXPERT_SIZES = ("expert_model_parallel_size", "expert_tensor_parallel_size")
-SIZES = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "context_parallel_size",
-    *EXPERT_SIZES,
-)
+OWN_SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+SIZES = (*OWN_SIZES, "context_parallel_size", *EXPERT_SIZES)
 
 
 def check_parallel(
@@ -28,17 +24,19 @@ def check_parallel(
     """Yield what is wrong with the layout, apart from the models' shapes."""
     rules = dict.fromkeys(SIZES, POSITIVE) | {"distributed_timeout_minutes": MINUTES}
     yield from violations("parallel", parallel, rules)
-    yield from _layout_problems("parallel", parallel, compute, world_size)
+    yield from _world_problem("parallel.", parallel, world_size)
+    yield from size_problems(parallel, "parallel.")
+    yield from _context_problems(parallel, compute)
 
 
 def check_own_layout(
     own: OwnLayout, parallel: ParallelConfig, compute: ComputeConfig, world_size: int
 ) -> Iterator[str]:
-    """Yield what is wrong with the layout of the discriminator, where it is not the student's."""
-    yield from violations("discriminator", own, dict.fromkeys(SIZES, POSITIVE))
+    """Yield what is wrong with the layout of the discriminator, if it is not the student's."""
+    yield from violations("discriminator", own, dict.fromkeys(OWN_SIZES, POSITIVE))
     layout = own.beside(parallel)
     if layout != parallel:
-        yield from _layout_problems("discriminator", layout, compute, world_size)
+        yield from _world_problem("discriminator.", layout, world_size)
     sizes = [each.pipeline_model_parallel_size for each in (layout, parallel)]
     if compute.fp8_format and compute.fp8_recipe == "delayed" and sizes[0] != sizes[1]:
         # Transformer Engine takes the scales of both models together, in groups of a stage's ranks.
@@ -51,27 +49,27 @@ def check_own_layout(
 
 
 def check_experts(
-    models: Models,
-    own: OwnLayout,
-    layouts: tuple[ParallelConfig, ParallelConfig],
-    world_size: int,
+    models: Models, layouts: tuple[ParallelConfig, ParallelConfig], world_size: int
 ) -> Iterator[str]:
     """Yield what is wrong with how experts are shared out over the ranks.
 
     Args:
         models: what was read of them.
-        own: what [discriminator] says itself of its layout.
         layouts: of student and discriminator.
         world_size: ranks of the run.
     """
     parallel, beside = layouts
-    if beside == parallel:
-        folders = (models.student, models.discriminator)
-        yield from _expert_problems("parallel", folders, parallel, parallel, world_size)
-        return
-    yield from _expert_problems("parallel", (models.student,), parallel, parallel, world_size)
-    folders = (models.discriminator,)
-    yield from _expert_problems("discriminator", folders, beside, own, world_size)
+    sharing = (models.student, *([models.discriminator] if beside == parallel else []))
+    if any(folder.mixture is not None for folder in sharing):
+        problem = expert_world_problem(parallel, world_size, "parallel.")
+        if problem:
+            yield problem
+    else:
+        yield from _sizes_without_experts(parallel)
+    if beside != parallel and models.discriminator.mixture is not None:
+        problem = expert_world_problem(beside, world_size, "the discriminator's ")
+        if problem:
+            yield problem
 
 
 def check_layers(
@@ -99,53 +97,43 @@ def check_layers(
             )
 
 
-def _layout_problems(
-    table: str, layout: ParallelConfig, compute: ComputeConfig, world_size: int
-) -> Iterator[str]:
-    problem = world_problem(layout, world_size, f"{table}.")
+def _world_problem(table: str, layout: ParallelConfig, world_size: int) -> Iterator[str]:
+    problem = world_problem(layout, world_size, table)
     if problem:
         yield problem
-    yield from size_problems(layout, f"{table}.")
-    if layout.context_parallel_size > 1 and compute.pack_sequences:
+
+
+def _context_problems(parallel: ParallelConfig, compute: ComputeConfig) -> Iterator[str]:
+    """Yield what does not go with ranks that share every row's tokens."""
+    size = parallel.context_parallel_size
+    if size > 1 and compute.pack_sequences:
         yield (
-            f"compute.pack_sequences = True with {table}.context_parallel_size = "
-            f"{layout.context_parallel_size}: context-parallel ranks share the tokens of padded "
+            f"compute.pack_sequences = True with parallel.context_parallel_size = "
+            f"{size}: context-parallel ranks share the tokens of padded "
             "rows only; leave one of them out"
         )
-    if layout.context_parallel_size > 1 and compute.share_prompts:
+    if size > 1 and compute.share_prompts:
         yield (
-            f"compute.share_prompts = True with {table}.context_parallel_size = "
-            f"{layout.context_parallel_size}: context-parallel ranks take equal chunks of whole "
+            f"compute.share_prompts = True with parallel.context_parallel_size = "
+            f"{size}: context-parallel ranks take equal chunks of whole "
             "rows; leave one of them out"
         )
     is_fused = compute.transformer_impl == "transformer_engine"
-    if layout.context_parallel_size > 1 and is_fused and not compute.bf16:
+    if size > 1 and is_fused and not compute.bf16:
         # The one of its kernels that takes float32 takes whole rows only.
         yield (
             "compute.transformer_impl = 'transformer_engine' with bf16 = False and "
-            f"{table}.context_parallel_size = {layout.context_parallel_size}: no attention of "
+            f"parallel.context_parallel_size = {size}: no attention of "
             "Transformer Engine shares float32 rows between ranks; set compute.bf16 = true, or use "
             "'local'"
         )
 
 
-def _expert_problems(
-    table: str,
-    folders: Collection[ModelFolder],
-    layout: ParallelConfig,
-    written: ParallelConfig | OwnLayout,
-    world_size: int,
-) -> Iterator[str]:
-    """Yield what is wrong in a table; written: what it says itself, apart from what it inherits."""
-    if any(folder.mixture is not None for folder in folders):
-        problem = expert_world_problem(layout, world_size, f"{table}.")
-        if problem:
-            yield problem
-        return
+def _sizes_without_experts(parallel: ParallelConfig) -> Iterator[str]:
     for key in EXPERT_SIZES:
-        size = getattr(written, key)
+        size = getattr(parallel, key)
         if size not in (None, 1):
             yield (
-                f"{table}.{key} = {size} shares experts out, and its models have none; "
+                f"parallel.{key} = {size} shares experts out, and its models have none; "
                 "leave it out, or train a Qwen3-MoE or Mixtral model"
             )

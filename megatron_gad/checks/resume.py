@@ -31,12 +31,7 @@ from megatron_gad.training.checkpoint_files import (
 
 Change = Literal["refused", "told", "free"]
 
-OPTIMIZER = "lr min_lr lr_decay_style lr_warmup_steps weight_decay adam_beta1 adam_beta2 clip_grad"
-LAYOUT = (
-    "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
-    "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
-    "sequence_parallel"
-)
+TENSOR_AND_PIPELINE = "tensor_model_parallel_size pipeline_model_parallel_size"
 # How a key may change: by section, where "" is the top level. Every key has one place. A stage's
 # section says itself which of its keys are fixed; the others are told.
 RULES: dict[Change, dict[str, str]] = {
@@ -47,39 +42,42 @@ RULES: dict[Change, dict[str, str]] = {
         "system_prompt chat_template_kwargs reasoning shuffle",
         "student": "path",
         "discriminator": "path score",
-        "gad": "discriminator_loss advantage kl_estimator kl_in reference policy_loss aggregation "
+        "gad": "discriminator_loss advantage kl_estimator kl_in policy_loss aggregation "
         "mask_truncated length_correction negatives_draw",
         "rollout": "temperature",
     },
     "told": {
         "": "stages",  # those that have begun are compared when the checkpoint is loaded
-        "compute": "bf16 transformer_impl fp8_format fp8_recipe fp8_param_gather "
-        "use_precision_aware_optimizer",
+        "compute": "bf16 transformer_impl fp8_format fp8_recipe",
         "data": "eval_path",
-        "student": OPTIMIZER,
-        "discriminator": OPTIMIZER + " head_std",
+        "optimizer": "min_lr lr_decay_style lr_warmup_steps weight_decay adam_beta1 adam_beta2 "
+        "clip_grad",
+        "student": "lr",
+        "discriminator": "lr head_std",
         "gad": "kl_coef clip_range clip_range_high dual_clip tis_cap negatives_pool "
         "negatives_share reset_optimizer",
         "rollout": "engine replay",
     },
     "free": {
-        "parallel": LAYOUT + " use_distributed_optimizer distributed_timeout_minutes",
+        "parallel": TENSOR_AND_PIPELINE + " virtual_pipeline_model_parallel_size "
+        "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
+        "sequence_parallel use_distributed_optimizer distributed_timeout_minutes",
         "compute": "micro_batch_size max_tokens_per_microbatch recompute_granularity "
-        "recompute_method recompute_num_layers optimizer_cpu_offload "
+        "recompute_method recompute_num_layers "
         "pack_sequences share_prompts logprob_chunk_size",
         "checkpoint": "save load ckpt_step load_optim finetune override_config verify_checkpoint "
         "async_save save_interval keep_last export "
         "export_stages",
         "log": "log_interval samples_interval tensorboard wandb_project",
-        "discriminator": LAYOUT + " split_groups",
+        "discriminator": TENSOR_AND_PIPELINE + " split_groups",
         "rollout": "max_total_tokens logprob_gap_bound record",
         "health": "ignore stop",
         "evaluation": "interval num_prompts select max_length_ratio",
         "sglang": "urls python num_servers tensor_parallel_size mem_fraction_static "
         "weight_transport update_weight_buffer_size weight_folder verify_interval "
-        "max_running_requests start_timeout_s request_timeout_s weight_timeout_s "
+        "max_running_requests start_timeout_s request_timeout_s "
         "health_timeout_s max_restarts log_folder server_args",
-        "watchdog": "start_s rollout_s phase_s max_skipped_steps",
+        "watchdog": "start_s phase_s max_skipped_steps",
         "schedule": "leaves device_memory_gib",
     },
 }

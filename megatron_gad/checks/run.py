@@ -16,7 +16,6 @@ from megatron_gad.checks.secrets import check_secrets
 from megatron_gad.checks.sections import (
     check_algorithm,
     check_data,
-    check_discriminator,
     check_embedded,
     check_evaluation,
     check_exports,
@@ -31,7 +30,6 @@ from megatron_gad.checks.sections import (
 from megatron_gad.checks.sglang import check_deadlines, check_served_student, check_sglang
 from megatron_gad.checks.stages import (
     DataSizes,
-    check_offload,
     check_overlap,
     check_ranking,
     check_stage,
@@ -84,18 +82,15 @@ def _of_computing(config: RunConfig, found: Found, layouts: Layouts) -> Iterator
     compute = config.compute
     yield from check_parallel(config.parallel, compute, found.world_size)
     yield from check_own_layout(config.discriminator, config.parallel, compute, found.world_size)
-    yield from check_compute(compute, config.parallel, found.machine)
-    yield from check_offload(config.stage_sections, compute)
+    yield from check_compute(compute, found.machine)
     yield from check_token_bound(compute, config.data)
     yield from check_layers(found.models, layouts, compute)
 
 
 def _of_models(config: RunConfig, found: Found, layouts: Layouts) -> Iterator[str]:
-    yield from check_optimizer("student", config.student)
-    yield from check_optimizer("discriminator", config.discriminator)
-    yield from check_discriminator(config.discriminator)
+    yield from check_optimizer(config.optimizer, config.student, config.discriminator)
     yield from check_models(found.models, layouts, config.data)
-    yield from check_experts(found.models, config.discriminator, layouts, found.world_size)
+    yield from check_experts(found.models, layouts, found.world_size)
 
 
 def _of_files(config: RunConfig) -> Iterator[str]:

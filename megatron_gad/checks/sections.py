@@ -22,7 +22,7 @@ from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig
+from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig, StudentConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
 from megatron_gad.config.rollout import EMBEDDED_BLOCK, RolloutConfig
 from megatron_gad.config.run import RunConfig
@@ -138,22 +138,21 @@ def check_data(data: DataConfig) -> Iterator[str]:
         )
 
 
-def check_optimizer(table: str, optimizer: OptimizerConfig) -> Iterator[str]:
-    """Yield what is wrong with the optimizer of one model; table is the model's section."""
+def check_optimizer(
+    optimizer: OptimizerConfig, student: StudentConfig, discriminator: DiscriminatorConfig
+) -> Iterator[str]:
+    """Yield what is wrong with the optimizer of both models, their rates and first weights."""
     not_negative = ("min_lr", "lr_warmup_steps", "weight_decay", "clip_grad")
     rules = dict.fromkeys(not_negative, NOT_NEGATIVE)
-    rules |= {"lr": POSITIVE, "adam_beta1": BETA, "adam_beta2": BETA}
-    yield from violations(table, optimizer, rules)
-    if optimizer.min_lr > optimizer.lr:
+    yield from violations("optimizer", optimizer, rules | {"adam_beta1": BETA, "adam_beta2": BETA})
+    yield from violations("student", student, {"lr": POSITIVE})
+    rules = {"lr": POSITIVE, "head_std": NOT_NEGATIVE}
+    yield from violations("discriminator", discriminator, rules)
+    if optimizer.min_lr > student.lr:
         yield (
-            f"{table}.min_lr = {optimizer.min_lr} is above {table}.lr = {optimizer.lr}, "
-            "but the rate decays to it; make it smaller"
+            f"optimizer.min_lr = {optimizer.min_lr} is above student.lr = {student.lr}, but the "
+            "rate decays to it; make it smaller"
         )
-
-
-def check_discriminator(discriminator: DiscriminatorConfig) -> Iterator[str]:
-    """Yield what is wrong with what only the discriminator has."""
-    yield from violations("discriminator", discriminator, {"head_std": NOT_NEGATIVE})
 
 
 def check_algorithm(gad: GadConfig) -> Iterator[str]:
@@ -238,14 +237,12 @@ def check_watchdog(
     rules = dict.fromkeys(asdict(watchdog), DEADLINE_OR_NONE)
     yield from violations("watchdog", watchdog, rules | {"max_skipped_steps": NOT_NEGATIVE})
     minutes = layout.distributed_timeout_minutes
-    for phase in ("rollout_s", "phase_s") if world_size > 1 else ():
-        seconds = getattr(watchdog, phase)
-        if seconds >= 60 * minutes > 0:
-            yield (
-                f"watchdog.{phase} = {seconds:g} is never reached: ranks that wait for another end "
-                f"the run after parallel.distributed_timeout_minutes = {minutes}; make the first "
-                "shorter, or the second longer"
-            )
+    if world_size > 1 and watchdog.phase_s >= 60 * minutes > 0:
+        yield (
+            f"watchdog.phase_s = {watchdog.phase_s:g} is never reached: ranks that wait for "
+            f"another end the run after parallel.distributed_timeout_minutes = {minutes}; make the "
+            "first shorter, or the second longer"
+        )
 
 
 def check_schedule(schedule: ScheduleConfig) -> Iterator[str]:

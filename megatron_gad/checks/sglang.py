@@ -40,13 +40,11 @@ CHOSEN = {
 
 def check_deadlines(sglang: SGLangConfig, watchdog: WatchdogConfig) -> Iterator[str]:
     """Yield the deadlines that would end a run before a failing server is brought back."""
-    pairs = (("request_timeout_s", "rollout_s"), ("weight_timeout_s", "phase_s"))
-    pairs += (("start_timeout_s", "rollout_s"), ("start_timeout_s", "phase_s"))
-    for own, phase in pairs:
-        waits, allowed = getattr(sglang, own), getattr(watchdog, phase)
+    for own in ("request_timeout_s", "start_timeout_s"):
+        waits, allowed = getattr(sglang, own), watchdog.phase_s
         if 0 < allowed <= waits:
             yield (
-                f"watchdog.{phase} = {allowed:g} ends the run before sglang.{own} = {waits:g} is "
+                f"watchdog.phase_s = {allowed:g} ends the run before sglang.{own} = {waits:g} is "
                 "over, after which a server would be brought back; make the first longer (0: never "
                 "ends), or the second shorter"
             )
@@ -73,7 +71,7 @@ def check_sglang(sglang: SGLangConfig, data_size: int, num_own_gpus: int) -> Ite
     positive += ("max_running_requests", "mem_fraction_static")
     positive += ("num_servers",) if sglang.num_servers is not None else ()
     rules = dict.fromkeys(positive, POSITIVE)
-    deadlines = ("start_timeout_s", "request_timeout_s", "weight_timeout_s", "health_timeout_s")
+    deadlines = ("start_timeout_s", "request_timeout_s", "health_timeout_s")
     rules |= dict.fromkeys(deadlines, DEADLINE)
     rules |= dict.fromkeys(("verify_interval", "max_restarts"), NOT_NEGATIVE)
     yield from violations("sglang", sglang, rules)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 
 from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
-from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.rollout import RolloutConfig
@@ -40,17 +39,6 @@ def check_ranking(sections: Sequence[StageSection], load: str) -> Iterator[str]:
                 "it teaches; put 'warmup' before it, or give checkpoint.load of a run that has one"
             )
         taught = taught or (section.uses_discriminator and not section.ranks_by_discriminator)
-
-
-def check_offload(sections: Sequence[StageSection], compute: ComputeConfig) -> Iterator[str]:
-    """Yield what keeps an optimizer on the host from training the models of the stages."""
-    if compute.optimizer_cpu_offload and any(each.uses_discriminator for each in sections):
-        # Megatron refreshes and restores the host's copies of weights in 16 bits only.
-        yield (
-            f"compute.optimizer_cpu_offload = True with stages = {[s.name for s in sections]}: the "
-            "head of a discriminator is float32, which an optimizer on the host cannot load; leave "
-            "it out, or run stages = ['seqkd'] alone"
-        )
 
 
 class DataSizes(NamedTuple):

@@ -33,10 +33,10 @@ class CliOptions:
     """What the command is asked to do beside the run's configuration.
 
     Attributes:
-        config: TOML file, the first argument; without one the defaults hold.
+        config: TOML file, as the first argument; without one all keys have their defaults.
         dry_run: check everything, print the resolved plan and stop.
-        world_size: ranks to check and plan for; by default what torchrun started.
-        check_weights: with dry_run, read all weights for values that are not finite.
+        world_size: number of ranks to check and plan for; default: those that torchrun started.
+        check_weights: with --dry-run, look in all weights for values that are not finite.
     """
 
     config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")] = ""

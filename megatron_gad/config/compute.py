@@ -25,24 +25,18 @@ class ComputeConfig:
             log-probabilities are not computed in FP8.
         fp8_recipe: how FP8 values are scaled. blockwise needs Hopper and mxfp8 Blackwell; delayed
             needs the same number of pipeline ranks for both models.
-        fp8_param_gather: hold the weights in FP8, and gather them in FP8. Needs the distributed
-            optimizer and the recipe "tensorwise" or "blockwise".
         recompute_granularity: recompute whole layers ("full") or attention ("selective") in the
             backward pass; default: keep all activations.
         recompute_method: which layers "full" recomputes: all, in units of some layers ("uniform"),
             or only some layers of a pipeline rank ("block").
         recompute_num_layers: layers of a unit ("uniform"), or layers of a pipeline rank that
             recompute ("block").
-        use_precision_aware_optimizer: Transformer Engine's Adam, which holds the main weights too;
-            optimizer_cpu_offload is part of it. Needs the distributed optimizer.
-        optimizer_cpu_offload: keep optimizer states and take the step on the host, in float32.
-            Needs bf16, use_precision_aware_optimizer, and stages without a discriminator.
         pack_sequences: run the rows of a microbatch as one sequence without padding; default: if
             attention supports it, which it does without context parallelism, and not in fp32 with
             Transformer Engine.
         share_prompts: compute the prompt of a group once in each microbatch instead of once for
-            each response; None does where attention takes it: packed, and with transformer_impl
-            local.
+            each response; default: if attention supports it, which it does for packed rows with
+            transformer_impl "local".
         logprob_chunk_size: response tokens whose logits are held in memory at the same time.
     """
 
@@ -52,12 +46,9 @@ class ComputeConfig:
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     fp8_format: Literal["e4m3", "hybrid"] | None = None
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
-    fp8_param_gather: bool = False
     recompute_granularity: Literal["full", "selective"] | None = None
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_num_layers: int = 1
-    use_precision_aware_optimizer: bool = False
-    optimizer_cpu_offload: bool = False
     pack_sequences: Switch = None
     share_prompts: Switch = None
     logprob_chunk_size: int = 1024

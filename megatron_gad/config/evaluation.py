@@ -19,8 +19,8 @@ class EvaluationConfig:
         interval: steps between evaluations, in every stage that has an engine; 0: never.
         num_prompts: rows that are evaluated, the first of data.eval_path.
         select: metric by which the best student so far is kept in ``<save>/best_hf``; empty: none.
-        max_length_ratio: responses that are longer than the teacher's by more than this factor keep
-            a student from being chosen.
+        max_length_ratio: largest ratio of the responses' length to the teacher's at which a student
+            may be chosen.
     """
 
     interval: int = 0

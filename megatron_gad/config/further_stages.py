@@ -81,6 +81,7 @@ class PreferenceConfig(OwnRateSection):
     positive = ("beta", "student_lr")
     not_negative = ("refresh_epochs",)
     fixed = ("prompts_per_step", "loss", "refresh_epochs")
+    student_loss = "pairs"
     uses_discriminator = False
 
     prompts_per_step: int = 256
@@ -130,6 +131,7 @@ class WhiteBoxConfig(OwnRateSection):
     order = 25
     positive = ("group_size", "student_lr")
     fixed = ("prompts_per_step", "group_size", "teacher", "loss")
+    student_loss = "divergence"
     uses_discriminator = False
 
     prompts_per_step: int = 256

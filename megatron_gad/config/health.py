@@ -26,7 +26,7 @@ HealthRule = Literal[
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """The rules of the page, applied while the run goes on: each warns when it says "act".
+    """The rules of the page, applied while the run goes on. A rule that says "act" warns.
 
     Attributes:
         ignore: rules that do not warn.

@@ -1,6 +1,6 @@
 """How the ranks of a run share a model, and how the discriminator may differ in that."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from tyro.conf import DisallowNone
 
@@ -43,48 +43,34 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class OwnLayout:
-    """A layout beside the student's over the same ranks; what is not given is as the student's.
+    """A layout beside the student's over the same ranks; everything else follows from the two.
 
     Attributes:
         tensor_model_parallel_size: TP of this model; default: the student's.
         pipeline_model_parallel_size: PP of this model; default: the student's.
-        virtual_pipeline_model_parallel_size: VPP of this model; default: the student's, or none if
-            PP differs.
-        context_parallel_size: CP of this model; default: the student's.
-        expert_model_parallel_size: EP of this model; default: the student's, or none if this model
-            has no experts.
-        expert_tensor_parallel_size: ranks that share one of its experts; default: the student's, or
-            none if this model has no experts.
-        sequence_parallel: shard this model's activations; default: as the student, and off if its
-            TP is 1.
     """
 
     tensor_model_parallel_size: int | None = None
     pipeline_model_parallel_size: int | None = None
-    virtual_pipeline_model_parallel_size: int | None = None
-    context_parallel_size: int | None = None
-    expert_model_parallel_size: int | None = None
-    expert_tensor_parallel_size: int | None = None
-    sequence_parallel: Switch = None
 
     def beside(self, student: ParallelConfig, has_experts: bool = True) -> ParallelConfig:
         """Return the whole layout of this model.
 
-        has_experts: whether this model has some. Without them it shares the student's groups where
-        nothing else differs, and in groups of its own takes no sizes over that need not fit there.
+        Chunks of layers are the student's if PP is, and sequence parallelism is if TP is; with
+        another TP it is on from 2 ranks on.
+
+        has_experts: whether this model has some. Without them it shares the student's groups if
+            nothing else differs, and in groups of its own takes no sizes over that need not fit.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(OwnLayout)}
-        layout = replace(student, **{key: x for key, x in given.items() if x is not None})
-        # These two presuppose sizes that this model need not have.
-        if self.sequence_parallel is None and layout.tensor_model_parallel_size == 1:
-            layout = replace(layout, sequence_parallel=False)
-        is_as_long = layout.pipeline_model_parallel_size == student.pipeline_model_parallel_size
-        if self.virtual_pipeline_model_parallel_size is None and not is_as_long:
-            layout = replace(layout, virtual_pipeline_model_parallel_size=None)
-        if layout == student or has_experts:
-            return layout
-        return replace(
-            layout,
-            expert_model_parallel_size=self.expert_model_parallel_size or 1,
-            expert_tensor_parallel_size=self.expert_tensor_parallel_size,
+        tensor = self.tensor_model_parallel_size or student.tensor_model_parallel_size
+        pipeline = self.pipeline_model_parallel_size or student.pipeline_model_parallel_size
+        layout = replace(
+            student, tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline
         )
+        if tensor != student.tensor_model_parallel_size:
+            layout = replace(layout, sequence_parallel=tensor > 1)
+        if pipeline != student.pipeline_model_parallel_size:
+            layout = replace(layout, virtual_pipeline_model_parallel_size=None)
+        if layout != student and not has_experts:
+            layout = replace(layout, expert_model_parallel_size=1, expert_tensor_parallel_size=None)
+        return layout

@@ -1,4 +1,4 @@
-"""The two models and their optimizers."""
+"""The two models and their optimizer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +10,9 @@ ScoreKind = Literal["last_token", "sum", "mean"]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW without decay on norms and biases.
+    """AdamW of both models, and the schedule of their rates.
 
     Attributes:
-        lr: peak learning rate, unless the stage has its own.
         min_lr: learning rate at the end of the cosine.
         lr_decay_style: the schedule, counted from the start of each stage.
         lr_warmup_steps: steps in which the rate rises linearly from 0, at the start of each stage.
@@ -23,7 +22,6 @@ class OptimizerConfig:
         clip_grad: largest norm of the whole gradient; a larger one is scaled down. 0: never.
     """
 
-    lr: float = 1e-6
     min_lr: float = 0.0
     lr_decay_style: Literal["constant", "cosine"] = "constant"
     lr_warmup_steps: int = 0
@@ -34,25 +32,28 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class StudentConfig(OptimizerConfig):
+class StudentConfig:
     """The model that learns.
 
     Attributes:
         path: Hugging Face folder with config, safetensors weights and tokenizer, or the name of a
             model of the hub, as NAME or NAME@REVISION.
+        lr: peak learning rate, unless the stage has its own.
     """
 
     path: str = ""
+    lr: float = 1e-6
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig(OwnLayout, OptimizerConfig):
+class DiscriminatorConfig(OwnLayout):
     """The model that scores.
 
     Attributes:
         path: Hugging Face folder or name, as student.path; empty starts from the student's weights
             when the stage begins. A tokenizer there that reads otherwise than the student's is
             used; it needs a chat template.
+        lr: peak learning rate, unless the stage has its own.
         score: read the last token's value, or the sum or mean of the values of all response
             tokens.
         head_std: standard deviation of the scalar head's first weights.
@@ -61,6 +62,7 @@ class DiscriminatorConfig(OwnLayout, OptimizerConfig):
     """
 
     path: str = ""
+    lr: float = 1e-6
     score: ScoreKind = "last_token"
     head_std: float = 0.02
     split_groups: bool = False

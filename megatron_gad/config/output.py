@@ -14,16 +14,17 @@ class CheckpointConfig:
         save: the run directory; everything the run writes is in it. All hosts of a run share it.
         load: run directory to resume from; default: save, if it holds a checkpoint.
         ckpt_step: iteration of ``load`` to go on from; not set: its newest.
-        load_optim: take the optimizers' states of ``load``, too; without, they begin anew at its
+        load_optim: take the optimizers' states of ``load`` too; if not, they begin anew at its
             weights.
-        finetune: take the student's weights of ``load`` alone, for a run that begins at its first
-            stage. A run that has checkpoints of its own goes on from these, whatever the three say.
+        finetune: take only the student's weights of ``load``, and begin at the first stage. A run
+            that has checkpoints of its own goes on from those, whatever load, ckpt_step, load_optim
+            and finetune say.
         override_config: settings, such as "data.path", that may differ from the checkpoint's though
             they change what the run means.
         verify_checkpoint: compare the files of a checkpoint or an exported model with their digests
             before they are loaded. Sizes are always compared.
-        async_save: write the checkpoints between stages' ends while the next steps are taken, from
-            copies in host memory; published once whole, and the next one waits.
+        async_save: write checkpoints from copies in host memory while the next steps are taken,
+            except at the end of a stage. One is published once it is whole; the next waits for it.
         save_interval: steps between checkpoints; 0: only at the end of each stage.
         keep_last: number of newest checkpoints to keep; 0: all. An older one is deleted after the
             next is written, so the disk has to hold one more.

@@ -1,5 +1,9 @@
 """Keys that are refused by name, each with what to do instead."""
 
+OF_OPTIMIZER = (
+    *("min_lr", "lr_decay_style", "lr_warmup_steps", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "clip_grad"),
+)
 # "section.key" -> the remedy.
 REMOVED = {
     **dict.fromkeys(
@@ -12,11 +16,23 @@ REMOVED = {
     ),
     **dict.fromkeys(
         ("compute.exp_avg_dtype", "compute.exp_avg_sq_dtype"),
-        "moments are float32; optimizer_cpu_offload frees the GPU of them. Leave this key out",
+        "moments are float32; use_distributed_optimizer shards them. Leave this key out",
     ),
-    "compute.optimizer_offload_fraction": "optimizer_cpu_offload moves all states; leave this key"
-    " out",
+    **dict.fromkeys(
+        (
+            "compute.optimizer_cpu_offload",
+            "compute.optimizer_offload_fraction",
+            "compute.use_precision_aware_optimizer",
+        ),
+        "optimizer states leave the GPU while other models work, if schedule.leaves has the model;"
+        " use_distributed_optimizer shards them. Leave this key out",
+    ),
+    "compute.fp8_param_gather": "weights are held in bfloat16; leave this key out",
     "compute.main_params_dtype": "main weights are float32; leave this key out",
+    **dict.fromkeys(
+        [f"{model}.{key}" for model in ("student", "discriminator") for key in OF_OPTIMIZER],
+        "[optimizer] has it, for both models",
+    ),
     **dict.fromkeys(
         ("student.max_skipped_steps", "discriminator.max_skipped_steps"),
         "watchdog.max_skipped_steps holds for both models",
@@ -28,9 +44,9 @@ REMOVED = {
     **dict.fromkeys(
         [
             f"watchdog.{phase}_s"
-            for phase in ("swap", "discriminator", "student", "save", "between")
+            for phase in ("swap", "rollout", "discriminator", "student", "save", "between")
         ],
-        "watchdog.phase_s bounds each phase but the start and sampling",
+        "watchdog.phase_s bounds each phase but the start",
     ),
     **dict.fromkeys(
         ("rollout.top_p", "rollout.top_k"),
@@ -38,6 +54,26 @@ REMOVED = {
     ),
     "rollout.max_batch_size": "max_total_tokens bounds the memory of the embedded engine, and rows"
     " join as it has room; leave this key out",
+    **dict.fromkeys(
+        (
+            "discriminator.context_parallel_size",
+            "discriminator.expert_model_parallel_size",
+            "discriminator.expert_tensor_parallel_size",
+        ),
+        "the student's holds for both models; leave this key out",
+    ),
+    "discriminator.virtual_pipeline_model_parallel_size": "it is the student's if both have as many"
+    " pipeline ranks; leave this key out",
+    "discriminator.sequence_parallel": "it is the student's if both have as many tensor-parallel"
+    " ranks, else on from 2 ranks on; leave this key out",
+    "gad.reference": "the reference is the student as it was when the stage began; leave this key"
+    " out",
+    "adversarial.discriminator_only_steps": "put a stage 'warmup' with train_student = false before"
+    " this one",
+    "adversarial.freeze_discriminator": "discriminator_interval = 0 freezes it",
+    "warmup.refuse_above": "the run stops if the loss stays nearer to chance than to stop_below;"
+    " leave this key out",
+    "sglang.weight_timeout_s": "request_timeout_s bounds swaps of weights, too",
     "sglang.health_interval_s": "servers are asked six times in health_timeout_s; leave this key"
     " out",
 }

@@ -14,15 +14,15 @@ class RewardConfig:
     """One reward of every response, as one table [[rewards]].
 
     Attributes:
-        name: of its metric, reward/<name>; "discriminator" is the discriminator's own score.
-        function: "module:function", or the URL of a server; of the discriminator none.
+        name: name in the metric reward/<name>; "discriminator" is the discriminator's own score.
+        function: "module:function", or the URL of a server; empty for the discriminator.
         arguments: further arguments of the function.
         weight: factor in the sum of all rewards.
         clip: bound of its absolute value before the weight; 0: none.
-        normalization: none, or centred and divided by the std of its group or of all responses of
+        normalization: none, or centred and divided by the std of the group, or of all responses of
             the step; before the clip.
-        on_error: if it fails for a response, stop the run, count 0, or drop the response's group
-            from the student's step.
+        on_error: what happens if it fails for a response: stop the run, count 0, or drop the
+            response's group from the student's step.
         timeout_s: seconds that it may take for the responses of a step.
     """
 

@@ -20,7 +20,7 @@ class RolloutConfig:
     """How responses are sampled in training.
 
     Attributes:
-        engine: which engine samples.
+        engine: engine that samples.
         temperature: sampling temperature. It also divides the student's logits in the policy loss,
             so that training stays on-policy.
         max_total_tokens: largest number of tokens whose keys and values the embedded engine holds.
@@ -53,7 +53,7 @@ class SGLangConfig:
         mem_fraction_static: share of a GPU's whole memory for a server's weights and its cache.
         weight_transport: "tensor" shares memory with servers that the run starts, "broadcast" sends
             over a process group, "disk" writes files that servers read. "auto": "tensor" for
-            servers of the run; for urls "disk" where weight_folder is set, else "broadcast".
+            servers of the run; for urls "disk" if weight_folder is set, else "broadcast".
         update_weight_buffer_size: bytes of one bucket of weights.
         weight_folder: folder for the files of transport "disk"; default: this machine's memory file
             system.
@@ -61,8 +61,8 @@ class SGLangConfig:
             with the first swap; 0: never.
         max_running_requests: requests that a server works on at the same time.
         start_timeout_s: seconds a server may take to become healthy.
-        request_timeout_s: seconds a server may take to answer one request.
-        weight_timeout_s: seconds a server may take to load one bucket of weights, or all files.
+        request_timeout_s: seconds a server may take to answer one request: to sample a response, or
+            to load a bucket or all files of weights.
         health_timeout_s: seconds without an answer after which a server counts as hung. While
             servers sample, their health is checked six times in this interval.
         max_restarts: failures of one server in a row that are tolerated; one more ends the run.
@@ -82,7 +82,6 @@ class SGLangConfig:
     max_running_requests: int = 128
     start_timeout_s: float = 900.0
     request_timeout_s: float = 1200.0
-    weight_timeout_s: float = 600.0
     health_timeout_s: float = 60.0
     max_restarts: int = 3
     log_folder: str = ""

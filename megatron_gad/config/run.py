@@ -12,7 +12,7 @@ from megatron_gad.config.further_stages import BestOfNConfig, PreferenceConfig, 
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.health import HealthConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
+from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig, StudentConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
 from megatron_gad.config.rewards import RewardConfig
 from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
@@ -28,9 +28,9 @@ class RunConfig:
     """Everything a user may choose about a run.
 
     Attributes:
-        stages: what the run does, in this order.
-        seed: of the data order, of sampling and of new weights.
-        rewards: beside the discriminator's score; one table [[rewards]] each.
+        stages: stages of the run, in their order.
+        seed: seed of the data order, of sampling and of new weights.
+        rewards: rewards beside the discriminator's score; one table [[rewards]] each.
     """
 
     stages: tuple[StageName, ...] = ("warmup", "adversarial")
@@ -38,6 +38,7 @@ class RunConfig:
     rewards: Annotated[tuple[RewardConfig, ...], FILE_ONLY] = ()
     parallel: Annotated[ParallelConfig, FLAT] = field(default_factory=ParallelConfig)
     compute: Annotated[ComputeConfig, FLAT] = field(default_factory=ComputeConfig)
+    optimizer: Annotated[OptimizerConfig, FLAT] = field(default_factory=OptimizerConfig)
     checkpoint: Annotated[CheckpointConfig, FLAT] = field(default_factory=CheckpointConfig)
     log: Annotated[LogConfig, FLAT] = field(default_factory=LogConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -84,6 +85,11 @@ class RunConfig:
         has_experts: whether the discriminator's model has experts.
         """
         return self.discriminator.beside(self.parallel, has_experts)
+
+
+def find_section(stage: str) -> type[StageSection] | None:
+    """Return the section of a stage, if one of this name is known."""
+    return {kind.name: kind for kind in stage_kinds()}.get(stage)
 
 
 def config_kind() -> type[RunConfig]:

@@ -13,15 +13,14 @@ class WatchdogConfig:
     Attributes:
         start_s: seconds until the first step: loading data and models, starting servers, resuming;
             also for making a discriminator.
-        rollout_s: seconds for sampling. An engine of servers notices a hung server sooner.
-        phase_s: seconds for any other phase: a weight swap, the turn of a model, saving or
-            exporting one model, or waiting for other ranks in between.
+        phase_s: seconds for any other phase: sampling, a weight swap, the turn of a model, saving
+            or exporting one model, or waiting for other ranks in between. An engine of servers
+            notices a hung server sooner.
         max_skipped_steps: skipped steps of one model in a row after which the run ends; 0: never. A
             step is skipped if its loss, scores or gradient norm are not finite.
     """
 
     start_s: float = 7200.0
-    rollout_s: float = 1500.0
     phase_s: float = 1500.0
     max_skipped_steps: int = 3
 

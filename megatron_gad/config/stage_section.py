@@ -4,10 +4,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
+
+StudentLoss = Literal["cross_entropy", "pairs", "policy", "divergence"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class StageSection(ABC):
     positive, not_negative: fields that have to be above 0, or 0 or more.
     fixed: fields that must not change within the stage when a run resumes. Changes of the others
         are told.
+    student_loss: kind of the student's loss, by which the page draws it.
     uses_gad: the stage follows the settings of [gad] that are not the discriminator's.
     ranks_by_discriminator: a discriminator that another stage has taught chooses what is learned.
 
@@ -80,6 +83,7 @@ class StageSection(ABC):
     positive: ClassVar[tuple[str, ...]] = ()
     not_negative: ClassVar[tuple[str, ...]] = ()
     fixed: ClassVar[tuple[str, ...]] = ()
+    student_loss: ClassVar[StudentLoss] = "cross_entropy"
     uses_discriminator: ClassVar[bool] = True
     uses_engine: ClassVar[bool] = True
     uses_gad: ClassVar[bool] = False

@@ -1,15 +1,15 @@
 """What may be set of each stage. Defaults are the paper's."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
 
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.stage_section import OwnRateSection, StageSection, StageWork
 
 # The Bradley-Terry loss of a discriminator that cannot tell the two sides apart.
-CHANCE_LOSS = log(2.0)
+CHANCE_LOSS = math.log(2.0)
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,12 @@ class SamplingSection(OwnRateSection):
     Attributes:
         prompts_per_step: prompts of a step over all data ranks.
         group_size: samples of each prompt.
-        discriminator_only_steps: steps at the start of the stage in which the discriminator learns
-            alone.
         discriminator_lr: learning rate of this stage; None takes discriminator.lr.
     """
 
     prompts_per_step: int = 256
     group_size: int = 8
-    discriminator_only_steps: int = 0
     discriminator_lr: float | None = None
-
-    @property
-    def updates_per_step(self) -> int:
-        """The student's optimizer steps in a step of the stage."""
-        return 1
 
     @property
     def num_rollouts(self) -> int:
@@ -105,43 +97,34 @@ class SamplingSection(OwnRateSection):
         """Its own rate, if it has one."""
         return default if self.discriminator_lr is None else self.discriminator_lr
 
-    def student_never_learns(self) -> Iterator[str]:
-        """Yield a message if the stage ends before the student's first step."""
-        if self.steps is not None and 0 < self.steps <= self.discriminator_only_steps:
-            yield (
-                f"{self.name}.steps = {self.steps} ends before the student learns: {self.name}."
-                f"discriminator_only_steps = {self.discriminator_only_steps}; make steps larger"
-            )
-
 
 @dataclass(frozen=True)
 class WarmupConfig(SamplingSection):
     """Stage ``warmup``: cross-entropy for the student, pairs for the discriminator.
 
     Attributes:
+        discriminator_only_steps: steps at the start of the stage in which the discriminator learns
+            alone.
         train_student: whether the student learns in this stage; if not, only the discriminator
             does.
-        stop_below: running loss of the discriminator below which the stage ends; 0: after its
-            steps.
-        refuse_above: running loss of the discriminator above which the run stops when the stage
-            ends; 0: never.
+        stop_below: running loss of the discriminator, over 20 steps, below which the stage ends. If
+            all steps are taken and it is nearer to chance, 0.693, than to this, the run stops. 0:
+            the stage ends after its steps.
     """
 
     name = "warmup"
     order = 30
     positive = ("group_size", "student_lr", "discriminator_lr")
-    not_negative = ("discriminator_only_steps", "stop_below", "refuse_above")
+    not_negative = ("discriminator_only_steps", "stop_below")
     fixed = ("prompts_per_step", "group_size", "train_student", "discriminator_only_steps")
 
     discriminator_only_steps: int = 10
     train_student: bool = True
     stop_below: float = 0.0
-    refuse_above: float = 0.0
 
-    @property
-    def updates_per_step(self) -> int:
-        """None if the student does not learn."""
-        return int(self.train_student)
+    def student_learns(self, step: int) -> bool:
+        """Return whether the student learns in a step of the stage."""
+        return self.train_student and step >= self.discriminator_only_steps
 
     def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
         """The student reads the teacher's responses, the discriminator all."""
@@ -150,7 +133,7 @@ class WarmupConfig(SamplingSection):
             num_prompts=self.prompts_per_step,
             group_size=self.group_size,
             num_samples=self.num_rollouts,
-            student_trained=self.prompts_per_step * self.updates_per_step,
+            student_trained=self.prompts_per_step * self.train_student,
             # Split groups are scored first, by a pass of its own.
             discriminator_forwards=self.num_judged if split_groups else 0,
             discriminator_trained=self.num_judged,
@@ -165,18 +148,17 @@ class WarmupConfig(SamplingSection):
         return f"ends early at a discriminator loss below {self.stop_below:g}"
 
     def problems(self, data: DataConfig) -> Iterator[str]:
-        """Both bounds have to lie where they mean something."""
-        if self.train_student:
-            yield from self.student_never_learns()
+        """The bound has to lie where it means something, and the student has to learn."""
+        steps, alone = self.steps or math.inf, self.discriminator_only_steps
+        if self.train_student and steps <= alone:
+            yield (
+                f"warmup.steps = {steps} ends before the student learns: "
+                f"warmup.discriminator_only_steps = {alone}; make steps larger"
+            )
         if self.stop_below >= CHANCE_LOSS:
             yield (
                 f"warmup.stop_below = {self.stop_below} is not below ln 2 = 0.693, the loss of a "
                 "discriminator that guesses; take 0.4 to 0.6, or 0 to end by count"
-            )
-        if 0 < self.refuse_above < self.stop_below:
-            yield (
-                f"warmup.refuse_above = {self.refuse_above} is below warmup.stop_below = "
-                f"{self.stop_below}, so a stage that ends in time is refused; make it larger, or 0"
             )
 
 
@@ -187,9 +169,8 @@ class AdversarialConfig(SamplingSection):
     Attributes:
         discriminator_samples: samples of a group that train the discriminator; 0: all. All are
             scored.
-        discriminator_interval: steps from one in which the discriminator learns to the next. It
-            scores in every step.
-        freeze_discriminator: let the discriminator score without ever learning.
+        discriminator_interval: steps from one in which the discriminator learns to the next; 0: it
+            never learns. It scores in every step.
         extra_discriminator_steps: additional optimizer steps of the discriminator in each step, on
             fresh samples.
         extra_prompts: prompts of each additional step. They are other prompts than those of the
@@ -202,25 +183,21 @@ class AdversarialConfig(SamplingSection):
 
     name = "adversarial"
     order = 50
-    positive = (
-        *("discriminator_interval", "student_updates", "student_minibatches"),
-        *("student_lr", "discriminator_lr"),
-    )
+    positive = (*("student_updates", "student_minibatches", "student_lr", "discriminator_lr"),)
     not_negative = (
-        "discriminator_samples",
-        "discriminator_only_steps",
+        *("discriminator_samples", "discriminator_interval"),
         "extra_discriminator_steps",
     )
     fixed = (
-        *("prompts_per_step", "group_size", "discriminator_samples", "freeze_discriminator"),
-        *("discriminator_only_steps", "student_updates", "student_minibatches"),
+        *("prompts_per_step", "group_size", "discriminator_samples"),
+        *("student_updates", "student_minibatches"),
     )
+    student_loss = "policy"
     uses_gad = True
 
     epochs: float = 2.0
     discriminator_samples: int = 0
     discriminator_interval: int = 1
-    freeze_discriminator: bool = False
     extra_discriminator_steps: int = 0
     extra_prompts: int = 64
     overlap: bool = False
@@ -237,15 +214,14 @@ class AdversarialConfig(SamplingSection):
         """As ``student_minibatches`` says."""
         return self.student_minibatches
 
-    @property
-    def num_extra_steps(self) -> int:
-        """Further steps that the discriminator takes; a frozen one takes none."""
-        return 0 if self.freeze_discriminator else self.extra_discriminator_steps
+    def discriminator_learns(self, step: int) -> bool:
+        """Return whether the discriminator learns from the groups of a step of the stage."""
+        return self.discriminator_interval > 0 and step % self.discriminator_interval == 0
 
     def row_problems(self, num_rows: int) -> Iterator[str]:
         """Extra steps take prompts of their own."""
         yield from super().row_problems(num_rows)
-        count, steps = self.extra_prompts, self.num_extra_steps
+        count, steps = self.extra_prompts, self.extra_discriminator_steps
         if count * steps > num_rows:
             yield (
                 f"adversarial.extra_prompts = {count} in each of "
@@ -267,10 +243,10 @@ class AdversarialConfig(SamplingSection):
 
     def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
         """The discriminator learns in some steps, and scores in the others."""
-        learns = 0.0 if self.freeze_discriminator else 1 / self.discriminator_interval
+        learns = 1 / self.discriminator_interval if self.discriminator_interval else 0.0
         past = gad.negatives_share * self.num_judged if gad.negatives_pool else 0
         again = self.num_judged + past if split_groups else 0
-        extra = self.num_extra_steps * self.extra_prompts
+        extra = self.extra_discriminator_steps * self.extra_prompts
         # The reference's pass; a KL in the reward needs the student's own before its update too.
         num_forwards = (1 + (gad.kl_in == "reward")) if gad.kl_coef > 0 else 0
         num_forwards += self.student_minibatches > 1  # for the log-probabilities from before them
@@ -292,7 +268,6 @@ class AdversarialConfig(SamplingSection):
 
     def problems(self, data: DataConfig) -> Iterator[str]:
         """Advantages need groups, and a frozen discriminator never learns."""
-        yield from self.student_never_learns()
         if self.group_size < 2:
             yield (
                 f"adversarial.group_size = {self.group_size} gives zero advantages; "
@@ -304,9 +279,9 @@ class AdversarialConfig(SamplingSection):
                 f"the adversarial.group_size = {self.group_size} samples of a prompt; "
                 "make it smaller, or 0 for all"
             )
-        if self.freeze_discriminator and self.extra_discriminator_steps > 0:
+        if not self.discriminator_interval and self.extra_discriminator_steps > 0:
             yield (
-                "adversarial.freeze_discriminator = True, but adversarial."
+                "adversarial.discriminator_interval = 0, but adversarial."
                 f"extra_discriminator_steps = {self.extra_discriminator_steps}; a frozen "
                 "discriminator never learns: set one of them back"
             )

@@ -197,7 +197,6 @@ def _fp8(compute: ComputeConfig) -> dict[str, Any]:
     return {
         "fp8": compute.fp8_format,
         "fp8_recipe": compute.fp8_recipe,
-        "fp8_param": compute.fp8_param_gather,
     }
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from megatron_gad.models.families import family_of, head_dim, mixture_of
-from megatron_gad.models.plain_weights import values_of
 from megatron_gad.models.scorer import ScorerModel
 from megatron_gad.models.tensor_names import DENSE, EMBEDDING, FINAL_NORM, LM_HEAD, SCORE_HEAD
 
@@ -26,8 +25,7 @@ class Slot:
     """One Hugging Face tensor, or this rank's part of it.
 
     name: under Hugging Face.
-    part: a view of the Megatron parameter, with the elements in the order of the tensor's part; of
-        a copy where it is in FP8.
+    part: a view of the Megatron parameter, with the elements in the order of the tensor's part.
     part_shape: the shape of this rank's part of the tensor.
     cut_axis: the axis cut over the tensor parallel ranks; None where every rank has all of it.
     num_rows: rows of the whole tensor, where the Megatron parameter has padding rows behind them.
@@ -137,7 +135,7 @@ def _feed_forward_slots(
     names: Iterable[str], fc1: Tensor, fc2: Tensor, expert_rank: int | None = None
 ) -> Iterator[Slot]:
     """Yield the slots of a gate, which lies over up in fc1, up, and down."""
-    parts = (*values_of(fc1).chunk(2), values_of(fc2))
+    parts = (*fc1.detach().chunk(2), fc2.detach())
     for name, part, axis in zip(names, parts, (0, 0, 1), strict=True):
         yield Slot(name, part, tuple(part.shape), axis, expert_rank=expert_rank)
 
@@ -146,7 +144,7 @@ def _query_key_value(parameter: Tensor, hf_config: PretrainedConfig) -> tuple[Te
     """Return views [groups, heads of a group, head_dim, ...] of the query, key and value rows."""
     heads_per_group = hf_config.num_attention_heads // hf_config.num_key_value_heads
     shape = (-1, heads_per_group + 2, head_dim(hf_config), *parameter.shape[1:])
-    return values_of(parameter).view(shape).split([heads_per_group, 1, 1], dim=1)
+    return parameter.detach().view(shape).split([heads_per_group, 1, 1], dim=1)
 
 
 def _norm(module: Any, linear: Any) -> Tensor:
@@ -156,8 +154,8 @@ def _norm(module: Any, linear: Any) -> Tensor:
 
 
 def _whole(name: str, parameter: Tensor) -> Slot:
-    return Slot(name, values_of(parameter), tuple(parameter.shape), cut_axis=None)
+    return Slot(name, parameter.detach(), tuple(parameter.shape), cut_axis=None)
 
 
 def _cut(name: str, parameter: Tensor, axis: int, num_rows: int | None = None) -> Slot:
-    return Slot(name, values_of(parameter), tuple(parameter.shape), axis, num_rows)
+    return Slot(name, parameter.detach(), tuple(parameter.shape), axis, num_rows)

@@ -15,14 +15,11 @@ from megatron_gad.engines.sglang.launch import count_servers
 from megatron_gad.models.layout_rules import data_parallel_size, ranks_beside_the_first
 from megatron_gad.planning.devices import Assumptions, Device
 from megatron_gad.planning.layout import Layout
-from megatron_gad.planning.memory import Precision, precision_of
+from megatron_gad.planning.memory import precision_of
 from megatron_gad.planning.request import Request
 from megatron_gad.planning.shapes import ModelShape
 from megatron_gad.planning.work import Lengths
 from megatron_gad.training.settings import TrainerSettings
-
-# The main weight and two moments of a parameter, in float32.
-BYTES_OF_STATES = 12
 
 
 def plan_request(
@@ -47,7 +44,7 @@ def plan_request(
         num_gpus=num_gpus,
         stages=works,
         lengths=lengths,
-        precision=_precision(compute),
+        precision=precision_of(compute.bf16, compute.fp8_format is not None),
         is_fp8=compute.fp8_format is not None,
         micro_batch_size=compute.micro_batch_size,
         max_tokens_per_microbatch=compute.max_tokens_per_microbatch,
@@ -57,20 +54,6 @@ def plan_request(
         logprob_chunk_size=compute.logprob_chunk_size,
         assume=assume,
     )
-
-
-def _precision(compute: ComputeConfig) -> Precision:
-    """Return the bytes of a parameter with the types and the offload that the optimizer has."""
-    precision = precision_of(compute.bf16, compute.fp8_format is not None)
-    if compute.fp8_param_gather:
-        # The weights themselves are in FP8, twice: the second copy is transposed.
-        precision = replace(precision, working=0)
-    if compute.optimizer_cpu_offload:
-        # What stays is as large as without: offload has float32 states only.
-        return replace(precision, optimizer=0)
-    if compute.use_precision_aware_optimizer:
-        return replace(precision, optimizer=BYTES_OF_STATES)
-    return precision
 
 
 def stage_works(config: RunConfig) -> tuple[StageWork, ...]:

@@ -67,7 +67,7 @@ def to_json(request: Request, configured: Plan | str, plans: Sequence[Plan]) -> 
 def flags(plan: Plan) -> str:
     """Return the flags of the command that choose a plan's layout."""
     layout, own = plan.layout, plan.layout.discriminator
-    words = [*_size_flags(layout, "--", layout)]
+    words = [*_size_flags(layout)]
     if layout.sequence_parallel:
         words.append("--sequence-parallel")
     if layout.distributed_optimizer:
@@ -75,24 +75,23 @@ def flags(plan: Plan) -> str:
     if layout.recompute:
         words.append(f"--recompute-granularity {layout.recompute}")
     if own is not None:
-        words += _size_flags(own, "--discriminator.", layout)
-        switch = "sequence-parallel" if own.sequence_parallel else "no-sequence-parallel"
-        words.append(f"--discriminator.{switch}")
+        words.append(f"--discriminator.tensor-model-parallel-size {own.tensor}")
+        words.append(f"--discriminator.pipeline-model-parallel-size {own.pipeline}")
     return " ".join(words)
 
 
-def _size_flags(layout: Layout, prefix: str, student: Layout) -> Iterator[str]:
-    """Yield the flags of a model's sizes; those that are 1, as the student's, are left out."""
-    yield f"{prefix}tensor-model-parallel-size {layout.tensor}"
-    yield f"{prefix}pipeline-model-parallel-size {layout.pipeline}"
-    if max(layout.context, student.context) > 1:
-        yield f"{prefix}context-parallel-size {layout.context}"
+def _size_flags(layout: Layout) -> Iterator[str]:
+    """Yield the flags of the student's sizes; most of those that are 1 are left out."""
+    yield f"--tensor-model-parallel-size {layout.tensor}"
+    yield f"--pipeline-model-parallel-size {layout.pipeline}"
+    if layout.context > 1:
+        yield f"--context-parallel-size {layout.context}"
     if layout.virtual > 1:
-        yield f"{prefix}virtual-pipeline-model-parallel-size {layout.virtual}"
-    if max(layout.expert, student.expert) > 1:
-        yield f"{prefix}expert-model-parallel-size {layout.expert}"
+        yield f"--virtual-pipeline-model-parallel-size {layout.virtual}"
+    if layout.expert > 1:
+        yield f"--expert-model-parallel-size {layout.expert}"
     if layout.expert_tensor:
-        yield f"{prefix}expert-tensor-parallel-size {layout.expert_tensor}"
+        yield f"--expert-tensor-parallel-size {layout.expert_tensor}"
 
 
 def server_flags(request: Request, plan: Plan) -> str:

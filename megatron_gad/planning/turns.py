@@ -33,15 +33,15 @@ class Turn:
     """One use of the devices.
 
     models: role -> the part of that model that is at work. Other models leave if they may.
-    deadline: the key of [watchdog] that bounds the turn.
     timer: the turn's seconds count as the metric time/<timer>_s; None: as the rest of the step.
+    deadline: the key of [watchdog] that bounds the turn.
     uses_engine: the engine keeps its memory; in other turns it gives it back if it may leave.
     """
 
     name: TurnName
     models: Mapping[Role, Part]
-    deadline: str
     timer: str | None = None
+    deadline: str = "phase_s"
     uses_engine: bool = False
 
 
@@ -49,21 +49,21 @@ TURNS: Mapping[TurnName, Turn] = {
     turn.name: turn
     for turn in (
         # The discriminator is made while no more of the student is there than its weights.
-        Turn("build", {"student": "weights"}, "start_s", uses_engine=True),
-        Turn("swap", {"student": "weights"}, "phase_s", "swap", uses_engine=True),
-        Turn("rollout", {"student": "weights"}, "rollout_s", "rollout", uses_engine=True),
-        Turn("compare", {"student": "weights"}, "phase_s", "student", uses_engine=True),
-        Turn("score", {"discriminator": "weights"}, "phase_s", "discriminator"),
-        Turn("discriminator", {"discriminator": "all"}, "phase_s", "discriminator"),
+        Turn("build", {"student": "weights"}, deadline="start_s", uses_engine=True),
+        Turn("swap", {"student": "weights"}, "swap", uses_engine=True),
+        Turn("rollout", {"student": "weights"}, "rollout", uses_engine=True),
+        Turn("compare", {"student": "weights"}, "student", uses_engine=True),
+        Turn("score", {"discriminator": "weights"}, "discriminator"),
+        Turn("discriminator", {"discriminator": "all"}, "discriminator"),
         # The reference borrows the student's buffers, which need not hold anything before.
-        Turn("reference", {}, "phase_s", "student"),
+        Turn("reference", {}, "student"),
         # A teacher moves by itself.
-        Turn("teacher", {}, "phase_s", "student"),
-        Turn("student", {"student": "all"}, "phase_s", "student"),
-        Turn("evaluate", {"student": "weights"}, "phase_s"),
-        Turn("save_student", {"student": "states"}, "phase_s"),
-        Turn("save_discriminator", {"discriminator": "states"}, "phase_s"),
-        Turn("export", {}, "phase_s"),
+        Turn("teacher", {}, "student"),
+        Turn("student", {"student": "all"}, "student"),
+        Turn("evaluate", {"student": "weights"}),
+        Turn("save_student", {"student": "states"}),
+        Turn("save_discriminator", {"discriminator": "states"}),
+        Turn("export", {}),
     )
 }
 # The timers of a step, in its order; "moves" is the time between turns.

@@ -3,12 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from megatron_gad.config.run import find_section
+from megatron_gad.config.stage_section import StudentLoss
 from megatron_gad.reporting.run_record import RunRecord, finite_values
 
-CROSS_ENTROPY_STAGES = ("seqkd", "warmup", "best_of_n")
-PAIR_STAGES = ("preference",)
-TAUGHT_STAGES = ("white_box",)
-GAME_STAGES = ("adversarial",)
 CHANCE_LOSS = 0.6931  # ln 2: a discriminator that tosses a coin
 
 
@@ -32,7 +30,7 @@ class Chart:
 
     unit: of the vertical axis; "%" shows shares as per cent.
     guides: (value, label) of horizontal lines that help to read it.
-    stages: show these stages only; empty shows each stage that has numbers.
+    student_loss: show only stages with a loss of this kind; None: each stage that has numbers.
     is_log, is_stacked: logarithmic axis; areas on top of each other.
     """
 
@@ -40,7 +38,7 @@ class Chart:
     lines: tuple[Line, ...]
     unit: str = ""
     guides: tuple[tuple[float, str], ...] = ()
-    stages: tuple[str, ...] = ()
+    student_loss: StudentLoss | None = None
     is_log: bool = False
     is_stacked: bool = False
 
@@ -54,19 +52,19 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
                 Line("student/eval_loss", "held-out", "teacher"),
             ),
             unit="nats a token",
-            stages=CROSS_ENTROPY_STAGES,
+            student_loss="cross_entropy",
         ),
         Chart(
             "Student: loss of pairs",
             (Line("student/loss", "loss", "student"),),
             guides=((CHANCE_LOSS, "chance"),),
-            stages=PAIR_STAGES,
+            student_loss="pairs",
         ),
         Chart(
             "Student: divergence from the teacher",
             (Line("student/loss", "divergence", "student"),),
             unit="nats a token",
-            stages=TAUGHT_STAGES,
+            student_loss="divergence",
         ),
         Chart(
             "Student: pairs in which it moved towards the teacher",
@@ -81,13 +79,13 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "Student: policy loss in the game",
             (Line("student/loss", "policy loss", "student"),),
-            stages=GAME_STAGES,
+            student_loss="policy",
         ),
         Chart(
             "Held-out loss in the game",
             (Line("student/eval_loss", "held-out", "teacher"),),
             unit="nats a token",
-            stages=GAME_STAGES,
+            student_loss="policy",
         ),
         Chart(
             "Discriminator: loss",
@@ -375,6 +373,11 @@ def line_stages(chart: Chart, lines: Iterable[Line], run: RunRecord) -> list[int
     return [
         index
         for index, span in enumerate(run.spans)
-        if not chart.stages or span.stage in chart.stages
+        if chart.student_loss in (None, _student_loss(span.stage))
         if any(finite_values(span.records, line.key) for line in lines)
     ]
+
+
+def _student_loss(stage: str) -> StudentLoss | None:
+    section = find_section(stage)
+    return None if section is None else section.student_loss

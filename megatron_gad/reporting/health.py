@@ -127,7 +127,7 @@ def length_ratio(run: RunRecord) -> float | None:
 
 def frozen_steps(run: RunRecord) -> float | None:
     """Count adversarial steps against a discriminator that does not learn; None where it does."""
-    if not run.config.get("adversarial", {}).get("freeze_discriminator", False):
+    if run.config.get("adversarial", {}).get("discriminator_interval", 1):
         return None
     return sum(len(span.records) for span in run.spans if span.stage in GAME)
 
@@ -208,8 +208,8 @@ RULES = (
         "below 0.60; chance is 0.693",
         high=(0.60, 0.66),
         too_high="The game began against a discriminator that knew little. The loss has a long "
-        "plateau before it falls: gate on it with warmup.stop_below and warmup.refuse_above, and "
-        "give more distinct prompts rather than more samples of each.",
+        "plateau before it falls: gate on it with warmup.stop_below, and give "
+        "more distinct prompts rather than more samples of each.",
     ),
     Rule(
         "discriminator_loss_growth",
@@ -315,7 +315,7 @@ RULES = (
         "up to 50",
         high=(50, 150),
         too_high="A discriminator that does not learn gets hacked: its reward rises on while the "
-        "text becomes worthless. Take an early checkpoint, or freeze_discriminator = false.",
+        "text becomes worthless. Take an early checkpoint, or discriminator_interval = 1.",
     ),
     Rule(
         "held_out_accuracy",

@@ -52,7 +52,7 @@ def check_models(config: RunConfig, parallel: Parallel) -> None:
 def build_student(config: RunConfig, parallel: Parallel) -> Trainer:
     """Make the student with the weights of its folder."""
     hf_config = load_hf_config(config.student.path)
-    settings = TrainerSettings(config.parallel, config.compute, config.seed)
+    settings = TrainerSettings(config.parallel, config.compute, config.seed, config.optimizer)
     student = Trainer.language_model(hf_config, config.student, parallel, settings)
     student.load_hf_weights(config.student.path)
     check_finite("student.path", config.student.path, student)

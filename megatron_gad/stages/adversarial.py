@@ -21,8 +21,7 @@ from megatron_gad.stages.discriminator_step import Practice, cost_of_group, judg
 from megatron_gad.stages.negatives import NegativesPool, as_read
 from megatron_gad.stages.rewards import reward_groups
 from megatron_gad.stages.rollouts import sample_step
-from megatron_gad.stages.sampling_stage import SamplingStage
-from megatron_gad.stages.stage import Learning
+from megatron_gad.stages.stage import Learning, Stage
 from megatron_gad.stages.step_result import StepResult, reward_metrics, sample_rows
 from megatron_gad.stages.student_step import take_policy_steps
 from megatron_gad.stages.waiting_rollouts import ahead_state, restore_ahead
@@ -49,7 +48,7 @@ class _Sampled:
     metrics: Metrics
 
 
-class AdversarialStage(SamplingStage[AdversarialConfig]):
+class AdversarialStage(Stage[AdversarialConfig]):
     """The game: the discriminator scores and learns, the student moves to higher scores."""
 
     kind = AdversarialConfig
@@ -60,29 +59,27 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         size = config.gad.negatives_pool
         self.negatives = NegativesPool(size, config.seed) if size else None
 
+    def student_learning(self, num_steps: int) -> Learning:
+        """Several updates in every step, if the section says so."""
+        lr = super().student_learning(num_steps).lr
+        return Learning(lr, num_steps * self.settings.updates_per_step)
+
     def discriminator_learning(self, num_steps: int) -> Learning:
         """An update every ``discriminator_interval`` steps, and the extra ones in every step."""
         own, lr = self.settings, super().discriminator_learning(num_steps).lr
-        if own.freeze_discriminator:
-            return Learning(lr, 0)
-        judged = math.ceil(num_steps / own.discriminator_interval)
-        return Learning(lr, judged + num_steps * own.num_extra_steps)
+        interval = own.discriminator_interval
+        judged = math.ceil(num_steps / interval) if interval else 0
+        return Learning(lr, judged + num_steps * own.extra_discriminator_steps)
 
     def begin(self, run: Run) -> None:
-        """Keep the student as it is, or its base model, as the reference of the KL."""
-        if not self._needs_reference:
-            return
-        if self.config.gad.reference == "base":
-            snapshot = run.student.snapshot_of(self.config.student.path)
-        else:
-            snapshot = run.student.snapshot()
-        self.reference = Reference(run.student, snapshot)
+        """Keep the student as it is as the reference of the KL."""
+        if self._needs_reference:
+            self.reference = Reference(run.student, run.student.snapshot())
 
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator score and learn, and raise what it scored higher."""
         sampled = self._sample(run)
-        is_on_turn = run.progress.step_in_stage % self.settings.discriminator_interval == 0
-        learns = is_on_turn and not self.settings.freeze_discriminator
+        learns = self.settings.discriminator_learns(run.progress.step_in_stage)
         practice = self._practice(run, sampled.groups, learns)
         own = (sampled.groups, learns, self.settings.discriminator_samples, practice)
         passes = [own, *((groups, True, 0, None) for groups in sampled.extra_groups)]
@@ -94,7 +91,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         zeros = zero_advantage_share(advantages_PG)
 
         learned, agreement = None, {}
-        if self.student_learns(run.progress):
+        if self.student_learns(run):
             batch = batch.with_advantages(advantages_PG.flatten())
             batch = batch.without_rows(rewarded.is_left_out_PG.flatten())
             learned = take_policy_steps(
@@ -174,7 +171,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         extra = list(chain.from_iterable(more))
         lag = run.progress.weights_version - groups[0].rollouts[0].weights_version
         metrics["engine/weights_lag"] = float(lag)
-        num_extra = self.settings.num_extra_steps
+        num_extra = self.settings.extra_discriminator_steps
         size = len(extra) // max(1, num_extra)
         parts = [extra[i * size : (i + 1) * size] for i in range(num_extra)]
         rows = [group.prompt.index for group in groups]
@@ -191,7 +188,7 @@ class AdversarialStage(SamplingStage[AdversarialConfig]):
         """
         own = self.settings
         prompts, shares = run.data.take_with_extra(
-            own.prompts_per_step, own.extra_prompts, own.num_extra_steps
+            own.prompts_per_step, own.extra_prompts, own.extra_discriminator_steps
         )
         sampling = SamplingConfig.of_step(run.config, iteration, own.group_size)
         requests = [Request(prompts, sampling)]

@@ -59,6 +59,10 @@ class Stage(ABC, Generic[S]):
         """Return how the discriminator, if any, learns in a stage of this many steps."""
         return Learning(self.settings.discriminator_rate(self.config.discriminator.lr), num_steps)
 
+    def student_learns(self, run: Run) -> bool:
+        """Return whether the student learns in the step that is next."""
+        return True
+
     @abstractmethod
     def step(self, run: Run) -> StepResult:
         """Compute one step."""

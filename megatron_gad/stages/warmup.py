@@ -6,11 +6,11 @@ from statistics import mean
 from typing import Any
 
 from megatron_gad.config.run import RunConfig
-from megatron_gad.config.stages import WarmupConfig
+from megatron_gad.config.stages import CHANCE_LOSS, WarmupConfig
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.discriminator_step import judge_groups
 from megatron_gad.stages.rollouts import sample_groups
-from megatron_gad.stages.sampling_stage import SamplingStage
+from megatron_gad.stages.stage import Learning, Stage
 from megatron_gad.stages.step_result import StepResult, sample_rows
 from megatron_gad.stages.student_step import learn_from_teacher
 from megatron_gad.types import Metrics
@@ -19,7 +19,7 @@ from megatron_gad.types import Metrics
 RUNNING_STEPS = 20
 
 
-class WarmupStage(SamplingStage[WarmupConfig]):
+class WarmupStage(Stage[WarmupConfig]):
     """Teaches the discriminator on fresh samples, and the student on the teacher's responses."""
 
     kind = WarmupConfig
@@ -28,12 +28,21 @@ class WarmupStage(SamplingStage[WarmupConfig]):
         super().__init__(config)
         self.recent_losses: list[float] = []
 
+    def student_learning(self, num_steps: int) -> Learning:
+        """An update in every step after the discriminator's first steps alone."""
+        lr = super().student_learning(num_steps).lr
+        return Learning(lr, sum(map(self.settings.student_learns, range(num_steps))))
+
+    def student_learns(self, run: Run) -> bool:
+        """Not in the discriminator's first steps, and not if the section says never."""
+        return self.settings.student_learns(run.progress.step_in_stage)
+
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator learn, then fit the teacher's responses."""
         prompts = run.data.take(self.settings.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
         judged = judge_groups(run, groups)
-        learned = learn_from_teacher(run, prompts) if self.student_learns(run.progress) else None
+        learned = learn_from_teacher(run, prompts) if self.student_learns(run) else None
         samples = sample_rows(groups, judged.scores_PG)
         return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)
 
@@ -52,15 +61,15 @@ class WarmupStage(SamplingStage[WarmupConfig]):
 
     def refusal(self) -> str:
         """Refuse a discriminator that cannot tell the two sides apart."""
-        limit, recent = self.settings.refuse_above, self.recent_losses
-        if not recent or not limit or mean(recent) <= limit:
+        wanted, recent = self.settings.stop_below, self.recent_losses
+        if not recent or not wanted or mean(recent) <= (wanted + CHANCE_LOSS) / 2:
             return ""
         return (
-            f"stage warmup ended with a running discriminator loss of {mean(recent):.3f}, above "
-            f"warmup.refuse_above = {limit:g} (0.693 is chance): the discriminator "
-            "cannot tell the two apart and would reward noise. Train it longer (warmup.steps), "
-            "faster (warmup.discriminator_lr) or on more prompts of fewer samples; the same "
-            "command with a larger warmup.steps goes on from here"
+            f"stage warmup ended with a running discriminator loss of {mean(recent):.3f}, nearer "
+            f"to chance (0.693) than to warmup.stop_below = {wanted:g}: the discriminator cannot "
+            "tell the two apart and would reward noise. Train it longer (warmup.steps), faster "
+            "(warmup.discriminator_lr) or on more prompts of fewer samples; the same command with "
+            "a larger warmup.steps goes on from here"
         )
 
     def state(self, run: Run) -> dict[str, Any]:

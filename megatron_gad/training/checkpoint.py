@@ -42,7 +42,6 @@ from megatron_gad.training.checkpoint_shapes import check_tensors, checkpoint_te
 from megatron_gad.training.distributed_optimizer import (
     fill_moments,
     load_optimizer,
-    reload_main_parameters,
     sharded_optimizer,
 )
 from megatron_gad.training.mixed_precision import float32_weights_known
@@ -258,7 +257,7 @@ def load_model_weights(folder: Path, trainer: Trainer) -> None:
         take_weights(modules, _filled(sharded_weights(modules), folder))
         optimizer = trainer.optimizer_to_write()
         forget_moments(optimizer)
-        reload_main_parameters(optimizer)
+        optimizer.reload_model_params()
 
 
 def load_snapshot(folder: Path, trainer: Trainer) -> list[Tensor]:

@@ -14,8 +14,6 @@ from torch import Tensor, UntypedStorage
 from megatron_gad.training.optimizer import torch_optimizers
 
 Tensors = Callable[[], Iterable[Tensor]]
-# Where Transformer Engine's quantized tensors hold their scales: of the whole, or of blocks.
-SCALES = ("_scale_inv", "_rowwise_scale_inv", "_columnwise_scale_inv")
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -197,19 +195,18 @@ class TrainerMemory:
             groups = [group["params"] for group in part.param_groups]
             states = [value for state in part.state.values() for value in state.values()]
             for value in (*(p for group in groups for p in group), *states):
-                if isinstance(value, Tensor):
-                    yield from (x for x in _plain(value) if x.untyped_storage()._cdata not in own)
+                if isinstance(value, Tensor) and value.untyped_storage()._cdata not in own:
+                    yield value.detach()
 
     def _parameters(self) -> Iterator[Any]:
         return (parameter for module in self._modules for parameter in module.parameters())
 
     def _weights(self) -> Iterator[Tensor]:
-        return (plain for parameter in self._parameters() for plain in _plain(parameter))
+        return (parameter.detach() for parameter in self._parameters())
 
     def _gradients(self) -> dict[int, UntypedStorage]:
         own = self.weights.storages
         buffers = storages((p.main_grad for p in self._parameters()), self._device)
-        # With Megatron's mxfp8 weights, refused so far, the two would share a buffer.
         return {key: value for key, value in buffers.items() if key not in own}
 
 
@@ -227,12 +224,3 @@ def as_bytes(storage: UntypedStorage) -> Tensor:
 def _host_buffer(storage: UntypedStorage) -> Tensor:
     is_cuda = storage.device.type == "cuda"
     return torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=is_cuda)
-
-
-def _plain(tensor: Any) -> Iterable[Tensor]:
-    """Return the tensors with memory behind one: Transformer Engine's quantized ones hold theirs
-    in several, scales among them."""
-    if hasattr(tensor, "get_data_tensors"):
-        scales = [getattr(tensor, name, None) for name in SCALES]
-        return [part for part in (*tensor.get_data_tensors(), *scales) if part is not None]
-    return (tensor.detach(),)

@@ -14,13 +14,13 @@ from megatron_gad.training.mixed_precision import find_float32_weights_first
 
 
 def build_optimizer(
-    chunks: list[Any], config: OptimizerConfig, compute: ComputeConfig, distributed: bool
+    chunks: list[Any], config: OptimizerConfig, lr: float, compute: ComputeConfig, distributed: bool
 ) -> MegatronOptimizer:
     """Return AdamW over the model's chunks; norms and biases get no weight decay."""
     options = MegatronOptimizerConfig(
         optimizer="adam",
-        lr=config.lr,
-        min_lr=min(config.min_lr, config.lr),
+        lr=lr,
+        min_lr=min(config.min_lr, lr),
         weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,
@@ -29,11 +29,6 @@ def build_optimizer(
         params_dtype=torch.bfloat16 if compute.bf16 else torch.float32,
         use_distributed_optimizer=distributed,
         fp8_recipe=compute.fp8_recipe if compute.fp8_format else None,
-        use_precision_aware_optimizer=compute.use_precision_aware_optimizer,
-        # Remainders of bf16 weights are no main weights that another layout could load.
-        store_param_remainders=False,
-        optimizer_cpu_offload=compute.optimizer_cpu_offload,
-        optimizer_offload_fraction=1.0,
     )
     optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     find_float32_weights_first(optimizer)
@@ -63,10 +58,7 @@ def clip_and_update(optimizer: Any, grad_norm: float) -> None:
         parameters = [] if part.is_stub_optimizer else part.get_parameters()
         if parameters and part.config.clip_grad > 0.0:
             clip_grad_by_total_norm_fp32(
-                parameters,
-                max_norm=part.config.clip_grad,
-                total_norm=grad_norm,
-                use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+                parameters, max_norm=part.config.clip_grad, total_norm=grad_norm
             )
     optimizer.step_with_ready_grads()
 
@@ -79,13 +71,7 @@ def has_moments(optimizer: MegatronOptimizer) -> bool:
 def forget_moments(optimizer: MegatronOptimizer) -> None:
     """Let the next step be like the first. The float32 main parameters stay as they are."""
     for part in torch_optimizers(optimizer):
-        if any("master_param" in state for state in part.state.values()):
-            # Main parameters are held there too, and moments of 0 are those of the first step.
-            for state in part.state.values():
-                for name in state.keys() - {"master_param"}:
-                    state[name].zero_()
-        else:
-            part.state.clear()
+        part.state.clear()
         for group in part.param_groups:
             group.pop("step", None)  # Transformer Engine's optimizer counts there.
 
@@ -93,9 +79,7 @@ def forget_moments(optimizer: MegatronOptimizer) -> None:
 def torch_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
     """Return the optimizers inside Megatron's wrappers; a rank may have parameters for none."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    found = [part.optimizer for part in parts if part.optimizer is not None]
-    # One that offloads is again several, on the device and on the host.
-    return [one for part in found for one in getattr(part, "sub_optimizers", [part])]
+    return [part.optimizer for part in parts if part.optimizer is not None]
 
 
 class Schedule:

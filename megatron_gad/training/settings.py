@@ -1,9 +1,10 @@
 """What the trainers of a run need to know of its configuration, and what follows from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.models import OptimizerConfig
 from megatron_gad.data.partition import MicrobatchBound
 
 FP8_TOKENS = 32
@@ -16,6 +17,7 @@ class TrainerSettings:
     layout: ParallelConfig
     compute: ComputeConfig
     seed: int
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def length_multiple(self) -> int:
         """Return what divides the tokens of a row, or of a microbatch that is packed."""

@@ -37,7 +37,6 @@ class Teacher:
         compute = replace(
             student.settings.compute,
             fp8_format=None,
-            fp8_param_gather=False,
             recompute_granularity=None,
         )
         self._settings = replace(student.settings, compute=compute)

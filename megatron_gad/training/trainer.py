@@ -22,14 +22,9 @@ from megatron.core.distributed import (
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig, StudentConfig
+from megatron_gad.config.models import DiscriminatorConfig, StudentConfig
 from megatron_gad.models.build import build_language_model, build_scorer
 from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
-from megatron_gad.models.plain_weights import plain_weights
-from megatron_gad.training.distributed_optimizer import (
-    reload_main_parameters,
-    set_main_parameters,
-)
 from megatron_gad.training.divergence import Taught
 from megatron_gad.training.finite import are_finite
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
@@ -72,13 +67,12 @@ class Trainer:
         hf_config: PretrainedConfig,
         head: Head,
         parallel: Parallel,
-        optimizer_config: OptimizerConfig,
+        lr: float,
         settings: TrainerSettings,
     ) -> None:
         self.hf_config = hf_config
         self.parallel = parallel
         self._modules: list[Any] = chunks
-        self._optimizer_config = optimizer_config
         self.settings = settings
         self._chunks: list[Any] = [self._wrap(chunk) for chunk in chunks]
         no_sync = [chunk.no_sync for chunk in self._chunks]
@@ -86,13 +80,14 @@ class Trainer:
         self._modules[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self._optimizer = build_optimizer(
             self._chunks,
-            optimizer_config,
+            settings.optimizer,
+            lr,
             settings.compute,
             distributed=settings.layout.use_distributed_optimizer,
         )
         self._forward_backward = ForwardBackward(self._chunks, head, settings, parallel)
         self.memory = TrainerMemory(chunks, self._optimizer, parallel.device)
-        self.begin_stage(optimizer_config.lr, total_steps=1)
+        self.begin_stage(lr, total_steps=1)
 
     @classmethod
     def language_model(
@@ -108,7 +103,7 @@ class Trainer:
                 hf_config, settings.layout, settings.compute, returns_logits=False
             )
             head = LanguageHead(chunks[-1], settings.compute.logprob_chunk_size)
-            return cls(chunks, hf_config, head, parallel, config, settings)
+            return cls(chunks, hf_config, head, parallel, config.lr, settings)
 
     @classmethod
     def scorer(
@@ -124,13 +119,13 @@ class Trainer:
             chunks = build_scorer(
                 hf_config, settings.layout, settings.compute, config.head_std, settings.seed
             )
-            return cls(chunks, hf_config, head, parallel, config, settings)
+            return cls(chunks, hf_config, head, parallel, config.lr, settings)
 
     def begin_stage(self, lr: float, total_steps: int, reset_optimizer: bool = False) -> None:
         """Start a learning-rate schedule; optionally forget the optimizer's moments."""
         if reset_optimizer:
             forget_moments(self._optimizer)
-        self.schedule = Schedule(self._optimizer, self._optimizer_config, lr, total_steps)
+        self.schedule = Schedule(self._optimizer, self.settings.optimizer, lr, total_steps)
 
     @in_own_layout
     def train(
@@ -189,15 +184,10 @@ class Trainer:
     def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
         """Take weights under their Hugging Face names from a folder or an iterator.
 
-        In bf16 the float32 main weights begin at the rounded ones; those of weights held in FP8 at
-        the ones from before rounding. The optimizer's moments stay.
+        In bf16 the float32 main weights begin at the rounded ones. The optimizer's moments stay.
         """
-        modules = self.modules_to_write()
-        with plain_weights(modules) as unrounded:
-            load_hf_weights(modules, self.hf_config, source)
-        optimizer = self.optimizer_to_write()
-        reload_main_parameters(optimizer)
-        set_main_parameters(optimizer, unrounded)
+        load_hf_weights(self.modules_to_write(), self.hf_config, source)
+        self.optimizer_to_write().reload_model_params()
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield full tensors under their Hugging Face names; all ranks of the model iterate."""
@@ -224,24 +214,9 @@ class Trainer:
         self.memory.wake_weights()
         return [to_host(parameter) for parameter in self._parameters()]
 
-    @in_own_layout
-    def snapshot_of(self, folder: str | Path) -> list[Tensor]:
-        """Return a folder's weights as a snapshot; the trainer's own stay as they are."""
-        own = self.snapshot()
-        try:
-            modules = self.modules_to_write()
-            with plain_weights(modules):
-                load_hf_weights(modules, self.hf_config, folder)
-        finally:
-            self.swap(own)
-        return own
-
     @torch.no_grad()
     def swap(self, snapshot: list[Tensor]) -> None:
-        """Exchange the parameters with a snapshot's; not the optimizer's copies.
-
-        Bit for bit, but for parameters held in FP8, which are rounded to it again.
-        """
+        """Exchange the parameters with a snapshot's, bit for bit; not the optimizer's copies."""
         self.modules_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             current = parameter.detach().to("cpu", copy=True)
@@ -267,7 +242,7 @@ class Trainer:
     @in_own_layout
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
-        """Go on from a snapshot's parameters, bit for bit where they are not held in FP8.
+        """Go on from a snapshot's parameters, bit for bit.
 
         In bf16 the float32 main weights begin at them too: what they held beyond is not part of a
         snapshot. The optimizer's moments stay.
@@ -275,7 +250,7 @@ class Trainer:
         self.modules_to_write()
         for parameter, host in zip(self._parameters(), snapshot, strict=True):
             parameter.copy_(host)
-        reload_main_parameters(self.optimizer_to_write())
+        self.optimizer_to_write().reload_model_params()
 
     def modules_to_read(self) -> list[Any]:
         """Bring the weights to the device and return Megatron's model chunks."""
@@ -335,7 +310,6 @@ class Trainer:
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=settings.layout.use_distributed_optimizer,
-            fp8_param_gather=settings.compute.fp8_param_gather,
         )
         # Without Megatron's Float16Module: the parameters have their type from the beginning, and
         # it would make a float32 copy of all logits.

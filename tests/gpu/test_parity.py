@@ -14,7 +14,6 @@ from torch import Tensor
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.checks.compute import RECIPE_CAPABILITY, check_compute, this_machine
 from megatron_gad.config.compute import ComputeConfig
-from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.embedded import EmbeddedEngine
 from megatron_gad.training.parallel import Parallel
@@ -30,7 +29,7 @@ TE = "transformer_engine"
 def learned(folder: Path, place: Parallel, **compute: Any) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step on the GPU; skips what this machine does not take."""
     config = ComputeConfig(**compute)
-    missing = [*check_compute(config, ParallelConfig(), this_machine())]
+    missing = [*check_compute(config, this_machine())]
     if missing:
         pytest.skip(missing[0])
     student = make_student(folder, place, compute=config)

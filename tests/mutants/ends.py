@@ -76,8 +76,8 @@ END_MUTANTS = (
     ),
     Mutant(
         "the schedule of the student does not count several updates of a batch",
-        "return Learning(lr, turns * self.settings.updates_per_step)",
-        "return Learning(lr, turns)",
+        "return Learning(lr, num_steps * self.settings.updates_per_step)",
+        "return Learning(lr, num_steps)",
         in_stages("test_schedules_are_as_long_as_the_models_learn"),
     ),
     Mutant(
@@ -123,9 +123,9 @@ END_MUTANTS = (
         SEPARATES,
     ),
     Mutant(
-        "refuse_above lets a discriminator pass that separates nothing",
-        "if not recent or not limit or mean(recent) <= limit:",
-        "if not recent or not limit or mean(recent) >= limit:",
+        "a discriminator passes that separates nothing",
+        "mean(recent) <= (wanted + CHANCE_LOSS) / 2",
+        "mean(recent) <= CHANCE_LOSS",
         in_stages("test_a_warmup_that_failed_is_refused_with_the_remedy"),
     ),
 )

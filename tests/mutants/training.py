@@ -246,14 +246,14 @@ MEMORY_MUTANTS = (
     ),
     Mutant(
         "restored weights are overwritten by the float32 ones of before",
-        "        reload_main_parameters(self.optimizer_to_write())\n",
-        "",
+        "_(host)\n        self.optimizer_to_write().reload_model_params()\n",
+        "_(host)\n",
         (f"{STATE}test_restored_weights_are_those_of_the_snapshot",),
     ),
     Mutant(
         "loaded weights are overwritten by the float32 ones of before",
-        "        reload_main_parameters(optimizer)\n        set_main",
-        "        set_main",
+        "source)\n        self.optimizer_to_write().reload_model_params()\n",
+        "source)\n",
         (f"{STATE}test_loaded_weights_are_trained_from",),
     ),
     Mutant(

@@ -4,20 +4,18 @@ from tests.oracle.case import Case, case
 
 CASES: dict[str, Case] = {
     "as published, with everything uneven": case(),
-    "summed scores, cross-entropy, dr_grpo, k2 to the base": case(
+    "summed scores, cross-entropy, dr_grpo, k2": case(
         discriminator__score="sum",
         gad__discriminator_loss="cross_entropy",
         gad__advantage="dr_grpo",
         gad__kl_estimator="k2",
-        gad__reference="base",
         gad__aggregation="sequence_mean",
         adversarial__discriminator_samples=0,
     ),
-    "rloo, k1 to the base in the reward": case(
+    "rloo, k1 in the reward": case(
         gad__advantage="rloo",
         gad__kl_estimator="k1",
         gad__kl_in="reward",
-        gad__reference="base",
         gad__aggregation="sequence_mean",
         rollout__temperature=1.3,
     ),
@@ -38,7 +36,6 @@ CASES: dict[str, Case] = {
         adversarial__student_updates=3,
         gad__clip_range=0.01,
         gad__kl_estimator="k2",
-        gad__reference="base",
     ),
     "several updates on an engine that is off": case(
         engine_error=0.3,
@@ -73,7 +70,7 @@ CASES: dict[str, Case] = {
         gad__dual_clip=1.02,
     ),
     "a frozen discriminator": case(
-        adversarial__freeze_discriminator=True,
+        adversarial__discriminator_interval=0,
         adversarial__extra_discriminator_steps=0,
         gad__advantage="rloo",
         discriminator__score="sum",
@@ -81,7 +78,6 @@ CASES: dict[str, Case] = {
     "a discriminator on every other turn": case(
         adversarial__discriminator_interval=2,
         adversarial__extra_discriminator_steps=0,
-        adversarial__discriminator_only_steps=1,
         adversarial__discriminator_samples=2,
         adversarial__steps=4,
     ),
@@ -122,9 +118,8 @@ CASES: dict[str, Case] = {
         adversarial__discriminator_interval=2,
         adversarial__steps=4,
     ),
-    "resumed between the stages, reference base": case(
+    "resumed between the stages": case(
         resumes_after=(("seqkd", 2), ("warmup", 3), ("adversarial", 2)),
-        gad__reference="base",
         adversarial__student_updates=2,
         gad__clip_range=0.02,
     ),
@@ -196,13 +191,12 @@ CASES: dict[str, Case] = {
             {"name": "vowels", "function": "tests.oracle.given:vowels"},
             {"name": "discriminator", "weight": 0.0},
         ),
-        adversarial__freeze_discriminator=True,
+        adversarial__discriminator_interval=0,
         adversarial__extra_discriminator_steps=0,
     ),
     "no warm-up": case(stages=("seqkd", "adversarial"), gad__advantage="dr_grpo"),
-    "a student that waits for the discriminator": case(
+    "a discriminator that learns alone first": case(
         warmup__train_student=False,
-        adversarial__discriminator_only_steps=1,
         gad__kl_coef=0.0,
     ),
     "one snapshot, its answers below the teacher's": case(
@@ -260,12 +254,9 @@ CASES: dict[str, Case] = {
         discriminator__score="sum",
     ),
     "constant rates, nothing clipped": case(
-        student__lr_decay_style="constant",
-        student__lr_warmup_steps=0,
-        student__clip_grad=0.0,
-        discriminator__lr_decay_style="constant",
-        discriminator__lr_warmup_steps=0,
-        discriminator__clip_grad=0.0,
+        lr_decay_style="constant",
+        lr_warmup_steps=0,
+        clip_grad=0.0,
         seqkd__lr=4e-4,
     ),
 }

@@ -21,7 +21,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "TP2, sequence parallel": (
         {"tensor-model-parallel-size": 2, "sequence-parallel": True},
         (
-            "summed scores, cross-entropy, dr_grpo, k2 to the base",
+            "summed scores, cross-entropy, dr_grpo, k2",
             "the ratio of whole responses, clipped",
             "resumed in every stage",
             "the best of several, resumed",
@@ -32,7 +32,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "PP2": (
         {"pipeline-model-parallel-size": 2},
         (
-            "rloo, k1 to the base in the reward",
+            "rloo, k1 in the reward",
             "groups split, single responses, padded",
             "dr_grpo in full, clipped on both sides of a negative advantage",
             "one snapshot, its answers below the teacher's",

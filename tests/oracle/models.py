@@ -1,7 +1,7 @@
 """The oracle's two models in plain transformers, and how they learn."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ def plain(value: Tensor) -> Number:
 class Learner:
     """AdamW on one model, with its learning-rate schedule and the clip of the gradient norm."""
 
-    def __init__(self, named: Mapping[str, torch.nn.Parameter], options: Options, who: str) -> None:
+    def __init__(self, named: Mapping[str, torch.nn.Parameter], options: Options) -> None:
         self.named = named
-        self._get: Callable[[str], Any] = lambda key: options[f"{who}.{key}"]
+        self._options = options
         self.forget()
 
     def forget(self) -> None:
@@ -41,11 +41,11 @@ class Learner:
         groups = [
             {
                 "params": [p for p in values if p.dim() > 1],
-                "weight_decay": self._get("weight-decay"),
+                "weight_decay": self._options["weight-decay"],
             },
             {"params": [p for p in values if p.dim() == 1], "weight_decay": 0.0},
         ]
-        betas = (self._get("adam-beta1"), self._get("adam-beta2"))
+        betas = (self._options["adam-beta1"], self._options["adam-beta2"])
         self._adamw = torch.optim.AdamW(groups, betas=betas)
 
     def begin(self, lr: float, num_steps: int, resets: bool) -> None:
@@ -60,7 +60,7 @@ class Learner:
         loss.backward()
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-        clip = self._get("clip-grad")
+        clip = self._options["clip-grad"]
         if clip and norm > clip:
             for gradient in gradients:
                 gradient.mul_(clip / norm)
@@ -72,10 +72,10 @@ class Learner:
 
     def _rate(self) -> float:
         """Linear from 0 through the warm-up; then constant, or a cosine to min-lr at the end."""
-        warmup, lowest = self._get("lr-warmup-steps"), min(self._get("min-lr"), self._lr)
+        warmup, lowest = self._options["lr-warmup-steps"], min(self._options["min-lr"], self._lr)
         if self._step <= warmup:
             return self._lr * self._step / warmup
-        if self._get("lr-decay-style") == "constant":
+        if self._options["lr-decay-style"] == "constant":
             return self._lr
         part = (self._step - warmup) / max(self._num_steps - warmup, 1)
         return lowest + (self._lr - lowest) * (1 + math.cos(math.pi * min(part, 1.0))) / 2

@@ -50,12 +50,12 @@ class Reference:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._folder = Path(options["student.path"])
+        folder = Path(options["student.path"])
         cap = options["data.max-response-tokens"]
-        self.texts = Texts(self._folder, Path(options["data.path"]), cap)
+        self.texts = Texts(folder, Path(options["data.path"]), cap)
         self.temperature: float = options["rollout.temperature"]
-        self._student = load(AutoModelForCausalLM, self._folder)
-        self.student = Learner(dict(self._student.named_parameters()), options, "student")
+        self._student = load(AutoModelForCausalLM, folder)
+        self.student = Learner(dict(self._student.named_parameters()), options)
         self.discriminator: Learner | None = None
         self._at_last_step = self._student
         self.seeds: set[int] = set()  # of samplings; none may come twice
@@ -78,10 +78,7 @@ class Reference:
         self.student.begin(get("student-lr"), student_steps, resets)
         rate = self.options["discriminator.lr"] if stage == "best_of_n" else get("discriminator-lr")
         self.discriminator.begin(rate, discriminator_steps, resets)
-        is_base = self.options["gad.reference"] == "base"
-        self._anchor = (
-            load(AutoModelForCausalLM, self._folder) if is_base else copy.deepcopy(self._student)
-        )
+        self._anchor = copy.deepcopy(self._student)
 
     def seqkd(self) -> Outcome:
         """Fit the teacher's responses."""
@@ -120,7 +117,8 @@ class Reference:
             self._at_last_step = copy.deepcopy(self._student)
         numbers = self._described(groups)
 
-        learns = step % get("discriminator-interval") == 0 and not get("freeze-discriminator")
+        interval = get("discriminator-interval")
+        learns = interval > 0 and step % interval == 0
         again = [self.history[-ago][row] for ago, row in past] if self._has_pool else None
         judged, scores, _ = self._judge(
             groups, get("discriminator-samples"), learns, again, resting
@@ -147,14 +145,13 @@ class Reference:
             "advantage/zero_share": Number(zeros, 1.0),
             "reward/length_slope": Number(slope, spread),
         }
-        if step >= get("discriminator-only-steps"):
-            engine = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
-            learned_from = (rows, advantages.float().flatten(), anchor, engine)
-            rows, weights, anchor, engine = self._kept(groups, *learned_from)
-            size = len(groups[0].responses)
-            places = [g * size + r for g in self._minibatch_order(groups) for r in range(size)]
-            learned = self._reinforce(rows, weights, anchor, engine, places)
-            numbers |= named("student", learned)
+        engine = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
+        learned_from = (rows, advantages.float().flatten(), anchor, engine)
+        rows, weights, anchor, engine = self._kept(groups, *learned_from)
+        size = len(groups[0].responses)
+        places = [g * size + r for g in self._minibatch_order(groups) for r in range(size)]
+        learned = self._reinforce(rows, weights, anchor, engine, places)
+        numbers |= named("student", learned)
         return Outcome(numbers, drawn, scores, advantages)
 
     def next_rows(self, count: int) -> list[int]:
@@ -169,20 +166,19 @@ class Reference:
         path = self.options["discriminator.path"]
         network = load(AutoModel, Path(path)) if path else copy.deepcopy(self._student.model)
         self._scorer = Scorer(network, self.options)
-        self.discriminator = Learner(self._scorer.named, self.options, "discriminator")
+        self.discriminator = Learner(self._scorer.named, self.options)
 
     def _turns(self, stage: str, steps: int) -> tuple[int, int]:
         """Return how many steps student and discriminator take in a stage."""
         get = self._in(stage)
         if stage == "best_of_n":
             return steps, 0
-        student = sum(step >= get("discriminator-only-steps") for step in range(steps))
         if stage == "warmup":
+            student = sum(step >= get("discriminator-only-steps") for step in range(steps))
             return student if get("train-student") else 0, steps
-        student *= get("student-updates") * get("student-minibatches")
-        if get("freeze-discriminator"):
-            return student, 0
-        own = sum(step % get("discriminator-interval") == 0 for step in range(steps))
+        student = steps * get("student-updates") * get("student-minibatches")
+        interval = get("discriminator-interval")
+        own = sum(step % interval == 0 for step in range(steps)) if interval else 0
         return student, own + steps * get("extra-discriminator-steps")
 
     def _described(self, groups: Sequence[Sampled]) -> dict[str, Number]:

@@ -21,7 +21,7 @@ SEQKD = Case(
         "seqkd.batch-size": 4,
         "seqkd.lr": 1e-5,
         "data.max-response-tokens": 32,
-        "student.lr-warmup-steps": 0,
+        "lr-warmup-steps": 0,
     }
 )
 

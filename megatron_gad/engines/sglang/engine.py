@@ -266,7 +266,6 @@ class SGLangEngine:
         limits = Limits(
             config.start_timeout_s,
             config.request_timeout_s,
-            config.weight_timeout_s,
             config.max_restarts,
         )
         return Replica(start, self._transport, limits)

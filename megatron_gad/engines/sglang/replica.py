@@ -26,14 +26,12 @@ STOP_PATIENCE_S = 5.0
 class Limits:
     """How much of a server's failing is borne.
 
-    start_timeout_s: until it is healthy. request_timeout_s: until it has answered a request.
-    weight_timeout_s: until it has done anything else, such as taking a bucket of weights.
+    start_timeout_s: until it is healthy. request_timeout_s: until it has answered any request.
     max_failures: in a row, after which the run ends.
     """
 
     start_timeout_s: float
     request_timeout_s: float
-    weight_timeout_s: float
     max_failures: int
 
 
@@ -242,4 +240,4 @@ class Replica:
 
     def _connect(self, url: str) -> None:
         self.client = SGLangClient(url, self._limits.request_timeout_s)
-        self.api = ServerApi(self.client, self._limits.weight_timeout_s)
+        self.api = ServerApi(self.client)

@@ -30,7 +30,7 @@ def build_transport(config: SGLangConfig, device: torch.device) -> Transport:
     if name == "tensor":
         return TensorTransport(config.tensor_parallel_size)
     if name == "broadcast":
-        return BroadcastTransport(device, config.weight_timeout_s)
+        return BroadcastTransport(device, config.request_timeout_s)
     return DiskTransport(Path(config.weight_folder) if config.weight_folder else None)
 
 

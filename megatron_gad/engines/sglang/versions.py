@@ -25,10 +25,8 @@ FLUSH_POLL_S = 0.2
 class ServerApi:
     """What training asks of one server. Methods raise ServerFailed or CallRefused."""
 
-    def __init__(self, client: SGLangClient, weight_timeout_s: float) -> None:
-        """weight_timeout_s: the longest wait for anything but a response."""
+    def __init__(self, client: SGLangClient) -> None:
         self._client = client
-        self._weight_timeout_s = weight_timeout_s
         self._has_sessions = True  # until the server says otherwise
         self._is_session_open = False
 
@@ -149,7 +147,7 @@ class ServerApi:
         """Return each tensor-parallel rank's {parameter: checksum}; None if it has none to give."""
         body = {"action": "checksum"}
         try:
-            answer = self._client.ask("/weights_checker", body, self._weight_timeout_s)
+            answer = self._client.ask("/weights_checker", body)
         except CallRefused:
             return None
         ranks = answer.get("ranks")
@@ -170,7 +168,7 @@ class ServerApi:
         self._client.post("/abort_request", {"rid": request_id}, timeout_s=5)
 
     def _post(self, path: str, body: Json) -> None:
-        self._client.post(path, body, self._weight_timeout_s)
+        self._client.post(path, body)
 
 
 def _tp_rank(parallelism_info: Json | list[Json]) -> int:

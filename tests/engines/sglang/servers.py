@@ -32,7 +32,6 @@ CONFIG = SGLangConfig(
     python=str(SERVER_PYTHON),
     start_timeout_s=900,
     request_timeout_s=120,
-    weight_timeout_s=20,
     health_timeout_s=20,
     update_weight_buffer_size=8000,  # less than the embedding, so that there are many buckets
     verify_interval=1,

@@ -106,7 +106,7 @@ def test_a_server_that_fails_in_a_swap_is_given_the_weights_again(
 ):
     engine.load_weights(weights_of(folders["old"]), version=83)
     proxy = FaultyProxy(engine.replicas[0].name, {1: fault}, path)
-    with behind(proxy, folders["new"], weight_transport=transport, weight_timeout_s=5) as by_url:
+    with behind(proxy, folders["new"], weight_transport=transport, request_timeout_s=5) as by_url:
         by_url.load_weights(weights_of(folders["new"]), version=84)
         assert proxy.happened == [fault]
         by_url.verify()

@@ -96,7 +96,7 @@ def calls() -> list[tuple[str, str, dict | None]]:
     with recording_server() as server:
         server.answers["/server_info"] = (200, {"tp_size": 1})
         client = SGLangClient(server.url, timeout_s=10)
-        api = ServerApi(client, weight_timeout_s=10)
+        api = ServerApi(client)
         assert client.is_healthy(timeout_s=10)
         assert api.tensor_parallel_size() == 1
         api.begin_session()

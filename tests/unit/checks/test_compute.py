@@ -7,17 +7,15 @@ import pytest
 
 from megatron_gad.checks.compute import Machine, check_compute, describe_kernels
 from megatron_gad.config.compute import ComputeConfig
-from megatron_gad.config.layout import ParallelConfig
 
 NOTHING = Machine()
 A100, ADA = Machine((8, 0), "2.11.0"), Machine((8, 9), "2.11.0")
 H100, B200 = Machine((9, 0), "2.11.0"), Machine((10, 0), "2.11.0")
 RTX = Machine((12, 0), "2.11.0")
-SHARDED = ParallelConfig(use_distributed_optimizer=True)
 
 
-def problems(machine: Machine, layout: ParallelConfig | None = None, **compute: Any) -> list[str]:
-    return [*check_compute(ComputeConfig(**compute), layout or ParallelConfig(), machine)]
+def problems(machine: Machine, **compute: Any) -> list[str]:
+    return [*check_compute(ComputeConfig(**compute), machine)]
 
 
 def fp8(recipe: str, **more: Any) -> dict[str, Any]:
@@ -104,12 +102,6 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
     ),
     (
         H100,
-        fp8("tensorwise", fp8_param_gather=True),
-        "compute.fp8_param_gather = True gathers what the distributed optimizer sharded; set "
-        "parallel.use_distributed_optimizer = true, or leave it out",
-    ),
-    (
-        H100,
         {"fp8_recipe": "blockwise"},
         "compute.fp8_recipe = 'blockwise' is about FP8, which is off; set compute.fp8_format = "
         "'hybrid' (with transformer_impl = 'transformer_engine'), or leave it out",
@@ -120,18 +112,6 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
         "compute.recompute_num_layers = 4 is about full recompute; set "
         "compute.recompute_granularity = 'full', or leave it out",
     ),
-    (
-        H100,
-        {"use_precision_aware_optimizer": True},
-        "compute.use_precision_aware_optimizer = True is part of the distributed optimizer; set "
-        "parallel.use_distributed_optimizer = true, or leave it out",
-    ),
-    (
-        H100,
-        {"optimizer_cpu_offload": True, "bf16": True},
-        "compute.optimizer_cpu_offload = True is part of Megatron's precision-aware optimizer; "
-        "set compute.use_precision_aware_optimizer = true too",
-    ),
 ]
 
 
@@ -140,45 +120,6 @@ def test_what_is_missing_is_said_with_the_remedy(
     machine: Machine, compute: dict[str, Any], message: str
 ) -> None:
     assert problems(machine, **compute) == [message]
-
-
-def test_a_precision_aware_optimizer_needs_transformer_engine_and_offload_a_gpu() -> None:
-    aware = {"use_precision_aware_optimizer": True, "bf16": True}
-    without_te = Machine((9, 0))
-    assert problems(H100, SHARDED, **aware) == []
-    assert problems(H100, SHARDED, **aware, optimizer_cpu_offload=True) == []
-    for chosen in (aware, {**aware, "optimizer_cpu_offload": True}):
-        assert "fused Adam of Transformer Engine" in problems(without_te, SHARDED, **chosen)[0]
-    no_gpu, _ = problems(NOTHING, SHARDED, **aware, optimizer_cpu_offload=True)
-    assert "there is no GPU; leave it out" in no_gpu
-
-
-def test_what_is_offloaded_is_float32_beside_weights_in_bf16() -> None:
-    offload = {"use_precision_aware_optimizer": True, "optimizer_cpu_offload": True}
-    assert problems(H100, SHARDED, **offload) == [
-        "compute.optimizer_cpu_offload = True with compute.bf16 = False would train on from "
-        "the weights before they were loaded; set compute.bf16 = true, or leave it out"
-    ]
-
-
-def test_weights_in_fp8_need_scales_of_their_own_and_main_weights_beside_them() -> None:
-    gather = {"fp8_param_gather": True}
-    assert problems(H100, SHARDED, **fp8("blockwise", **gather)) == []
-    assert problems(H100, SHARDED, **fp8("delayed", **gather)) == [
-        "compute.fp8_param_gather = True does not go with fp8_recipe = 'delayed', whose scales "
-        "come from the steps before, which loaded weights have none of; use 'tensorwise' or "
-        "'blockwise', or leave it out"
-    ]
-    assert problems(B200, SHARDED, **fp8("mxfp8", **gather)) == [
-        "compute.fp8_param_gather = True does not go with fp8_recipe = 'mxfp8', whose weights "
-        "Transformer Engine cannot place in a buffer; use 'tensorwise' or 'blockwise', or leave it "
-        "out"
-    ]
-    aware = {"use_precision_aware_optimizer": True}
-    assert problems(H100, SHARDED, **fp8("blockwise", **gather, **aware)) == [
-        "compute.fp8_param_gather = True does not go with use_precision_aware_optimizer = True, "
-        "whose main weights would begin at those rounded to FP8; leave one of them out"
-    ]
 
 
 def test_the_kernels_of_a_run_are_named() -> None:

@@ -61,11 +61,11 @@ def test_a_dense_discriminator_of_its_own_layout_takes_no_sizes_for_experts_over
     beside = replace(student, discriminator=replace(own, path=dense.student.path))
     assert check_config(beside, world_size=4) == []
     assert beside.discriminator_layout(has_experts=False) == ParallelConfig(
-        tensor_model_parallel_size=2
+        tensor_model_parallel_size=2, sequence_parallel=True
     )
     # With experts it does, and has to fit.
     assert any(
-        "discriminator.expert_model_parallel_size 4 x expert_tensor_parallel_size 2 x "
+        "the discriminator's expert_model_parallel_size 4 x expert_tensor_parallel_size 2 x "
         "pipeline_model_parallel_size 1 = 8 does not divide the 4 ranks" in problem
         for problem in check_config(replace(student, discriminator=own), world_size=4)
     )
@@ -115,10 +115,6 @@ def test_experts_that_are_not_there_are_not_shared_out(dense: RunConfig) -> None
         assert check_config(laid_out(dense, **{key: 2}), world_size=2) == [
             f"parallel.{key} {refused}"
         ]
-    own = replace(dense.discriminator, expert_model_parallel_size=2)
-    assert check_config(replace(dense, discriminator=own), world_size=2) == [
-        f"discriminator.expert_model_parallel_size {refused}"
-    ]
 
 
 @pytest.mark.parametrize(

@@ -114,19 +114,17 @@ def test_context_parallel_rows_have_their_own_prompts(good: RunConfig) -> None:
 
 
 def test_rows_that_ranks_share_are_no_float32_ones_of_transformer_engine(good: RunConfig) -> None:
-    def messages(table: str, **compute: bool) -> list[str]:
-        config = laid_out(good, **CP2) if table == "parallel" else with_own(good, **CP2)
+    def messages(**compute: bool) -> list[str]:
         impl = replace(good.compute, transformer_impl="transformer_engine", **compute)
-        found = check_config(replace(config, compute=impl), world_size=4)
+        found = check_config(replace(laid_out(good, **CP2), compute=impl), world_size=4)
         return [message for message in found if "between ranks" in message]
 
-    for table in ("parallel", "discriminator"):
-        assert messages(table, bf16=True) == []
-        assert messages(table) == [
-            "compute.transformer_impl = 'transformer_engine' with bf16 = False and "
-            f"{table}.context_parallel_size = 2: no attention of Transformer Engine shares float32 "
-            "rows between ranks; set compute.bf16 = true, or use 'local'"
-        ]
+    assert messages(bf16=True) == []
+    assert messages() == [
+        "compute.transformer_impl = 'transformer_engine' with bf16 = False and "
+        "parallel.context_parallel_size = 2: no attention of Transformer Engine shares float32 "
+        "rows between ranks; set compute.bf16 = true, or use 'local'"
+    ]
 
 
 def test_context_parallel_ranks_are_no_data_ranks(good: RunConfig, tmp_path: Path) -> None:
@@ -136,7 +134,7 @@ def test_context_parallel_ranks_are_no_data_ranks(good: RunConfig, tmp_path: Pat
     assert "has to be a positive multiple of the 2 data" in check_config(config, world_size=4)[0]
 
 
-def with_own(config: RunConfig, **sizes: int | bool) -> RunConfig:
+def with_own(config: RunConfig, **sizes: int) -> RunConfig:
     """Return the configuration at TP2 with another layout of the discriminator."""
     own = replace(config.discriminator, **sizes)
     return replace(laid_out(config, **TP2, sequence_parallel=True), discriminator=own)
@@ -152,7 +150,10 @@ def test_what_the_discriminator_does_not_say_is_as_the_students(good: RunConfig)
     shallow = replace(good.discriminator, pipeline_model_parallel_size=2).beside(deep)
     assert shallow == replace(good.parallel, pipeline_model_parallel_size=2)
     wide = replace(good.discriminator, tensor_model_parallel_size=2).beside(deep)
-    assert wide == replace(deep, tensor_model_parallel_size=2)
+    assert wide == replace(deep, tensor_model_parallel_size=2, sequence_parallel=True)
+    plain = laid_out(good, **TP2, **CP2).parallel
+    longer = replace(good.discriminator, pipeline_model_parallel_size=2).beside(plain)
+    assert longer == replace(plain, pipeline_model_parallel_size=2)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +172,8 @@ def test_what_the_discriminator_does_not_say_is_as_the_students(good: RunConfig)
             ],
         ),
         (
-            {"tensor_model_parallel_size": 1, "sequence_parallel": True},
-            [
-                "discriminator.sequence_parallel = True shards between tensor-parallel ranks, but "
-                "tensor_model_parallel_size = 1; make it 2 or more, or leave sequence_parallel out"
-            ],
+            {"tensor_model_parallel_size": 0},
+            ["discriminator.tensor_model_parallel_size = 0 is not allowed; give a value above 0"],
         ),
     ],
 )

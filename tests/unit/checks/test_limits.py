@@ -45,7 +45,10 @@ def test_a_path_that_no_file_system_takes_is_refused(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f"[student]\nlr_warmup_steps = 1{'0' * 400}", "student.lr_warmup_steps is a number of"),
+        (
+            f"[optimizer]\nlr_warmup_steps = 1{'0' * 400}",
+            "optimizer.lr_warmup_steps is a number",
+        ),
         (f"[seqkd]\nbatch_size = {LARGEST + 1}", f"give one up to {LARGEST}"),
         (
             f"[sglang.server_args]\nx = [1{'0' * 30}]",

@@ -80,7 +80,6 @@ def test_every_setting_has_one_place_in_the_rules() -> None:
             "'bradley_terry'",
             "'cross_entropy'",
         ),
-        (("--gad.reference", "base"), "gad.reference", "'stage_start'", "'base'"),
         (("--gad.advantage", "rloo"), "gad.advantage", "'grpo'", "'rloo'"),
         (("--adversarial.group-size", "2"), "adversarial.group_size", "4", "2"),
         (("--adversarial.prompts-per-step", "8"), "adversarial.prompts_per_step", "4", "8"),

@@ -54,20 +54,21 @@ def test_defaults_are_the_papers_recipe() -> None:
     assert (config.student.lr, config.discriminator.lr, config.seqkd.lr) == (1e-6, 1e-6, 5e-6)
     assert (config.gad.kl_coef, config.gad.kl_estimator, config.gad.kl_in) == (1e-3, "k3", "loss")
     assert config.rollout.temperature == 0.8
-    assert config.student.clip_grad == 0.2
+    assert config.optimizer.clip_grad == 0.2
 
 
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("seed = 7\n[compute]\nmicro_batch_size = 2\n[student]\nlr = 1\n")
-    flags = "--micro-batch-size 16 --bf16 --student.adam-beta1 0.5 --stages seqkd adversarial"
+    flags = "--micro-batch-size 16 --bf16 --adam-beta1 0.5 --stages seqkd adversarial"
     config, options = load_config([str(file), *flags.split(), "--dry-run"])
     assert config == replace(
         RunConfig(),
         stages=("seqkd", "adversarial"),
         seed=7,
         compute=replace(RunConfig().compute, micro_batch_size=16, bf16=True),
-        student=replace(RunConfig().student, lr=1.0, adam_beta1=0.5),
+        optimizer=replace(RunConfig().optimizer, adam_beta1=0.5),
+        student=replace(RunConfig().student, lr=1.0),
     )
     assert (options.dry_run, options.world_size) == (True, None)
     config, _ = load_config([str(file), "--no-bf16"])
@@ -78,7 +79,7 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     ("flag", "table", "key"),
     [
         ("pack-sequences", "compute", "pack_sequences"),
-        ("discriminator.sequence-parallel", "discriminator", "sequence_parallel"),
+        ("share-prompts", "compute", "share_prompts"),
     ],
 )
 def test_what_is_on_off_or_not_set_is_a_switch(
@@ -281,7 +282,6 @@ def written(default: object) -> str:
 def test_the_documentation_has_every_key_with_its_default() -> None:
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     tables = {part.split("]")[0]: part for part in text.split("### [")[1:]}
-    tables["discriminator"] += tables["student"]
     for name, section in section_types(RunConfig).items():
         for key, default in dataclasses.asdict(section()).items():
             assert f"| `{key}` | {written(default)} |" in tables[name], (name, key)
@@ -291,11 +291,11 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
 
 
 def test_a_key_that_was_taken_away_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    instead = "optimizer_cpu_offload moves all states; leave this key out"
-    with pytest.raises(ValueError, match=f"compute.optimizer_offload_fraction is.*: {instead}"):
-        parse_toml("[compute]\noptimizer_offload_fraction = 0.5", RunConfig, source="x")
-    with pytest.raises(ValueError, match=f"^--optimizer-offload-fraction is.*: {instead}$"):
-        load_config(["--optimizer-offload-fraction", "0.5"])
+    instead = "weights are held in bfloat16; leave this key out"
+    with pytest.raises(ValueError, match=f"compute.fp8_param_gather is.*: {instead}"):
+        parse_toml("[compute]\nfp8_param_gather = true", RunConfig, source="x")
+    with pytest.raises(ValueError, match=f"^--fp8-param-gather is.*: {instead}$"):
+        load_config(["--fp8-param-gather"])
     for key in REMOVED:
         section, _, name = key.rpartition(".")
         assert name not in {f.name for f in dataclasses.fields(section_types(RunConfig)[section])}

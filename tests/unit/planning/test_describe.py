@@ -57,12 +57,6 @@ def test_the_plan_tells_layout_models_stages_and_the_whole_configuration(good: R
 
 def test_the_plan_tells_whose_prompts_are_shared(good: RunConfig) -> None:
     assert "once for the responses of a group (student, discriminator)" in describe_run(good, 1)
-    own = replace(good.discriminator, context_parallel_size=2)
-    plan = describe_run(replace(good, discriminator=own), world_size=2)
-    assert (
-        "once for the responses of a group (student); anew for each response (discriminator: "
-        "context parallelism cuts every row into as many chunks)"
-    ) in plan
     alone = replace(good, compute=replace(good.compute, share_prompts=False))
     assert "(student: compute.share_prompts = false)" in describe_run(alone, 1)
 

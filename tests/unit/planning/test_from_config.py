@@ -75,7 +75,8 @@ def test_options_of_the_algorithm_change_the_passes() -> None:
     assert stage_works(in_reward)[0].student_forwards == 256
     split = replace(base, discriminator=replace(base.discriminator, split_groups=True))
     assert stage_works(split)[0].discriminator_forwards == 144
-    frozen = replace(base, adversarial=replace(base.adversarial, freeze_discriminator=True))
+    never = replace(base.adversarial, discriminator_interval=0, extra_discriminator_steps=0)
+    frozen = replace(base, adversarial=never)
     assert stage_works(frozen)[0].discriminator_trained == 0
     assert stage_works(frozen)[0].discriminator_forwards == 144
 

@@ -95,6 +95,22 @@ def test_stages_are_named_in_every_chart(tmp_path):
         assert f"var(--stage{color})" in chart.svg
 
 
+@pytest.mark.parametrize(
+    ("stage", "title"),
+    [
+        ("seqkd", "Student: cross-entropy on what it fits"),
+        ("warmup", "Student: cross-entropy on what it fits"),
+        ("best_of_n", "Student: cross-entropy on what it fits"),
+        ("preference", "Student: loss of pairs"),
+        ("white_box", "Student: divergence from the teacher"),
+        ("adversarial", "Student: policy loss in the game"),
+    ],
+)
+def test_a_students_loss_is_drawn_as_what_it_is(tmp_path, stage, title):
+    run = read_run(write_metrics(tmp_path, stage, [{"student/loss": 1.0}] * 3))
+    assert [chart.title for chart in charts_of(run)["Learning"]] == [title]
+
+
 def test_a_logarithmic_chart_of_zeros_is_drawn(tmp_path):
     folder = write_metrics(tmp_path, "adversarial", [{"student/lr": 0.0}] * 3)
     assert chart_of(folder, "Learning rates").legend[0].last == "0"

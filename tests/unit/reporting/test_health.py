@@ -103,7 +103,7 @@ def test_the_bound_of_the_engine_gap_depends_on_precision(tmp_path):
 
 @pytest.mark.parametrize(("num_steps", "level"), [(40, "healthy"), (100, "watch"), (200, "act")])
 def test_a_frozen_discriminator_gets_old(tmp_path, num_steps, level):
-    (tmp_path / "config.toml").write_text("[adversarial]\nfreeze_discriminator = true\n")
+    (tmp_path / "config.toml").write_text("[adversarial]\ndiscriminator_interval = 0\n")
     findings = findings_of(tmp_path, "adversarial", constant("reward/mean", 0.0, num_steps))
     assert findings["Steps against a frozen discriminator"].level == level
 

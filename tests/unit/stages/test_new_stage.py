@@ -177,3 +177,5 @@ def test_it_trains_and_goes_on_from_the_middle(command, tmp_path: Path) -> None:
     status, printed = command(*flags, "--save", str(alone))
     assert status == {0}, printed
     assert [step["student/loss"] for step in metrics_of(alone)] == pytest.approx(losses, rel=1e-4)
+    # Its loss is drawn as the cross-entropy that its section says it is.
+    assert "cross-entropy on what it fits" in (alone / "report.html").read_text()

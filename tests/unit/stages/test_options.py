@@ -53,7 +53,7 @@ def test_a_step_whose_responses_were_all_cut_leaves_the_student_as_it_is(start) 
     run, stage = start(
         data={"max_response_tokens": 1},
         gad={"mask_truncated": True},
-        student={"weight_decay": 0.0},
+        optimizer={"weight_decay": 0.0},
         adversarial={"prompts_per_step": 2, "group_size": 2},
     )
     before = run.student.snapshot()

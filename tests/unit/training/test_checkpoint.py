@@ -32,7 +32,6 @@ from megatron_gad.training.checkpoint_files import (
     read_state,
     whole_iterations,
 )
-from megatron_gad.training.optimizer import torch_optimizers
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer
@@ -40,7 +39,6 @@ from tests.tiny_training import (
     make_discriminator,
     make_student,
     pair_rows,
-    parameters,
     student_batch,
     training_state,
     weights,
@@ -359,35 +357,3 @@ def test_a_marker_that_points_nowhere_is_named(tmp_path: Path, text: str) -> Non
     (tmp_path / LATEST).write_text(text)
     with pytest.raises(ValueError, match=rf"{LATEST} says '{text}'.*iter_\* folder that holds"):
         latest_iteration(tmp_path)
-
-
-def test_an_offloaded_optimizer_is_saved_before_its_first_step(
-    place: Parallel, qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where a warm-up teaches only the discriminator at first.
-
-    On a CPU every parameter is the host's; megatron-core only asks for the device's stream, and
-    for Transformer Engine, of which it then uses nothing.
-    """
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    asks = "megatron.core.optimizer.optimizer_config.is_te_min_version"
-    monkeypatch.setattr(asks, lambda _: True)
-    compute = ComputeConfig(
-        bf16=True, use_precision_aware_optimizer=True, optimizer_cpu_offload=True
-    )
-    layout = ParallelConfig(use_distributed_optimizer=True)
-    student, other = (make_student(qwen2, place, layout, compute) for _ in range(2))
-    save_checkpoint(tmp_path, 1, Residents({"student": student}), {}, place, keep_last=0)
-    for parameter in parameters(other):
-        parameter.data.zero_()
-    other.optimizer_to_write().reload_model_params()
-    load_model(iteration_folder(tmp_path, 1) / "student", other)
-    assert all(map(torch.equal, weights(other).values(), weights(student).values()))
-    expected = torch.cat([p.detach().float().flatten() for p in parameters(student)])
-    found = [s for part in torch_optimizers(other.optimizer_to_write()) for s in part.state.items()]
-    # Megatron orders and cuts them in its own way.
-    main = torch.cat([main.detach().flatten() for main, _ in found])
-    assert torch.equal(main.sort().values, expected.sort().values)
-    for parameter, state in found:
-        assert torch.equal(state["master_param"], parameter)
-        assert not any(state[name].any() for name in ("step", "exp_avg", "exp_avg_sq"))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.memory import model_state, precision_of
 from megatron_gad.planning.shapes import read_shape
-from megatron_gad.training.offload import DeviceBytes, TrainerMemory
+from megatron_gad.training.offload import DeviceBytes
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.reference import Reference
 from megatron_gad.training.trainer import Trainer
@@ -168,42 +167,3 @@ def test_weights_that_are_loaded_asleep_count(
     student.load_hf_weights(qwen2)
     student.sleep()
     assert same(student.snapshot(), fresh.snapshot())
-
-
-class Quantized:
-    """Bytes and a scale behind one parameter, as Transformer Engine's tensors hold them."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._data = torch.empty(values.shape, dtype=torch.int8)
-        self._scale_inv = torch.empty(1)
-        self.copy_(values)
-
-    def get_data_tensors(self) -> tuple[Tensor, Tensor | None]:
-        """Rows, and columns where they are held; not the scale."""
-        return self._data, None
-
-    def copy_(self, values: Tensor, non_blocking: bool = False) -> None:
-        """Round anew, with a scale of the new values."""
-        self._scale_inv.copy_(values.abs().max() / 127)
-        self._data.copy_((values / self._scale_inv).round())
-
-    def values(self) -> Tensor:
-        """What it stands for."""
-        return self._data * self._scale_inv
-
-
-def test_a_quantized_weight_comes_back_with_its_scale() -> None:
-    own, lent = torch.tensor([127.0, -2.0, 0.0]), torch.tensor([0.5, 0.25, -1.0])
-    weight = Quantized(own)
-    module = SimpleNamespace(parameters=lambda: [weight])
-    host = TrainerMemory([module], None, torch.device("cpu")).weights
-    assert host.device_bytes == 3 + 4
-    host.copy_out()
-    host.fill([weight], [lent])  # type: ignore[list-item]
-    assert weight.values()[2] == -1.0
-    host.copy_in()
-    assert weight.values().tolist() == own.tolist()
-    host.leave()
-    assert host.device_bytes == 0
-    host.come_back()
-    assert weight.values().tolist() == own.tolist()

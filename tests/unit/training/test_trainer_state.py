@@ -195,28 +195,6 @@ def test_the_reference_computes_with_its_own_weights(student: Trainer) -> None:
     assert not torch.equal(student.logprobs(batch, 0.8), expected)
 
 
-def test_a_snapshot_of_a_folder_leaves_the_own_weights(
-    student: Trainer, other_folder: Path
-) -> None:
-    before = training_state(student)
-    snapshot = student.snapshot_of(other_folder)
-    assert same(training_state(student), before)
-    student.swap(snapshot)
-    expected = HfStudent(other_folder).parameters
-    for name, value in student.hf_weights():
-        assert torch.equal(value, expected[name].detach().to(value.dtype)), name
-
-
-def test_a_folder_that_cannot_be_read_leaves_the_own_weights(
-    student: Trainer, tmp_path: Path
-) -> None:
-    before = training_state(student)
-    bigger = make_hf_folder(tmp_path, intermediate_size=64)
-    with pytest.raises(ValueError, match=r"down_proj.*another config\.json"):
-        student.snapshot_of(bigger)
-    assert same(training_state(student), before)
-
-
 def test_restored_weights_are_those_of_the_snapshot(student: Trainer) -> None:
     batch = student_batch(V)
     snapshot = student.snapshot()

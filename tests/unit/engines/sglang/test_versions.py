@@ -10,7 +10,7 @@ BEGIN, END, UPDATE = "/begin_weight_update", "/end_weight_update", "/update_weig
 
 
 def update_twice(server: RecordingServer) -> None:
-    api = ServerApi(SGLangClient(server.url, timeout_s=10), weight_timeout_s=10)
+    api = ServerApi(SGLangClient(server.url, timeout_s=10))
     for _ in range(2):
         api.begin_session()
         api.update_from_tensors(["x"])
@@ -34,7 +34,7 @@ def test_a_server_without_sessions_gets_the_tensors_alone():
 
 def test_a_session_that_a_broken_update_left_open_is_closed_first():
     with recording_server() as server:
-        api = ServerApi(SGLangClient(server.url, timeout_s=10), weight_timeout_s=10)
+        api = ServerApi(SGLangClient(server.url, timeout_s=10))
         server.answers[BEGIN] = (400, {"message": "a weight-update session is already open"})
         with pytest.raises(CallRefused, match="already open"):
             api.begin_session()
