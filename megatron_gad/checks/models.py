@@ -15,7 +15,9 @@ from megatron_gad.checks.tokenizer import (
 from megatron_gad.checks.weights import check_weights, type_warnings, value_problems
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.models.hf_headers import INDEX, is_pointer, pointer_problem
+from megatron_gad.data.chat import generation_stop_ids
+from megatron_gad.models.hf_folder import GENERATION
+from megatron_gad.models.hf_headers import INDEX, is_pointer, pointer_problem, shown
 from megatron_gad.models.layout_rules import shape_problems
 
 # What is read of a folder besides its weights, by the ends of the names.
@@ -41,6 +43,7 @@ def check_models(
         yield from _context_problems(student, data)
         num_rows = None if student.shape is None else student.shape.vocab_size
         yield from check_tokenizer(student.named, student.tokenizer, num_rows, data)
+        yield from _stop_problems(student)
     if models.has_own_discriminator:
         yield from folder_problems(discriminator, is_scorer=True)
         yield from _context_problems(discriminator, data)
@@ -71,18 +74,28 @@ def file_problems(folder: ModelFolder) -> Iterator[str]:
     """Yield what is wrong with a folder besides its weights: config.json, git-lfs pointers."""
     path = Path(folder.path)
     if not path.is_dir():
+        home = "; ~ is not expanded here" if folder.path.startswith("~") else ""
         yield (
-            f"{folder.named} is not a folder; download the model (hf download NAME "
+            f"{folder.named} is not a folder{home}; download the model (hf download NAME "
             "--local-dir FOLDER) and name the folder, relative to where the command runs"
         )
         return
     if folder.problem:
         yield f"{folder.named} cannot be used: {folder.problem}"
     elif folder.shape is None and not (path / CONFIG).exists():
-        yield f"{folder.named} holds no config.json; name the folder of a Hugging Face model"
+        yield f"{folder.named} holds no config.json; {_folder_meant(path)}"
     for file in sorted(path.iterdir()):
         if file.suffix in READ_BESIDES and file.name != INDEX and is_pointer(file):
             yield f"{folder.named} {pointer_problem(file)}"
+
+
+def _folder_meant(path: Path) -> str:
+    """Return which model to name in place of a folder without config.json."""
+    for kind in ("snapshots/*", "*"):
+        inner = sorted(each.parent for each in path.glob(f"{kind}/{CONFIG}"))
+        if inner:
+            return f"name a model in it: {shown([str(each) for each in inner])}"
+    return "name the folder of a Hugging Face model"
 
 
 def reading_problems(folder: ModelFolder) -> Iterator[str]:
@@ -104,6 +117,16 @@ def model_warnings(models: Models, is_bf16: bool) -> Iterator[str]:
     yield from type_warnings(models.student, is_bf16)
     if models.has_own_discriminator:
         yield from type_warnings(models.discriminator, is_bf16)
+
+
+def _stop_problems(folder: ModelFolder) -> Iterator[str]:
+    """Yield why the ids of generation_config.json cannot end a response."""
+    if folder.tokenizer.loaded is None or any(map(is_pointer, Path(folder.path).glob(GENERATION))):
+        return  # said already
+    try:
+        generation_stop_ids(Path(folder.path), len(folder.tokenizer.loaded))
+    except ValueError as error:
+        yield f"{folder.named}: {str(error).removeprefix(f'{folder.path}/')}"
 
 
 def _context_problems(folder: ModelFolder, data: DataConfig) -> Iterator[str]:

@@ -95,6 +95,12 @@ def _likely_reason(tensors: Mapping[str, StoredTensor], missing: list[str]) -> s
             "; the names lack 'model.', as a body without its head is saved: save the model with "
             "AutoModelForCausalLM"
         )
+    wrapped = next((name for name in tensors if name.endswith(f".{EMBEDDING}")), "")
+    if wrapped:
+        return (
+            f"; the names begin with {wrapped.removesuffix(EMBEDDING)!r}, as a model is saved "
+            "inside of another: save the model itself with save_pretrained()"
+        )
     return "; is the folder complete, and its config.json the right one?"
 
 

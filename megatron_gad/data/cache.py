@@ -18,7 +18,7 @@ from megatron_gad.types import Prompt
 # Less is read as fast as pyarrow is imported, and sent to all ranks.
 MIN_BYTES = 2_000_000
 # What of a Hugging Face folder a codec may read.
-TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
+TOKENIZER_FILES = ("*.json", "*.jinja", "*/*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
 

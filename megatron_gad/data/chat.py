@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoTokenizer
 
@@ -123,7 +123,7 @@ class ChatCodec:
             )
         if tokenizer is None:
             tokenizer = load_tokenizer(hf_folder)
-        stop_ids = _generation_config_stop_ids(Path(hf_folder))
+        stop_ids = generation_stop_ids(Path(hf_folder), len(tokenizer))
         caps = max_prompt_tokens, max_response_tokens
         return cls(tokenizer, *caps, stop_ids, chat_template_kwargs, reasoning)
 
@@ -318,13 +318,27 @@ def _untyped(thing: Any) -> Any:
     return thing
 
 
-def _generation_config_stop_ids(folder: Path) -> tuple[int, ...]:
-    """Return eos_token_id of generation_config.json: one, several, or none without the file."""
+def generation_stop_ids(folder: Path, num_ids: int) -> tuple[int, ...]:
+    """Return eos_token_id of generation_config.json: one, several, or none without the file.
+
+    num_ids: how many the tokenizer has.
+
+    Raises ValueError if it is no id of the tokenizer, or the file is no JSON object.
+    """
     path = folder / "generation_config.json"
     if not path.is_file():
         return ()
-    settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    stop = settings.get("eos_token_id")
-    if stop is None:
-        return ()
-    return (stop,) if isinstance(stop, int) else tuple(stop)
+    again = "get the file again, or remove it: then the chat template's end token ends a response"
+    try:
+        stop: Any = json.loads(path.read_text(encoding="utf-8-sig")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a JSON object ({error}); {again}") from error
+    several = cast(list[Any], stop) if isinstance(stop, list) else [stop]
+    stops = [] if stop is None else several
+    wrong = [each for each in stops if type(each) is not int or not 0 <= each < num_ids]
+    if wrong:
+        raise ValueError(
+            f"{path}: eos_token_id = {stop!r}, and {wrong[0]!r} is no id of the tokenizer, which "
+            f"has 0 to {num_ids - 1}; {again}"
+        )
+    return tuple(stops)

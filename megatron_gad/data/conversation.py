@@ -14,6 +14,13 @@ SHAREGPT_ROLES = {
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "function_call"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
+# Names of roles in "role" that templates would write as they are, and no model was trained with.
+OTHER_ROLES = {
+    **{role: role for role in ("system", "user", "assistant", "tool")},  # in capitals
+    **{"human": "user"},
+    **dict.fromkeys(("gpt", "chatgpt", "ai", "bot", "model"), "assistant"),
+}
+KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 SYSTEM_ROLES = ("system", "developer")
 REASONING_KEYS = ("reasoning_content", "reasoning")
 FINISH_KEYS = ("finish_reason", "stop_reason")
@@ -97,6 +104,34 @@ def read_tools(cell: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def end_of_conversation(cell: Any, messages: Messages) -> Any:
+    """Return the answer in a cell: of a conversation that begins with the prompt, its last turn.
+
+    Preference data has such cells. Anything else than turns is returned as it is.
+
+    messages: the prompt.
+
+    Raises ValueError for another conversation, whose turns are no answers.
+    """
+    if not _is_list(cell) or len(cell) == 0 or not all(map(_is_turn, cell)) or _is_part(cell[0]):
+        return cell
+    turns = read_messages(cell)
+    if all(turn["role"] == "assistant" for turn in turns):
+        return turns
+    if turns[-1]["role"] == "assistant" and _said(turns[:-1]) == _said(messages):
+        return turns[-1]
+    roles = ", ".join(turn["role"] for turn in turns)
+    raise ValueError(
+        f"the teacher's response is a conversation ({roles}) that does not go on from the prompt; "
+        "name its column in data.prompt_column alone: then it is the prompt, and ends with the "
+        "response"
+    )
+
+
+def _said(messages: Messages) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"]) for turn in messages]
+
+
 def read_answers(cell: Any, row: Mapping[str, Any]) -> tuple[Answer, ...]:
     """Return the answers in a cell: a text, a message, or a list of them; none of a missing one.
 
@@ -166,6 +201,8 @@ def _read_message(number: int, turn: Any) -> Mapping[str, Any]:
             f"message {number} of the prompt has {{{found}}}; 'role' and 'content' have to be "
             "strings"
         )
+    if role not in KNOWN_ROLES:
+        role = OTHER_ROLES.get(role.lower(), role)
     others = {key: value for key, value in message.items() if value is not None}
     return others | {"role": role, "content": _read_content(content, f"message {number}")}
 

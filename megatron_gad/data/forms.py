@@ -13,6 +13,7 @@ from megatron_gad.data.conversation import (
     Answer,
     Messages,
     cell_kind,
+    end_of_conversation,
     read_answers,
     read_messages,
     read_tools,
@@ -20,7 +21,9 @@ from megatron_gad.data.conversation import (
 
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
 CONVERSATIONS = ("messages", "ShareGPT turns", "messages as text")  # what may end with an answer
-INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
+INSTRUCTION, OUTPUT = "instruction", "output"
+INPUTS = ("input", "context")  # of Alpaca, and of Dolly
+NO_INPUT = "<noinput>"  # as Alpaca's prompts write it
 SYSTEM, TOOLS = "system", "tools"
 DEFAULTS = {field.name: field.default for field in fields(DataConfig)}
 
@@ -54,7 +57,7 @@ class RowForm:
     @property
     def further(self) -> tuple[str, ...]:
         """The columns that are read if a row has them."""
-        own = {"columns": (), "conversation": (SYSTEM,), "alpaca": (INPUT, SYSTEM)}
+        own = {"columns": (), "conversation": (SYSTEM,), "alpaca": (*INPUTS, SYSTEM)}
         return (*own[self.kind], TOOLS, *REASONING_KEYS, *FINISH_KEYS)
 
     def read(self, row: Mapping[str, Any]) -> Read:
@@ -68,12 +71,14 @@ class RowForm:
             messages, answer = messages[:-1], messages[-1]
         if SYSTEM in self.further and isinstance(row.get(SYSTEM), str):
             messages = with_system(messages, row[SYSTEM])
+        if self.answer:
+            answer = end_of_conversation(answer, messages)
         return Read(messages, read_tools(row.get(TOOLS)), read_answers(answer, row))
 
     def describe(self, row: Mapping[str, Any]) -> str:
         """Return in words how a row is read."""
         if self.kind == "alpaca":
-            return f"Alpaca's {INSTRUCTION} and {INPUT}, answered in {self.answer!r}"
+            return f"Alpaca's {INSTRUCTION} and {INPUTS[0]}, answered in {self.answer!r}"
         end = f"answered in {self.answer!r}" if self.answer else "ending with the answer"
         return f"{self.prompt!r} as {cell_kind(row[self.prompt])}, {end}"
 
@@ -89,7 +94,7 @@ def with_system(messages: Messages, text: str) -> Messages:
 def wanted_columns(config: DataConfig) -> tuple[str, ...]:
     """Return the columns that rows of any form may be read from."""
     own = (config.prompt_column, config.teacher_column, *CONVERSATION_COLUMNS)
-    alpaca = (INSTRUCTION, INPUT, OUTPUT, SYSTEM)
+    alpaca = (INSTRUCTION, *INPUTS, OUTPUT, SYSTEM)
     named = (*own, *config.reward_columns)
     return tuple(dict.fromkeys((*named, *alpaca, TOOLS, *REASONING_KEYS, *FINISH_KEYS)))
 
@@ -134,10 +139,10 @@ def missing_column(existing: Sequence[str], wanted: Sequence[str]) -> str:
 def _instruction(row: Mapping[str, Any], column: str) -> str:
     """Return Alpaca's instruction with its input, if there is one, a blank line behind it."""
     parts: list[str] = []
-    for name in (column, INPUT):
+    for name in (column, *INPUTS):
         cell = row.get(name)
         if not isinstance(cell, str) and cell is not None:
             raise ValueError(f"{name!r} has type {type(cell).__name__}; it has to be a string")
-        if cell and cell.strip():
+        if cell and cell.strip() not in ("", NO_INPUT):
             parts.append(cell)
     return "\n\n".join(parts)

@@ -14,6 +14,7 @@ SHOWN_CHARACTERS = 40
 LARGE_CAP, FAR, MOST_LENGTHS = 256, 8, 0.95
 # Control tokens of common models, whose text a data set may have kept.
 CONTROL = r"<\|[A-Za-z][\w ]*\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>"
+ENTITY = re.compile(r"&(?:lt|gt|amp|quot|nbsp|#39|#x27|#34);")
 OPENING = re.compile(r"\s*(#+\s*)?(assistant|ai|response)\s*(:|\n)", re.IGNORECASE)
 DROPPED = {
     "num_dropped_empty_response": "have no response; collect them again, or leave them out",
@@ -99,6 +100,16 @@ def _marks_of_texts(sample: Sequence[Prompt], codec: ChatCodec) -> Iterator[str]
         sample,
         lambda text: text if OPENING.match(text) else None,
         "begin with a header that the prompt wrote already; remove it from the data",
+    )
+    yield from _told(
+        sample,
+        lambda text: (found := ENTITY.search(text)) and text[max(0, found.start() - 9) :],
+        "hold characters as HTML writes them, such as &lt;; unescape them (html.unescape)",
+    )
+    yield from _told(
+        sample,
+        lambda text: text if "\\n" in text and "\n" not in text else None,
+        "write line breaks as a backslash and an n; they were escaped twice: make them line breaks",
     )
     yield from _told(
         sample,

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_gad.config.data import DataConfig
 from megatron_gad.data.chat import ChatCodec
-from megatron_gad.data.conversation import Answer, Messages
+from megatron_gad.data.conversation import KNOWN_ROLES, Answer, Messages
 from megatron_gad.data.forms import Read, RowForm, find_form, missing_column, with_system
 from megatron_gad.data.rows import Row
 
@@ -75,6 +75,7 @@ class Tally:
     counts: one number for each name in ``COUNTS``.
     forms: how rows are written -> how many. unread: columns that nothing is read from.
     num_with_several: rows that have several answers.
+    roles: roles that chat templates do not know -> in how many turns.
     refusals: the template's words -> how many conversations it refused with them.
     failures: the endpoint's word for why an answer failed -> how many.
     """
@@ -84,6 +85,7 @@ class Tally:
     forms: Counter[str] = field(default_factory=Counter[str])
     unread: dict[str, None] = field(default_factory=dict[str, None])
     num_with_several: int = 0
+    roles: Counter[str] = field(default_factory=Counter[str])
     refusals: Counter[str] = field(default_factory=Counter[str])
     failures: Counter[str] = field(default_factory=Counter[str])
 
@@ -154,6 +156,7 @@ def _read(form: RowForm, row: Row, config: DataConfig, tally: Tally) -> Read:
     read = form.read(row.values)
     tally.forms[form.describe(row.values)] += 1
     known = {*form.columns, *form.further, *config.reward_columns}
+    tally.roles.update(x["role"] for x in read.messages if x["role"] not in KNOWN_ROLES)
     tally.unread |= dict.fromkeys(name for name in row.columns if name not in known)
     return replace(read, messages=with_system(read.messages, config.system_prompt))
 

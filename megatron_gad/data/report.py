@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from megatron_gad.data.conversation import KNOWN_ROLES
 from megatron_gad.data.reading import Tally
 from megatron_gad.data.rows import find_files, is_held_out
 
@@ -33,6 +34,11 @@ def data_warnings(tally: Tally, trained_on: str) -> tuple[str, ...]:
         warnings.append(
             f"data.path = {trained_on!r} is named like data for testing, and is trained on; name "
             "it in data.eval_path instead if it is"
+        )
+    for role, count in tally.roles.most_common(3):
+        warnings.append(
+            f"{count:,} turns have the role {role!r}, which models are not trained with; write "
+            f"{', '.join(KNOWN_ROLES[:-2])}"
         )
     for words, count in tally.refusals.most_common(3):
         warnings.append(f"{count:,} conversations are left out: {words}")

@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from megatron_gad.data.reasoning import tags_of
 from megatron_gad.types import Message
 
+DEFAULT, WITH_TOOLS = "default", "tool_use"  # names of templates of a tokenizer that has several
 MARKER = "RESPONSE-MARKER"  # stands for the text of a turn; occurs in no template
 # Templates that put today's date into the system turn would give other prompt ids tomorrow, and so
 # break a resumed run. This is the day that the Llama 3 templates fall back to by themselves.
@@ -51,7 +52,7 @@ class ChatTemplate:
         self._check_arguments(arguments, read)
         self.unused_switch = SWITCH if SWITCH in read and SWITCH not in arguments else ""
         self._arguments = {"date_string": TEMPLATE_DATE} | arguments
-        self._text = _with_fixed_clock(tokenizer.chat_template)
+        self._texts = _with_fixed_clock(tokenizer.chat_template)
         self._losses: dict[tuple[Any, ...], str] = {}
         asked = self.render([{"role": "user", "content": MARKER}])
         _, _, before_response = asked.rpartition(MARKER)
@@ -78,13 +79,23 @@ class ChatTemplate:
             return self._tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
-                chat_template=self._text,
+                chat_template=self._text(has_tools=bool(tools)),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **self._arguments,
             )
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+    def _text(self, has_tools: bool) -> str:
+        """Return the template for a conversation; of several, that which transformers takes."""
+        name = WITH_TOOLS if has_tools and WITH_TOOLS in self._texts else DEFAULT
+        if name not in self._texts:
+            raise ValueError(
+                f"the tokenizer has chat templates named {', '.join(self._texts)}, and none named "
+                f"{DEFAULT!r}; name one of them so"
+            )
+        return self._texts[name]
 
     def find_loss(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """Return what of a conversation the template does not write, empty if it writes all.
@@ -171,10 +182,10 @@ def template_variables(tokenizer: Any) -> set[str]:
     return names
 
 
-def _with_fixed_clock(written: Any) -> str | None:
-    """Return a template with a clock of its own that stands still; None for one without a clock."""
-    if not isinstance(written, str) or CLOCK not in written:
-        return None
+def _with_fixed_clock(written: str | Mapping[str, str]) -> dict[str, str]:
+    """Return templates by their names, each with a clock of its own that stands still."""
     day = datetime.strptime(TEMPLATE_DATE, "%d %b %Y")
     replaced = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in CODES)
-    return f"{{% macro {CLOCK}(form) %}}{{{{ form{replaced} }}}}{{% endmacro +%}}{written}"
+    clock = f"{{% macro {CLOCK}(form) %}}{{{{ form{replaced} }}}}{{% endmacro +%}}"
+    named = {DEFAULT: written} if isinstance(written, str) else written
+    return {name: clock + text if CLOCK in text else text for name, text in named.items()}

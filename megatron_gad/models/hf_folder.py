@@ -30,6 +30,7 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "additional_chat_templates/*",
     GENERATION,
 )
 
@@ -94,7 +95,9 @@ def save_hf_folder(
     (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for pattern in COPIED:
         for file in Path(tokenizer_folder).glob(pattern):
-            shutil.copyfile(file, beside / file.name)
+            copy = beside / file.relative_to(tokenizer_folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
     if stop_ids:
         _write_stop_ids(beside / GENERATION, stop_ids)
     # Of the weights alone: the texts beside them may be edited.

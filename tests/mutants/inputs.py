@@ -8,6 +8,7 @@ WEIGHTS = (f"{CHECKS}test_weights.py",)
 TEMPLATE = (f"{CHECKS}test_template.py", "tests/unit/data/test_template.py")
 CACHE = ("tests/unit/data/test_cache.py",)
 MARKS = ("tests/unit/data/test_marks.py",)
+FORMS = ("tests/unit/data/test_forms.py",)
 OWN = ("tests/unit/stages/test_own_tokenizer.py",)
 PROMPTS = ("tests/distributed/test_prompts.py",)
 FINDINGS = ("tests/unit/tools/test_findings.py",)
@@ -115,5 +116,23 @@ INPUT_MUTANTS = (
         "    if types[HALF]:",
         "    if types[HALF] == types.total():",
         WEIGHTS,
+    ),
+    Mutant(
+        "the turns of a conversation are as many answers",
+        '    if all(turn["role"] == "assistant" for turn in turns):',
+        "    if turns:",
+        FORMS,
+    ),
+    Mutant(
+        "the template without tools is taken for tools",
+        "name = WITH_TOOLS if has_tools and WITH_TOOLS in self._texts else DEFAULT",
+        "name = DEFAULT",
+        TEMPLATE,
+    ),
+    Mutant(
+        "an end of generation_config.json that is no token passes",
+        "or not 0 <= each < num_ids]",
+        "or not 0 <= each <= num_ids]",
+        TOKENIZER,
     ),
 )

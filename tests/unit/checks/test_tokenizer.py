@@ -151,6 +151,19 @@ def test_stripped_reasoning_is_no_lost_text(tmp_path: Path) -> None:
         ("tokenizer.json", "{}", "holds a tokenizer.json that cannot be read ("),
         ("tokenizer.json", "<html>", "holds a tokenizer.json that cannot be read ("),
         ("tokenizer_config.json", "{", "has no usable tokenizer: "),
+        ("generation_config.json", "", "generation_config.json is not a JSON object (Expecting"),
+        ("generation_config.json", "[1]", "generation_config.json is not a JSON object ('list'"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": "</s>"}',
+            "generation_config.json: eos_token_id = '</s>', and '</s>' is no id of the tokenizer,",
+        ),
+        (
+            "generation_config.json",
+            '{"eos_token_id": [2, 384]}',
+            "generation_config.json: eos_token_id = [2, 384], and 384 is no id of the tokenizer, "
+            "which has 0 to 383; get the file again, or remove it",
+        ),
         ("chat_template.jinja", "", "has no usable tokenizer: the tokenizer in "),
         ("chat_template.jinja", "{% if %}", "the chat template is not valid jinja: "),
         ("chat_template.jinja", "{{ raise_exception('no') }}", "the chat template refuses the "),

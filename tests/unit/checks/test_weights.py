@@ -194,6 +194,24 @@ def test_many_missing_tensors_are_counted(tmp_path: Path) -> None:
     assert "lacks 12 tensors" in problem and "k_proj.weight" in problem and "and 8 more" in problem
 
 
+def test_a_model_saved_inside_of_another_is_told_by_its_names(tmp_path: Path) -> None:
+    make_hf_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}  # torch.compile
+    save_file(wrapped, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (problem,) = problems_of(tmp_path)
+    assert f"lacks {len(tensors)} tensors of the " in problem
+    assert "; the names begin with '_orig_mod.', as a model is saved inside of another" in problem
+
+
+@pytest.mark.parametrize("inner", ["checkpoint-500", "snapshots/" + "a" * 40])
+def test_the_model_in_a_folder_around_it_is_named(tmp_path: Path, inner: str) -> None:
+    """As the trainer of transformers writes it, and the hub's cache."""
+    make_hf_folder(tmp_path / inner)
+    first, _ = problems_of(tmp_path)
+    assert first == f"holds no config.json; name a model in it: {tmp_path / inner}"
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
 def test_quantised_weights_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     def edit(tensors: Tensors) -> None:

@@ -99,6 +99,31 @@ FORMS: list[tuple[dict[str, Any], list[dict[str, Any]], str]] = [
         [{"role": "user", "content": "Sum\n\n1 and 2."}],
         "Alpaca's instruction and input, answered in 'output' (1)",
     ),
+    (  # a conversation that repeats the prompt, as preference data has it
+        {"content": "Sum 1 and 2.", "teacher_response": [USER, ANSWER]},
+        [USER],
+        "'content' as plain text, answered in 'teacher_response' (1)",
+    ),
+    (
+        {"content": [SYSTEM, USER], "teacher_response": [SYSTEM, USER, ANSWER]},
+        [SYSTEM, USER],
+        "'content' as messages, answered in 'teacher_response' (1)",
+    ),
+    (
+        {"messages": [{**USER, "role": "Human"}, {**ANSWER, "role": "ai"}]},
+        [USER],
+        "'messages' as messages, ending with the answer (1)",
+    ),
+    (
+        {"instruction": "Sum", "context": "1 and 2.", "teacher_response": "3"},
+        [{"role": "user", "content": "Sum\n\n1 and 2."}],
+        "Alpaca's instruction and input, answered in 'teacher_response' (1)",
+    ),
+    (
+        {"instruction": "Sum 1 and 2.", "input": "<noinput>", "output": "3"},
+        [USER],
+        "Alpaca's instruction and input, answered in 'output' (1)",
+    ),
     (
         {"instruction": "Sum 1 and 2.", "input": "", "output": "x", "teacher_response": "3"},
         [USER],
@@ -115,7 +140,7 @@ def test_every_form_is_found_read_and_named(
     (prompt,) = loaded.prompts
     assert list(prompt.messages) == messages
     assert prompt.ids == codec.encode_prompt(messages)
-    expected = "and 2." if isinstance(row.get("teacher_response"), list) else "3"
+    expected = "and 2." if row.get("teacher_response") == PARTS[1:] else "3"
     assert prompt.teacher_text == expected
     assert loaded.notes == (f"rows read: {note}",)
     assert loaded.warnings == ()
@@ -315,6 +340,14 @@ def test_the_words_of_a_template_that_refuses_are_passed_on(tmp_path: Path) -> N
         ({"content": "a", "tools": {"name": "b"}}, "the tools have type dict; they have to be a l"),
         ({"content": "a", "tools": [1]}, "tool 1 has type int; it has to be an object that descri"),
         ({"content": "a", "tools": "weather"}, "'weather' is not JSON ("),
+        (
+            {"content": "Sum 1 and 3.", "teacher_response": [USER, ANSWER]},
+            "the teacher's response is a conversation (user, assistant) that does not go on from",
+        ),
+        (
+            {"content": "Sum 1 and 2.", "teacher_response": [USER]},
+            "the teacher's response is a conversation (user) that does not go on from the prompt;",
+        ),
         ({"content": "a", "teacher_response": [["b"]]}, "the teacher's response has type list; it"),
     ],
 )
@@ -324,3 +357,14 @@ def test_a_cell_that_cannot_be_read_is_refused_with_the_reason(
     with pytest.raises(ValueError) as caught:
         load(tmp_path, codec, [{"teacher_response": "3"} | row])
     assert f"row 1: {problem}" in str(caught.value)
+
+
+def test_a_role_that_no_model_knows_is_told(tmp_path: Path, codec: ChatCodec) -> None:
+    rows = [{"content": [{**USER, "role": role}], "teacher_response": "3"} for role in ("Usr", "x")]
+    loaded = load(tmp_path, codec, [rows[0], rows[0], rows[1], {**rows[1], "content": [USER]}])
+    assert loaded.warnings == (
+        "2 turns have the role 'Usr', which models are not trained with; write system, developer, "
+        "user, assistant, tool",
+        "1 turns have the role 'x', which models are not trained with; write system, developer, "
+        "user, assistant, tool",
+    )

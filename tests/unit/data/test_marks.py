@@ -59,6 +59,18 @@ MARKS: list[tuple[dict[str, Any], int, str, str]] = [
         for text in ("Assistant: hello", "### Response:\nhello", "assistant\nhello")
     ),
     (
+        {"teacher_response": "it holds that a &lt; b"},
+        3,
+        "4 of 100 (4.0%) teacher responses looked at hold characters as HTML writes them,",
+        "unescape them (html.unescape) (data row 96: 's that a &lt; b')",
+    ),
+    (
+        {"teacher_response": "one\\ntwo"},
+        3,
+        "4 of 100 (4.0%) teacher responses looked at write line breaks as a backslash and an n;",
+        "make them line breaks (data row 96: 'one\\\\ntwo')",
+    ),
+    (
         {"teacher_response": "hello \n"},
         50,
         "51 of 100 (51.0%) teacher responses looked at begin or end with white space,",
@@ -99,6 +111,11 @@ def test_a_mark_is_told_if_it_is_frequent(
     (warning,) = warnings(tmp_path, codec, among(marked, allowed + 1))
     assert warning.startswith(beginning)
     assert warning.endswith(end)
+
+
+def test_a_backslash_and_an_n_among_line_breaks_is_code(tmp_path: Path, codec: ChatCodec) -> None:
+    code = {"teacher_response": "```python\nprint('one\\ntwo')\n```"}
+    assert warnings(tmp_path, codec, among(code, 40)) == ()
 
 
 def test_the_rows_looked_at_are_bounded_and_spread_over_all(

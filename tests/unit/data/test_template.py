@@ -25,7 +25,7 @@ CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "4 C"}
 
 
-def template(folder: Path, text: str, **arguments: Any) -> ChatTemplate:
+def template(folder: Path, text: Any, **arguments: Any) -> ChatTemplate:
     tokenizer = make_tokenizer(folder)
     tokenizer.chat_template = text
     return ChatTemplate(tokenizer, arguments)
@@ -37,6 +37,18 @@ def test_arguments_reach_the_template(tmp_path: Path) -> None:
     off = template(tmp_path, THINKING, enable_thinking=False)
     assert off.render([ASKED]) == header + "<think>\n\n</think>\n\n"
     assert template(tmp_path, THINKING, forced=True).render([ASKED]) == header + "<think>\n"
+
+
+def test_of_several_templates_that_for_tools_is_for_tools(tmp_path: Path) -> None:
+    clock = "{{ strftime_now('%d %b %Y') }} "
+    texts = {"default": clock + QWEN_TEMPLATE, "tool_use": clock + THINKING}
+    several = template(tmp_path, texts)
+    assert "Be helpful." in several.render([ASKED])
+    assert "Tools: [{" in several.render([ASKED], [TOOL])
+    for tools in ([], [TOOL]):
+        assert several.render([ASKED], tools).startswith("26 Jul 2024 <|im_start|>system")
+    with pytest.raises(ValueError, match="templates named rag, and none named 'default'"):
+        template(tmp_path, {"rag": QWEN_TEMPLATE})
 
 
 def test_what_the_template_writes_of_reasoning_is_known(tmp_path: Path) -> None:

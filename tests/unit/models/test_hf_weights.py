@@ -190,6 +190,9 @@ def test_a_written_folder_is_the_model_for_transformers(tmp_path: Path, monkeypa
     (source / "tokenizer.json").write_text("{}")
     (source / "generation_config.json").write_text('{"temperature": 0.5}')
     (source / "training_args.bin").write_text("stays behind")
+    template = "additional_chat_templates/tool_use.jinja"
+    (source / template).parent.mkdir()
+    (source / template).write_text("{{ tools }}")
     config = load_hf_config(source)
     out = tmp_path / "made" / "out"
     for _ in range(2):  # the second time in place of the first
@@ -198,6 +201,7 @@ def test_a_written_folder_is_the_model_for_transformers(tmp_path: Path, monkeypa
     assert (out / "tokenizer.json").exists()
     assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.5
     assert not (out / "training_args.bin").exists()
+    assert (out / template).read_text() == "{{ tools }}"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
     tokens = torch.arange(12).view(2, 6)
