@@ -149,7 +149,7 @@ def _request(arguments: Arguments, config: RunConfig, num_rows: int | None) -> R
         lengths_of(config.data, arguments.prompt_tokens, arguments.response_tokens),
         bounded(arguments.assume, device, config.schedule.device_memory_gib),
     )
-    if "white_box" in config.stages:
+    if "white_box" in config.stages and not config.white_box.is_served:
         request = replace(request, teacher=read_shape(Path(config.white_box.teacher)))
     num_prompts = arguments.num_prompts or num_rows or count_rows(config.data)
     return replace(request, num_data_prompts=num_prompts)

@@ -84,8 +84,9 @@ def find(config: RunConfig, world_size: int) -> Found:
     world_size: ranks that the run will have.
     """
     models = read_models(config.student.path, config.discriminator.path)
-    if "white_box" in config.stages and config.white_box.teacher:
-        teacher = read_folder("white_box.teacher", config.white_box.teacher)
+    taught = config.white_box
+    if "white_box" in config.stages and taught.teacher and not taught.is_served:
+        teacher = read_folder("white_box.teacher", taught.teacher)
         models = replace(models, teacher=with_tokenizer(teacher, needs_template=False))
     return Found(
         models=models,

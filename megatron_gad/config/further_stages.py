@@ -8,6 +8,7 @@ from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.stage_section import OwnRateSection, StageWork
 
+SERVED = ("http:", "https:")  # how the address of a server begins
 Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon"]
 
 
@@ -122,7 +123,8 @@ class WhiteBoxConfig(OwnRateSection):
     Attributes:
         prompts_per_step: prompts of a step over all data ranks.
         group_size: samples of each prompt.
-        teacher: Hugging Face folder, or the name of a model of the hub, of the teacher.
+        teacher: Hugging Face folder, or the name of a model of the hub; or http://host:port of an
+            SGLang server, which knows sampled_kl alone.
         loss: divergence of the student from the teacher: exact over the vocabulary, or, as
             sampled_kl, the reverse KL as estimated from the sampled tokens.
     """
@@ -139,6 +141,11 @@ class WhiteBoxConfig(OwnRateSection):
     teacher: str = ""
     loss: Literal["reverse_kl", "forward_kl", "jensen_shannon", "sampled_kl"] = "reverse_kl"
 
+    @property
+    def is_served(self) -> bool:
+        """Whether the teacher is a server and no folder."""
+        return self.teacher.startswith(SERVED)
+
     def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
         """Every sample passes through the teacher and trains the student."""
         num_samples = self.prompts_per_step * self.group_size
@@ -148,7 +155,7 @@ class WhiteBoxConfig(OwnRateSection):
             group_size=self.group_size,
             num_samples=num_samples,
             student_trained=num_samples,
-            teacher_forwards=num_samples,
+            teacher_forwards=0 if self.is_served else num_samples,
             steps=self.steps,
             epochs=self.epochs,
         )
@@ -159,4 +166,10 @@ class WhiteBoxConfig(OwnRateSection):
             yield (
                 "white_box.teacher is not set; name the Hugging Face folder of a teacher with the "
                 "student's tokenizer, or take a stage that learns from texts alone"
+            )
+        if self.is_served and self.loss != "sampled_kl":
+            yield (
+                f"white_box.loss = {self.loss!r} needs the teacher's whole distribution, but "
+                f"white_box.teacher = {self.teacher!r} answers for single tokens; set white_box."
+                "loss = 'sampled_kl', or name a folder"
             )

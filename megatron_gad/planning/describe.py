@@ -133,7 +133,11 @@ def _model_lines(config: RunConfig, models: Models) -> Iterator[str]:
     yield _line("student", _describe_model(config.student.path, is_scorer=False))
     yield _line("", f"weights of type {describe_types(models.student)}, read as {read_as}")
     if "white_box" in config.stages:
-        yield _line("teacher", _describe_model(config.white_box.teacher, is_scorer=False))
+        taught = config.white_box
+        where = f"{taught.teacher}: a server, which the run asks for its tokenizer when it starts"
+        yield _line(
+            "teacher", where if taught.is_served else _describe_model(taught.teacher, False)
+        )
     if config.uses_discriminator:
         path = config.discriminator.path
         start = "" if path else "started from the student: "

@@ -49,7 +49,7 @@ def plan_residency(config: RunConfig, world_size: int, gpu_type: str | None = No
         lengths_of(config.data, MEAN_PROMPT, MEAN_RESPONSE),
         replace(assume, bucket_bytes=_bucket_bytes(config, student)),
     )
-    if "white_box" in config.stages:
+    if "white_box" in config.stages and not config.white_box.is_served:
         request = replace(request, teacher=_shape(config.white_box.teacher))
     request = replace(request, engine=engine_use(config, request, layout))
     memory = choose_residency(request, layout, schedule.leaves)

@@ -10,10 +10,12 @@ from torch.distributed import PrefixStore, TCPStore
 
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
+from megatron_gad.data.chat import load_tokenizer
 from megatron_gad.data.codecs import Codecs
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
+from megatron_gad.engines.sglang.scoring import TeacherServer
 from megatron_gad.engines.sglang.sharing import Sharing
 from megatron_gad.environment import local_world_size, master_address
 from megatron_gad.models.families import load_hf_config, mixture_of
@@ -45,8 +47,34 @@ def check_models(config: RunConfig, parallel: Parallel) -> None:
         for key in ("student", "discriminator"):
             if path := getattr(config, key).path:
                 check_model_folder(f"{key}.path", path, parallel)
-        if "white_box" in config.stages:
+        if "white_box" in config.stages and not config.white_box.is_served:
             check_model_folder("white_box.teacher", config.white_box.teacher, parallel)
+
+
+def check_served_teacher(config: RunConfig, parallel: Parallel) -> None:
+    """Compare the tokenizer of a teacher's server with the student's. All ranks call it.
+
+    Raises ValueError, alike on all ranks, if they differ or the server does not answer.
+    """
+    if "white_box" not in config.stages or not config.white_box.is_served:
+        return
+    problem, url = "", config.white_box.teacher
+    if parallel.is_writer:
+        try:
+            server = TeacherServer(url, config.sglang.request_timeout_s)
+            folder = config.student.path
+            tokenizer = load_tokenizer(Path(folder), load_hf_config(folder))
+            difference = server.find_difference(tokenizer)
+            if difference:
+                problem = (
+                    f"white_box.teacher = {url!r} gives probabilities of other tokens: "
+                    f"{difference}; serve a teacher of the student's family"
+                )
+        except ValueError as error:
+            problem = str(error)
+    problem = parallel.gather_over_world(problem)[0]
+    if problem:
+        raise ValueError(problem)
 
 
 def build_student(config: RunConfig, parallel: Parallel) -> Trainer:

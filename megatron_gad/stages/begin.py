@@ -21,6 +21,7 @@ from megatron_gad.runtime.parts import (
     build_turns,
     check_finite,
     check_models,
+    check_served_teacher,
 )
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.run_data import NOTHING, RunData
@@ -72,6 +73,7 @@ def open_run(
         data = RunData(config, codecs, parallel, read)
         config.check_rows(len(data.prompts))
         check_models(config, parallel)
+        check_served_teacher(config, parallel)
         sampler = build_sampler(config, codecs, parallel)
         opened.callback(sampler.close)
         if parallel.device.type == "cuda":

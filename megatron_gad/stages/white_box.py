@@ -1,12 +1,17 @@
 """Stage ``white_box``: on-policy distillation from a teacher whose probabilities are known."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from megatron_gad.algorithms.divergence import divergence_loss, sampled_divergence_loss
 from megatron_gad.config.further_stages import WhiteBoxConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.batching import policy_batch
+from megatron_gad.engines.sglang.scoring import TeacherServer
 from megatron_gad.runtime.parts import check_finite
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.agreement import compare_all
@@ -14,6 +19,7 @@ from megatron_gad.stages.rollouts import sample_groups
 from megatron_gad.stages.stage import Stage
 from megatron_gad.stages.step_result import ModelStep, StepResult, sample_rows
 from megatron_gad.training.forward_backward import StepOutput
+from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.teacher import Teacher
 from megatron_gad.types import Batch
 
@@ -29,11 +35,14 @@ class WhiteBoxStage(Stage[WhiteBoxConfig]):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
-        self._teacher: Teacher | None = None
+        self._teacher: Teacher | TeacherServer | None = None
 
     def begin(self, run: Run) -> None:
-        """Load the teacher."""
+        """Load the teacher, unless it is served."""
         folder = self.settings.teacher
+        if self.settings.is_served:
+            self._teacher = TeacherServer(folder, run.config.sglang.request_timeout_s)
+            return
         with run.turn("build"):
             self._teacher = Teacher(folder, run.student)
             check_finite("white_box.teacher", folder, self._teacher)
@@ -56,21 +65,37 @@ class WhiteBoxStage(Stage[WhiteBoxConfig]):
         """Load the teacher, which never changes."""
         self.begin(run)
 
-    @property
-    def teacher(self) -> Teacher:
-        """The model that is learned from."""
-        assert self._teacher is not None, "the stage has not begun"
-        return self._teacher
-
     def _learn(self, run: Run, batch: Batch) -> StepOutput:
         kind, temperature = self.settings.loss, run.config.rollout.temperature
-        if kind == "sampled_kl":
+        teacher = self._teacher
+        assert teacher is not None, "the stage has not begun"
+        if isinstance(teacher, TeacherServer) or kind == "sampled_kl":
             with run.turn("teacher"):
-                batch = batch.with_ref_logprobs(self.teacher.logprobs(batch))
+                if isinstance(teacher, Teacher):
+                    logprobs = teacher.logprobs(batch)
+                else:
+                    logprobs = _ask(run.parallel, teacher, batch)
+            batch = batch.with_ref_logprobs(logprobs)
             with run.turn("student"):
                 return run.student.train(batch, sampled_divergence_loss, temperature)
         with run.turn("teacher"):
-            batch, states = self.teacher.states(batch)
+            batch, states = teacher.states(batch)
         with run.turn("student"):
-            taught = self.teacher.taught(states, kind)
+            taught = teacher.taught(states, kind)
             return run.student.train(batch, divergence_loss, temperature, taught)
+
+
+def _ask(parallel: Parallel, server: TeacherServer, batch: Batch) -> Tensor:
+    """Return a server's [B, T] float32 log-probabilities of response tokens, 0 elsewhere.
+
+    One rank of each copy of the student asks for all of them.
+    """
+    found: Tensor | None = None
+    if parallel.is_engine_rank:
+        starts = batch.lengths - batch.response_mask.sum(dim=1)
+        pairs = zip(batch.tokens, batch.lengths.tolist(), starts.tolist(), strict=True)
+        rows = [(tokens[:length].tolist(), start) for tokens, length, start in pairs]
+        found = torch.zeros(batch.tokens.shape)
+        answers = itertools.chain.from_iterable(server.logprobs(rows))
+        found[batch.response_mask] = torch.tensor([*answers], dtype=torch.float32)
+    return parallel.from_engine_rank(found)

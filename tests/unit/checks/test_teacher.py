@@ -104,3 +104,13 @@ def test_a_context_that_is_too_short_is_refused(good: RunConfig, tmp_path: Path)
     teacher = make_teacher(tmp_path, max_position_embeddings=128)
     (message,) = problems(good, teacher)
     assert "192 exceeds the 128 positions of white_box.teacher" in message
+
+
+def test_a_server_knows_single_tokens_alone(good: RunConfig) -> None:
+    assert problems(good, "http://teacher:30000") == [
+        "white_box.loss = 'reverse_kl' needs the teacher's whole distribution, but white_box."
+        "teacher = 'http://teacher:30000' answers for single tokens; set white_box.loss = "
+        "'sampled_kl', or name a folder"
+    ]
+    taught = replace(good.white_box, teacher="http://teacher:30000", loss="sampled_kl")
+    assert check_config(replace(good, white_box=taught), 1) == []
