@@ -14,7 +14,8 @@ class ComputeConfig:
     """How forward and backward are computed; nothing here changes the result beyond rounding.
 
     Attributes:
-        micro_batch_size: rows of one forward pass; padded rows are sorted by length. The
+        micro_batch_size: rows of one forward pass; padded rows are sorted by length. If rows share
+            their prompts, as many as have no more tokens than this number of whole ones. The
             discriminator takes as many whole groups as fit, and at least one (see
             discriminator.split_groups).
         max_tokens_per_microbatch: tokens of one forward pass, padding included; replaces the bound

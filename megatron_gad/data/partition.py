@@ -5,7 +5,7 @@ exactly one microbatch, and equal lengths give equal microbatches.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class MicrobatchBound:
     """How large a microbatch may get.
 
     rows: the most rows; padded ones are sorted by length, packed ones stay in the order of the
-        batch. Not read where max_tokens is set. A unit of more rows is a microbatch of its own.
+        batch. Not read if max_tokens is set. A unit of more rows is a microbatch of its own.
     max_tokens: the most tokens that the model runs over; the rows are sorted by length. A unit of
         more tokens is a microbatch of its own. None: bounded by rows.
     multiple_of: the width of padded rows, or the tokens of a packed microbatch, are rounded up to
@@ -29,6 +29,15 @@ class MicrobatchBound:
     multiple_of: int = 1
     is_packed: bool = False
     shares_prompts: bool = False
+
+    def in_tokens(self, longest: int) -> "MicrobatchBound":
+        """Return the bound by tokens that as many whole rows of a length have at most.
+
+        Rows with equal prompts have fewer tokens than whole ones, so that more of them fit.
+        """
+        if self.max_tokens is not None:
+            return self
+        return replace(self, max_tokens=self.num_tokens([longest] * self.rows))
 
     def holds(self, lengths: Sequence[int]) -> bool:
         """Return whether rows of these lengths fit into one microbatch."""

@@ -132,7 +132,8 @@ def _largest_microbatch(
     layout: of the model. trained: rows of a step over all data ranks. chunk: tokens whose logits
     are held at once.
     """
-    each = microbatch_rows(request, rows.unit, request.lengths.max_row)
+    lengths = request.lengths
+    each = microbatch_rows(request, layout, rows, lengths.max_prompt, lengths.max_response)
     return Microbatch(
         tokens=microbatch_tokens(request, layout, rows),
         count=num_microbatches(trained, each, layout.data),

@@ -117,37 +117,54 @@ def discriminator_rows(request: Request, work: StageWork) -> Grouping:
     return Grouping(1 if request.split_groups else size, size)
 
 
-def microbatch_rows(request: Request, unit: int, length: int) -> int:
+def rows_of_a_prompt(request: Request, layout: Layout, rows: Grouping) -> int:
+    """Return how many rows have their prompt once for all of them if they meet.
+
+    layout: of the model.
+    """
+    return rows.per_prompt if request.shares_prompts and layout.context == 1 else 1
+
+
+def microbatch_rows(
+    request: Request, layout: Layout, rows: Grouping, prompt: int, response: int
+) -> int:
     """Return the rows of one microbatch: whole units, at least one.
 
-    unit: rows that stay together. length: tokens of a row.
+    Rows that share prompts are bounded by tokens in any case: at least by those of as many rows at
+    their longest. layout: of the model. prompt, response: tokens of every row.
     """
+    sharing = rows_of_a_prompt(request, layout, rows)
     bound = request.max_tokens_per_microbatch
-    rows = request.micro_batch_size if bound is None else bound // length
-    return max(1, rows // unit) * unit
+    if bound is None and sharing == 1:
+        count = request.micro_batch_size
+    else:
+        bound = bound or request.micro_batch_size * request.lengths.max_row
+        groups = bound // (prompt + sharing * response)
+        # A group that does not fit is cut.
+        count = groups * sharing or (bound - prompt) // response
+    return max(1, count // rows.unit) * rows.unit
 
 
-def rows_that_share(request: Request, layout: Layout, rows: Grouping, length: int) -> int:
-    """Return how many rows have their prompt once for all of them.
+def rows_that_share(request: Request, layout: Layout, rows: Grouping) -> int:
+    """Return how many rows of mean length in a microbatch have their prompt once for all of them.
 
-    layout: of the model. length: tokens of a row.
+    layout: of the model.
     """
-    if not request.shares_prompts or layout.context > 1:
-        return 1
-    return min(rows.per_prompt, microbatch_rows(request, rows.unit, length))
+    lengths = request.lengths
+    held = microbatch_rows(request, layout, rows, lengths.prompt, lengths.response)
+    return min(rows_of_a_prompt(request, layout, rows), held)
 
 
 def microbatch_tokens(request: Request, layout: Layout, rows: Grouping) -> int:
     """Return the most tokens of one microbatch, rows at their longest; one unit has to fit."""
     lengths, bound = request.lengths, request.max_tokens_per_microbatch
-    sharing = rows_that_share(request, layout, rows, lengths.max_row)
-
-    def longest(count: int) -> int:
-        return -(-count // sharing) * lengths.max_prompt + count * lengths.max_response
-
+    sharing = rows_of_a_prompt(request, layout, rows)
+    unit = -(-rows.unit // sharing) * lengths.max_prompt + rows.unit * lengths.max_response
     if bound is None:
-        return longest(microbatch_rows(request, rows.unit, lengths.max_row))
-    return max(bound, longest(rows.unit))
+        # Of whole rows only whole units are taken.
+        size = request.micro_batch_size
+        bound = (size if sharing > 1 else size // rows.unit * rows.unit) * lengths.max_row
+    return max(bound, unit)
 
 
 def num_microbatches(rows: float, rows_each: int, data_ranks: int) -> int:

@@ -174,7 +174,7 @@ def _model_seconds(
     assume, device = request.assume, request.device
     again = 1 if layout.recompute == "full" else 0
     lengths = request.lengths
-    sharing = rows_that_share(request, layout, rows, lengths.row)
+    sharing = rows_that_share(request, layout, rows)
     tokens = (lengths.prompt / sharing + lengths.response) * assume.padding
     one = row_flops(shape, lengths, sharing, is_scorer) * assume.padding
     mfu = assume.fp8_mfu * device.fp8_flops if request.is_fp8 else assume.mfu * device.bf16_flops
@@ -182,7 +182,7 @@ def _model_seconds(
     # Backward exchanges as much as forward does.
     exchanged = (forwards + (2 + again) * trained) * tokens / layout.copies
     compute += exchanged * _exchange_seconds(request, layout, shape)
-    rows_each = microbatch_rows(request, rows.unit, lengths.row)
+    rows_each = microbatch_rows(request, layout, rows, lengths.prompt, lengths.response)
     microbatches = num_microbatches(forwards + trained, rows_each, layout.data)
     bubble = (layout.pipeline - 1) / (microbatches * layout.virtual)
     compute *= _imbalance(shape, layout, is_scorer) * (1 + bubble)

@@ -49,14 +49,17 @@ def split_batch(
 
     A loss over pairs needs whole groups; else equal rows stay together, and rows that share a
     prompt as far as the bound allows. The model runs over equal rows once, and the bound counts
-    them once. All data ranks call this: experts that are spread over them wait for each other in
-    every microbatch, so a rank that has fewer gets empty ones.
+    them once. If any rows share a prompt, a bound by rows is one by the tokens of as many rows.
+    All data ranks call this: experts that are spread over them wait for each other in every
+    microbatch, so a rank that has fewer gets empty ones.
 
     multiple: the number of microbatches is a multiple of this.
     """
     is_by_row = isinstance(batch, PairBatch) and batch.score_gradients is not None
     needs_groups = with_loss and not is_by_row and rows_per_unit(batch) > 1
     reading = _read_rows(batch, bound.shares_prompts)
+    if reading.have_equal_prompts:
+        bound = bound.in_tokens(max(reading.tokens))
     units = _groups(batch) if needs_groups else _units(reading, bound)
     joined = partition_units([reading.lengths(unit) for unit in units], bound)
     parts = [[row for unit in part for row in units[unit]] for part in joined]
@@ -98,6 +101,11 @@ class _Rows:
     tokens: list[int]
     texts: list[int]
     prompts: list[tuple[int, int]]
+
+    @property
+    def have_equal_prompts(self) -> bool:
+        """Whether rows that differ have a prompt that is computed once."""
+        return len({number for number, _ in self.prompts}) < len(set(self.texts))
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
         """Return the tokens that a model runs over for some rows in a microbatch.

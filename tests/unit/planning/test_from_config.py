@@ -116,10 +116,10 @@ def test_each_model_has_the_memory_of_its_own_layout(run: RunConfig) -> None:
     assert phases["discriminator"]["discriminator"] == 16 * DISCRIMINATOR == 447_488
     assert phases["student"]["student"] == 16 * HALF_STUDENT
     assert phases["student"]["discriminator"] == 12 * DISCRIMINATOR
-    # A group of 9 rows, whole: a prompt of 128 tokens and 9 responses of 64; in both layers 8 h +
-    # 6 (a + k) + 2 a + 8 f, 4 bytes.
-    layer = (128 + 9 * 64) * (8 * 32 + 6 * 8 * (4 + 2) + 2 * 8 * 4 + 8 * 48) * 4 // 2
-    assert phases["discriminator"]["activations"] == 2 * layer == 2_793_472
+    # As many tokens as four rows at their longest have, which a group of 128 + 9 x 64 has not; in
+    # both layers 8 h + 6 (a + k) + 2 a + 8 f, 4 bytes.
+    layer = 4 * (128 + 64) * (8 * 32 + 6 * 8 * (4 + 2) + 2 * 8 * 4 + 8 * 48) * 4 // 2
+    assert phases["discriminator"]["activations"] == 2 * layer == 3_047_424
     # Four rows of the teacher, which share no prompt, heads and widths halved, and the logits of
     # 768 tokens over half the vocabulary.
     layer = 4 * 192 * (8 * 32 + 3 * 8 * (4 + 2) + 8 * 4 + 4 * 48) * 4 // 2

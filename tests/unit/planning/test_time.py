@@ -72,7 +72,7 @@ def test_each_model_takes_the_time_of_its_own_layout() -> None:
 
 
 def test_a_shared_prompt_is_paid_for_once() -> None:
-    """Of 16 rows at once, two groups of 8: a row has 150 / 8 + 400 tokens."""
+    """Groups of 8: a row has 150 / 8 + 400 tokens, of which a microbatch has those of 16 rows."""
     shared = make_request("7B", shares_prompts=True, micro_batch_size=16)
     whole = make_request("7B", micro_batch_size=16)
     forward = replace(ADVERSARIAL, student_trained=0)
@@ -83,12 +83,14 @@ def test_a_shared_prompt_is_paid_for_once() -> None:
     speed = 8 * 0.4 * 989.4e12
     layout = Layout(data=8)
     assert student_seconds(shared, layout, forward) == pytest.approx(ROWS * one / speed)
-    # Of 4 rows at once half a group has it; of one row, or under context parallelism, each.
-    half = replace(shared, micro_batch_size=4)
+    # Half a group has it if 150 + 4 x 400 tokens fit; each row if one fits, or under context
+    # parallelism.
+    half = replace(shared, max_tokens_per_microbatch=150 + 4 * 400)
     more = 2 * entries * 150 / 8 + 4 * 28 * 28 * 128 * 150 * 150 / 2 / 8
     assert student_seconds(half, layout, forward) == pytest.approx(ROWS * (one + more) / speed)
     context = Layout(data=4, context=2)
-    for request, each in ((replace(shared, micro_batch_size=1), layout), (shared, context)):
+    one_row = replace(shared, max_tokens_per_microbatch=150 + 400)
+    for request, each in ((one_row, layout), (shared, context)):
         assert student_seconds(request, each, forward) == student_seconds(
             replace(request, shares_prompts=False), each, forward
         )

@@ -166,6 +166,22 @@ def test_the_bound_counts_a_shared_prompt_once(place: Parallel, tmp_path: Path) 
     assert alone.train(groups(), POLICY).shared_prompt_share == 0
 
 
+def test_a_bound_by_rows_holds_as_many_tokens_as_whole_rows(
+    place: Parallel, tmp_path: Path
+) -> None:
+    """Two rows of up to 23 + 5: 56 tokens hold the groups of 34 + 17 and leave 12 for the next."""
+    folder = make_hf_folder(tmp_path)
+    student = make_student(folder, place, compute=replace(SHARED, micro_batch_size=2))
+    seen = tokens_seen(student)
+    assert student.train(groups(), POLICY).shared_prompt_share == pytest.approx(87 / 150)
+    assert seen == [34 + 17, 12]
+    # Where no two rows have the same prompt, rows are counted.
+    batch = student_batch(V, rows=GROUPS[:4])
+    seen.clear()
+    assert student.train(batch, POLICY).shared_prompt_share == 0
+    assert seen == [9 + 5, 6 + 12]
+
+
 def test_rows_that_are_left_out_of_the_loss_share_their_prompt_too(
     place: Parallel, tmp_path: Path
 ) -> None:
