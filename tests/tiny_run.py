@@ -1,5 +1,7 @@
 """A tiny run for the tests: a model, a tokenizer, data and a configuration without a mistake."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_gad.config.run import RunConfig
@@ -30,3 +32,9 @@ def make_run(folder: Path) -> RunConfig:
         prompts_per_step = 8
     """
     return parse_toml(text, RunConfig, source="good.toml")
+
+
+def changed(config: RunConfig, change: Mapping[str, Mapping[str, object]]) -> RunConfig:
+    """Return a configuration with other values of some sections' keys."""
+    sections = {name: replace(getattr(config, name), **keys) for name, keys in change.items()}
+    return replace(config, **sections)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from megatron_gad.models.family_table import FAMILIES
+
 FUSED_GATE_UP = ".mlp.experts.gate_up_proj"
 FUSED_DOWN = ".mlp.experts.down_proj"
 ROUTER = ".mlp.gate.weight"
@@ -53,30 +55,38 @@ def qwen3_moe(hf_config: PretrainedConfig) -> Mixture:
     """Read the experts of a Qwen3-MoE model, which may have dense layers among the sparse ones."""
     layers = range(hf_config.num_hidden_layers)
     step, dense = hf_config.decoder_sparse_step, hf_config.mlp_only_layers or ()
+    width_key = _width_key(hf_config)
     return Mixture(
         num_experts=hf_config.num_experts,
         experts_per_token=hf_config.num_experts_per_tok,
-        expert_width=hf_config.moe_intermediate_size,
+        expert_width=getattr(hf_config, width_key),
         normalises=hf_config.norm_topk_prob,
         sparse_layers=tuple(n not in dense and (n + 1) % step == 0 for n in layers),
         block="mlp",
         matrices=("gate_proj", "up_proj", "down_proj"),
-        width_key="moe_intermediate_size",
+        width_key=width_key,
     )
 
 
 def mixtral(hf_config: PretrainedConfig) -> Mixture:
     """Read the experts of a Mixtral model, which all layers have."""
+    width_key = _width_key(hf_config)
     return Mixture(
         num_experts=hf_config.num_local_experts,
         experts_per_token=hf_config.num_experts_per_tok,
-        expert_width=hf_config.intermediate_size,
+        expert_width=getattr(hf_config, width_key),
         normalises=True,
         sparse_layers=(True,) * hf_config.num_hidden_layers,
         block="block_sparse_moe",
         matrices=("w1", "w3", "w2"),
-        width_key="intermediate_size",
+        width_key=width_key,
     )
+
+
+def _width_key(hf_config: PretrainedConfig) -> str:
+    key = FAMILIES[hf_config.model_type].expert_width_key
+    assert key is not None, hf_config.model_type
+    return key
 
 
 def under_hub_names(

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_gad.config.command_line import load_config
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.manifest import MANIFEST
 from megatron_gad.models.hf_folder import save_hf_folder
 from megatron_gad.resume import finish_saving, load_latest, save
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.begin import begin_stage, open_run
-from megatron_gad.training import parallel
+from megatron_gad.stages.begin import begin_stage
 from megatron_gad.training.checkpoint_files import LATEST, STATE
 from tests.stage_steps import take_step
 
@@ -26,16 +24,9 @@ Build = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
-def build(place: parallel.Parallel, assets: Path) -> Build:
-    """A function that builds a run in a folder."""
-
-    def build_run(folder: Path, *flags: str) -> Run:
-        words = ["examples/tiny/run.toml", "--save", str(folder), "--no-tensorboard"]
-        words += ["--data.path", str(assets / "train.jsonl"), "--data.eval-path", ""]
-        words += ["--stages", "warmup", "--student.path", str(assets / "student"), *flags]
-        return open_run(load_config(words)[0], place)
-
-    return build_run
+def build(build) -> Build:
+    """A function that builds a warm-up in a folder."""
+    return lambda folder, *flags: build(folder, "--stages", "warmup", *flags)
 
 
 @pytest.fixture(scope="module")

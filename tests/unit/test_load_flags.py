@@ -8,8 +8,6 @@ from torch import Tensor
 
 from megatron_gad.checks.resume import check_resume
 from megatron_gad.checks.sections import check_run_directory
-from megatron_gad.config.command_line import load_config
-from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
 from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.training import parallel
@@ -19,16 +17,9 @@ from tests.stage_steps import take_step
 
 
 @pytest.fixture(scope="module")
-def configure(assets: Path):
-    """A function that makes the configuration of a run in a folder."""
-
-    def make(folder: Path, *flags: str) -> RunConfig:
-        words = ["examples/tiny/run.toml", "--save", str(folder), "--no-tensorboard"]
-        words += ["--data.path", str(assets / "train.jsonl"), "--data.eval-path", ""]
-        words += ["--stages", "warmup", "--student.path", str(assets / "student"), *flags]
-        return load_config(words)[0]
-
-    return make
+def configure(configure):
+    """A function that makes the configuration of a warm-up in a folder."""
+    return lambda folder, *flags: configure(folder, "--stages", "warmup", *flags)
 
 
 @pytest.fixture(scope="module")

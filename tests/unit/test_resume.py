@@ -7,32 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_gad.config.command_line import load_config
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.stop_request import StopRequest
-from megatron_gad.stages.begin import begin_stage, open_run
+from megatron_gad.stages.begin import begin_stage
 from megatron_gad.stages.seqkd import SeqkdStage
 from megatron_gad.storage import StorageError
 from megatron_gad.train import _run_stage
-from megatron_gad.training import parallel
 from megatron_gad.training.checkpoint_files import (
     LATEST,
 )
 from tests.stage_steps import take_step
-
-
-@pytest.fixture
-def build(place: parallel.Parallel, assets: Path):
-    """Return a function that builds a run in a folder."""
-
-    def build_run(folder: Path, *flags: str) -> Run:
-        words = ["examples/tiny/run.toml", "--save", str(folder), "--no-tensorboard"]
-        words += ["--data.path", str(assets / "train.jsonl"), "--data.eval-path", ""]
-        config, _ = load_config([*words, "--student.path", str(assets / "student"), *flags])
-        return open_run(config, place)
-
-    return build_run
 
 
 def run_and_save(run: Run, num_steps: int) -> None:

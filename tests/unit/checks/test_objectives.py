@@ -1,20 +1,16 @@
 """Options of the objective that contradict each other, each in its whole message."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
 from megatron_gad.checks.run import check_config
 from megatron_gad.config.run import RunConfig
-from tests.tiny_run import make_run
+from tests.tiny_run import changed, make_run
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Return a configuration without a mistake, its files beside it."""
-    folder: Path = tmp_path_factory.mktemp("run")
-    return make_run(folder)
+    return make_run(tmp_path_factory.mktemp("run"))
 
 
 # What to change in a good configuration, and the whole message that has to follow.
@@ -46,5 +42,4 @@ CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
 def test_each_violation_says_key_value_what_is_allowed_and_the_remedy(
     good: RunConfig, change: dict[str, dict[str, object]], message: str
 ) -> None:
-    sections = {name: replace(getattr(good, name), **keys) for name, keys in change.items()}
-    assert check_config(replace(good, **sections), world_size=1) == [message]
+    assert check_config(changed(good, change), world_size=1) == [message]

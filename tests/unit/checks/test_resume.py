@@ -11,7 +11,7 @@ import pytest
 
 from megatron_gad.__main__ import _obey
 from megatron_gad.checks.resume import RULES, check_override, check_resume, rule_of, settings
-from megatron_gad.config.command_line import CliOptions, load_config
+from megatron_gad.config.command_line import CliOptions
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stage_section import stage_kinds
 from megatron_gad.config.toml import read_toml
@@ -23,16 +23,9 @@ from tests.stage_steps import take_step
 
 
 @pytest.fixture(scope="module")
-def configure(assets: Path):
-    """Return a function that makes the configuration of a run in a folder."""
-
-    def make(folder: Path, *flags: str) -> RunConfig:
-        words = ["examples/tiny/run.toml", "--save", str(folder), "--no-tensorboard"]
-        words += ["--stages", "warmup", "adversarial", "--data.path", str(assets / "train.jsonl")]
-        words += ["--data.eval-path", "", "--student.path", str(assets / "student"), *flags]
-        return load_config(words)[0]
-
-    return make
+def configure(configure):
+    """Return a function that makes the configuration of a run of two stages in a folder."""
+    return lambda folder, *flags: configure(folder, "--stages", "warmup", "adversarial", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
-from examples.tiny.prepare import prepare
-from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 from megatron_gad.planning.devices import GIB
@@ -30,22 +28,9 @@ EVERYBODY = ("student", "discriminator", "engine")
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[parallel.Parallel]:
-    """A world of one."""
-    config = RunConfig()
-    yield parallel.initialize(config.parallel, config.seed)
-    parallel.shut_down()
-
-
-@pytest.fixture(scope="module")
-def configured(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def configured(configure, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """The adversarial stage of the tiny example."""
-    folder = tmp_path_factory.mktemp("run")
-    prepare(folder)
-    flags = ["examples/tiny/run.toml", "--stages", "adversarial", "--save", str(folder / "out")]
-    flags += ["--data.path", str(folder / "train.jsonl"), "--no-tensorboard"]
-    flags += ["--data.eval-path", "", "--student.path", str(folder / "student")]
-    return load_config(flags)[0]
+    return configure(tmp_path_factory.mktemp("out"), "--stages", "adversarial")
 
 
 @pytest.fixture

@@ -2,16 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_gad.config.command_line import load_config
 from megatron_gad.config.rewards import RewardConfig
-from megatron_gad.config.run import RunConfig
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.begin import begin_stage, open_run
@@ -20,33 +17,18 @@ from megatron_gad.training import parallel
 from tests.stage_steps import take_step
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[parallel.Parallel]:
-    """A world of one."""
-    config = RunConfig()
-    yield parallel.initialize(config.parallel, config.seed)
-    parallel.shut_down()
-
-
 @pytest.fixture
-def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
+def start(configure, place: parallel.Parallel, tmp_path: Path):
     """Return a function that builds a run inside the adversarial stage."""
 
-    def build(
+    def start_run(
         rewards: tuple[RewardConfig, ...] = (), **sections: dict[str, Any]
     ) -> tuple[Run, Stage]:
-        flags = ["examples/tiny/run.toml", "--stages", "adversarial", "--save", str(tmp_path)]
-        flags += ["--data.path", str(assets / "train.jsonl"), "--no-tensorboard"]
-        flags += ["--data.eval-path", "", "--student.path", str(assets / "student")]
-        config, _ = load_config(flags)
-        changed = {
-            name: dataclasses.replace(getattr(config, name), **values)
-            for name, values in sections.items()
-        }
-        run = open_run(dataclasses.replace(config, rewards=rewards, **changed), place)
+        config = configure(tmp_path, "--stages", "adversarial", **sections)
+        run = open_run(dataclasses.replace(config, rewards=rewards), place)
         return run, begin_stage(run)
 
-    return build
+    return start_run
 
 
 def test_a_step_whose_responses_were_all_cut_leaves_the_student_as_it_is(start) -> None:

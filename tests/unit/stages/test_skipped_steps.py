@@ -8,36 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_gad.config.command_line import load_config
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.stop_request import StopRequest
-from megatron_gad.stages.begin import begin_stage, open_run
+from megatron_gad.stages.begin import begin_stage
 from megatron_gad.stages.stage import Stage
 from megatron_gad.train import _run_stage
-from megatron_gad.training import parallel
 from megatron_gad.training.checkpoint_files import whole_iterations
 from megatron_gad.training.trainer import Trainer
 from tests.stage_steps import take_step
 
 
 @pytest.fixture
-def build(assets: Path, place: parallel.Parallel, tmp_path: Path):
+def build(build, tmp_path: Path):
     """Return a function that builds a run before its first stage."""
-
-    def build_run(stage: str, **sections: dict[str, Any]) -> Run:
-        flags = ["examples/tiny/run.toml", "--stages", stage, "--save", str(tmp_path)]
-        flags += ["--data.path", str(assets / "train.jsonl"), "--no-tensorboard"]
-        flags += ["--data.eval-path", "", "--student.path", str(assets / "student")]
-        config, _ = load_config(flags)
-        changed = {
-            name: dataclasses.replace(getattr(config, name), **values)
-            for name, values in sections.items()
-        }
-        return open_run(dataclasses.replace(config, **changed), place)
-
-    return build_run
+    return lambda stage, **sections: build(tmp_path, "--stages", stage, **sections)
 
 
 @pytest.fixture

@@ -1,19 +1,14 @@
 """What a stage takes from the configuration: rates, data orders, how to sample; what it counts."""
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_gad.config.command_line import load_config
-from megatron_gad.config.run import RunConfig
 from megatron_gad.engines.base import request_seed
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.begin import begin_stage, open_run
+from megatron_gad.stages.begin import begin_stage
 from megatron_gad.stages.stage import Stage
-from megatron_gad.training import parallel
 from megatron_gad.types import Group
 from tests.stage_steps import take_step
 
@@ -22,30 +17,16 @@ SEED = 1234
 GAME = {"prompts_per_step": 4, "group_size": 2, "extra_discriminator_steps": 1, "extra_prompts": 4}
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[parallel.Parallel]:
-    """A world of one."""
-    yield parallel.initialize(RunConfig().parallel, SEED)
-    parallel.shut_down()
-
-
 @pytest.fixture
-def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
+def start(build, tmp_path: Path):
     """Return a function that builds a run at the beginning of its first stage."""
 
-    def build(*stages: str, seed: int = SEED, **sections: dict[str, Any]) -> tuple[Run, Stage]:
-        flags = ["examples/tiny/run.toml", "--stages", *stages, "--seed", str(seed)]
-        flags += ["--save", str(tmp_path / f"{seed}"), "--no-tensorboard", "--data.eval-path", ""]
-        flags += ["--data.path", str(assets / "train.jsonl")]
-        config, _ = load_config([*flags, "--student.path", str(assets / "student")])
-        changed = {
-            name: dataclasses.replace(getattr(config, name), **values)
-            for name, values in sections.items()
-        }
-        run = open_run(dataclasses.replace(config, **changed), place)
+    def start_run(*stages: str, seed: int = SEED, **sections: dict[str, Any]) -> tuple[Run, Stage]:
+        flags = ("--stages", *stages, "--seed", str(seed))
+        run = build(tmp_path / f"{seed}", *flags, **sections)
         return run, begin_stage(run)
 
-    return build
+    return start_run
 
 
 def test_sampling_takes_every_setting_of_the_configuration(start) -> None:

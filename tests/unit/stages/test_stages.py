@@ -4,7 +4,6 @@ import dataclasses
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,27 @@ import pytest
 import torch
 
 from megatron_gad.algorithms.supervised import supervised_loss
-from megatron_gad.config.command_line import load_config
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import AdversarialConfig, WarmupConfig
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.run_folder import LOCK_FILE
-from megatron_gad.stages.begin import begin_stage, find_stage, open_run, reason_to_end
+from megatron_gad.stages.begin import begin_stage, find_stage, reason_to_end
 from megatron_gad.stages.stage import Stage
-from megatron_gad.training import parallel
 from tests.stage_steps import take_step
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[parallel.Parallel]:
-    """A world of one."""
-    config = RunConfig()
-    yield parallel.initialize(config.parallel, config.seed)
-    parallel.shut_down()
-
-
 @pytest.fixture
-def start(assets: Path, place: parallel.Parallel, tmp_path: Path):
-    """Return a function that builds a run inside its first stage."""
+def start(build, assets: Path, tmp_path: Path):
+    """Return a function that builds a run inside its first stage, with held-out rows."""
 
-    def build(stage: str, **sections: dict[str, Any]) -> tuple[Run, Stage]:
-        flags = ["examples/tiny/run.toml", "--stages", stage, "--save", str(tmp_path)]
-        flags += ["--data.path", str(assets / "train.jsonl"), "--no-tensorboard"]
-        flags += ["--data.eval-path", str(assets / "eval.jsonl")]
-        config, _ = load_config([*flags, "--student.path", str(assets / "student")])
-        changed = {
-            name: dataclasses.replace(getattr(config, name), **values)
-            for name, values in sections.items()
-        }
-        run = open_run(dataclasses.replace(config, **changed), place)
+    def start_run(stage: str, **sections: dict[str, Any]) -> tuple[Run, Stage]:
+        held_out = ("--data.eval-path", str(assets / "eval.jsonl"))
+        run = build(tmp_path, "--stages", stage, *held_out, **sections)
         return run, begin_stage(run)
 
-    return build
+    return start_run
 
 
 def record_prompts(run: Run) -> list[list[int]]:
