@@ -64,7 +64,7 @@ def precisions(machine: Machine) -> dict[str, ComputeConfig]:
     found = {
         name: compute
         for name, compute in wanted.items()
-        if not list(check_compute(compute, ParallelConfig(), machine))
+        if not list(check_compute(compute, machine))
     }
     return {"bf16": plain, **found}
 

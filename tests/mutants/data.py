@@ -239,8 +239,8 @@ TEXT_MUTANTS = (
     ),
     Mutant(
         "the template writes the date of today",
-        "self._text = _with_fixed_clock(tokenizer.chat_template)",
-        "self._text = tokenizer.chat_template",
+        "clock + text if CLOCK in text else text for name",
+        "text for name",
         CHAT,
     ),
     Mutant(

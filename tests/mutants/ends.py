@@ -70,8 +70,8 @@ END_MUTANTS = (
     ),
     Mutant(
         "the schedule of the discriminator leaves out a last interval that is not whole",
-        "math.ceil(num_steps / own.discriminator_interval)",
-        "num_steps // own.discriminator_interval",
+        "math.ceil(num_steps / interval)",
+        "num_steps // interval",
         in_stages("test_schedules_are_as_long_as_the_models_learn"),
     ),
     Mutant(

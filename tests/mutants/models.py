@@ -69,8 +69,8 @@ NETWORK_MUTANTS = (
     ),
     Mutant(
         "gate and up are exchanged",
-        "parts = (*values_of(fc1).chunk(2), values_of(fc2))",
-        "parts = (*reversed(values_of(fc1).chunk(2)), values_of(fc2))",
+        "parts = (*fc1.detach().chunk(2), fc2.detach())",
+        "parts = (*reversed(fc1.detach().chunk(2)), fc2.detach())",
         LOGITS,
     ),
     Mutant(

@@ -225,8 +225,8 @@ ADAMW_MUTANTS = (
     ),
     Mutant(
         "forgetting the moments leaves them",
-        "            part.state.clear()\n",
-        "            pass\n",
+        "        part.state.clear()\n",
+        "        pass\n",
         RESET,
     ),
 )

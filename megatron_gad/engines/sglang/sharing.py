@@ -104,7 +104,7 @@ class Guest:
     def __init__(self, url: str, request_timeout_s: float) -> None:
         self.name = url
         self._client = SGLangClient(url, request_timeout_s)
-        self._api = ServerApi(self._client, request_timeout_s)
+        self._api = ServerApi(self._client)
 
     def generate(self, body: Json) -> Json:
         """Sample one response."""

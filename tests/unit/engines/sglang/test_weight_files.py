@@ -23,7 +23,7 @@ def test_files_hold_the_last_update_only_and_go_with_the_transport(tmp_path):
         list(plan.buckets((name, tensor + shift) for name, tensor in TENSORS.items()))
         for shift in (2, 3)
     ]
-    servers = [ServerApi(SGLangClient("http://127.0.0.1:1", 1.0), 1.0) for _ in range(2)]
+    servers = [ServerApi(SGLangClient("http://127.0.0.1:1", 1.0)) for _ in range(2)]
     for buckets in (*updates, updates[0][1:]):  # those of the first update come late again
         for bucket in buckets:
             for server in servers:
