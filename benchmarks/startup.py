@@ -36,11 +36,13 @@ class Options:
         tokenizer: folder with the tokenizer of a real model.
         rows: rows of the data.
         characters: length of a row's prompt and response together.
+        ranks: numbers of ranks to start it on.
     """
 
     tokenizer: Path
     rows: int = 200_000
     characters: int = 1400
+    ranks: tuple[int, ...] = (1, 4)
 
 
 def main(options: Options) -> None:
@@ -54,7 +56,7 @@ def main(options: Options) -> None:
         print(f"{options.rows:,} rows, {size:.0f} MB; beside a start with {FEW} rows:")
         print("| ranks | start | wall clock, s | all cores, s | largest rank, MB |")
         print("|---|---|---|---|---|")
-        for num_ranks in (1, 4):
+        for num_ranks in options.ranks:
             base = start(folder, "few.jsonl", num_ranks)
             for name in ("first", "second"):
                 found = start(folder, "many.jsonl", num_ranks)
