@@ -250,7 +250,7 @@ CASES: dict[str, Case] = {
     "those above the teacher's": case(
         stages=("warmup", "best_of_n"),
         best_of_n__keep=4,
-        best_of_n__min_margin=-0.02,
+        best_of_n__min_margin=-1.1,
         discriminator__score="sum",
     ),
     "constant rates, nothing clipped": case(
