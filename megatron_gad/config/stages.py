@@ -179,6 +179,8 @@ class AdversarialConfig(SamplingSection):
         student_updates: optimizer steps of the student on one rollout batch, or, if that is cut,
             how often it goes through the parts.
         student_minibatches: parts of a rollout batch, of whole groups, with an optimizer step each.
+        resample_rounds: how often a step samples as many further prompts for groups whose rewards
+            do not differ, which teach nothing; 0: never.
     """
 
     name = "adversarial"
@@ -186,11 +188,12 @@ class AdversarialConfig(SamplingSection):
     positive = (*("student_updates", "student_minibatches", "student_lr", "discriminator_lr"),)
     not_negative = (
         *("discriminator_samples", "discriminator_interval"),
-        "extra_discriminator_steps",
+        *("extra_discriminator_steps", "resample_rounds"),
     )
     fixed = (
         *("prompts_per_step", "group_size", "discriminator_samples"),
         *("student_updates", "student_minibatches"),
+        "resample_rounds",
     )
     student_loss = "policy"
     uses_gad = True
@@ -203,6 +206,7 @@ class AdversarialConfig(SamplingSection):
     overlap: bool = False
     student_updates: int = 1
     student_minibatches: int = 1
+    resample_rounds: int = 0
 
     @property
     def updates_per_step(self) -> int:
@@ -228,6 +232,12 @@ class AdversarialConfig(SamplingSection):
                 f"adversarial.extra_discriminator_steps = {steps} take {count * steps} prompts a "
                 f"step, but data.path has {num_rows} usable rows: the discriminator would learn "
                 "the same pairs again; make one of them smaller, or use more data"
+            )
+        most = self.prompts_per_step * (1 + self.resample_rounds)
+        if self.resample_rounds and most > num_rows:
+            yield (
+                f"adversarial.resample_rounds = {self.resample_rounds} may take {most} prompts a "
+                f"step, but data.path has {num_rows} usable rows; make it smaller, or use more data"
             )
 
     @property
@@ -278,6 +288,12 @@ class AdversarialConfig(SamplingSection):
                 f"adversarial.discriminator_samples = {self.discriminator_samples} is more than "
                 f"the adversarial.group_size = {self.group_size} samples of a prompt; "
                 "make it smaller, or 0 for all"
+            )
+        if self.overlap and self.resample_rounds:
+            yield (
+                f"adversarial.resample_rounds = {self.resample_rounds} samples with the student as "
+                "it is, but with adversarial.overlap = True the engine is at work for the next "
+                "step; leave one of them out"
             )
         if not self.discriminator_interval and self.extra_discriminator_steps > 0:
             yield (

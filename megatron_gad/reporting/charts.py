@@ -136,7 +136,10 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         ),
         Chart(
             "Groups without a signal",
-            (Line("advantage/zero_share", "zero advantage", "discriminator"),),
+            (
+                Line("advantage/zero_share", "zero advantage", "discriminator"),
+                Line("advantage/replaced_share", "replaced", "student"),
+            ),
             unit="%",
         ),
     ),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -79,9 +79,12 @@ class RunData:
         order = self.states()["order"]
         return order["epoch"] + order["position"] / order["num_rows"]
 
-    def take(self, count: int) -> list[Prompt]:
-        """Return this data rank's share of the next ``count`` prompts."""
-        return self._share(self.order.take(count))
+    def take(self, count: int, besides: Collection[int] = ()) -> list[Prompt]:
+        """Return this data rank's share of the next ``count`` prompts.
+
+        besides: rows that are not to be among them.
+        """
+        return self._share(self.order.take(count, besides))
 
     def take_with_extra(
         self, count: int, extra_count: int, num_extra: int

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_gad.algorithms.advantages import group_advantages, zero_advantage_share
+from megatron_gad.algorithms.advantages import group_advantages
 from megatron_gad.config.run import RunConfig
 from megatron_gad.config.stages import AdversarialConfig
 from megatron_gad.data.batching import policy_batch
@@ -19,15 +19,19 @@ from megatron_gad.runtime.sampler import Request
 from megatron_gad.stages.agreement import compare_all
 from megatron_gad.stages.discriminator_step import Practice, cost_of_group, judge_groups
 from megatron_gad.stages.negatives import NegativesPool, as_read
+from megatron_gad.stages.resampling import Scored, count_flat, replace_flat
 from megatron_gad.stages.rewards import reward_groups
-from megatron_gad.stages.rollouts import sample_step
+from megatron_gad.stages.rollouts import sample_now, sample_step
 from megatron_gad.stages.stage import Learning, Stage
-from megatron_gad.stages.step_result import StepResult, reward_metrics, sample_rows
+from megatron_gad.stages.step_result import StepResult, reward_metrics, sample_rows, zero_metrics
 from megatron_gad.stages.student_step import take_policy_steps
 from megatron_gad.stages.waiting_rollouts import ahead_state, restore_ahead
 from megatron_gad.training.exchange import rebalance, take_turns
 from megatron_gad.training.reference import Reference
 from megatron_gad.types import Batch, Group, Metrics
+
+# Of the samplings of a step, that of further prompts; those before it have names of their own.
+FIRST_DRAW = 3
 
 
 @dataclass(frozen=True)
@@ -85,26 +89,34 @@ class AdversarialStage(Stage[AdversarialConfig]):
         passes = [own, *((groups, True, 0, None) for groups in sampled.extra_groups)]
         judged, *extra = (judge_groups(run, *each) for each in passes)
 
-        batch = self._with_reference(run, sampled.batch)
-        rewarded = reward_groups(run, batch, sampled.groups, judged.scores_PG)
-        advantages_PG = group_advantages(rewarded.total_PG, self.config.gad.advantage)
-        zeros = zero_advantage_share(advantages_PG)
+        batch = sampled.batch
+        if not self.settings.resample_rounds:
+            batch = self._with_reference(run, batch)
+        scored = self._score(run, batch, sampled.groups, judged.scores_PG)
+        rewards = reward_metrics(run.parallel, scored.rewarded.total_PG)
+        rewards |= scored.rewarded.metrics
+        if self.settings.resample_rounds:
+            scored, replaced = self._with_further(run, scored)
+            rewards |= replaced
+            batch = self._with_reference(run, policy_batch(scored.groups))
+        rewards |= zero_metrics(run.parallel, scored.advantages_PG)
 
         learned, agreement = None, {}
         if self.student_learns(run):
-            batch = batch.with_advantages(advantages_PG.flatten())
-            batch = batch.without_rows(rewarded.is_left_out_PG.flatten())
+            batch = batch.with_advantages(scored.advantages_PG.flatten())
+            batch = batch.without_rows(scored.rewarded.is_left_out_PG.flatten())
             learned = take_policy_steps(
-                run, batch, sampled.groups, sampled.parts, self.settings.student_updates
+                run, batch, scored.groups, sampled.parts, self.settings.student_updates
             )
             if not learned.output.is_skipped:
                 agreement = compare_all(run, learned.output.rows, batch, sampled.weights_lag)
+        shown = (scored.groups, scored.scores_PG, scored.advantages_PG, scored.rewarded.parts)
         return StepResult.of(
             sampled.metrics | judged.metrics | agreement,
             judged=[each.step for each in (judged, *extra)],
             learned=learned,
-            samples=sample_rows(sampled.groups, judged.scores_PG, advantages_PG, rewarded.parts),
-            rewards=rewarded.metrics | reward_metrics(run.parallel, rewarded.total_PG, zeros),
+            samples=sample_rows(*shown),
+            rewards=rewards,
         )
 
     def state(self, run: Run) -> dict[str, Any]:
@@ -196,6 +208,41 @@ class AdversarialStage(Stage[AdversarialConfig]):
             sampling = SamplingConfig.of_step(run.config, iteration, 1, draw=1)
             requests.append(Request(list(chain.from_iterable(shares)), sampling))
         return requests
+
+    def _score(self, run: Run, batch: Batch, groups: Sequence[Group], scores_PG: Tensor) -> Scored:
+        """Return rewards and advantages of groups, whose responses are the rows of the batch."""
+        if self.config.gad.kl_in == "reward" and batch.ref_logprobs is None:
+            batch = self._with_reference(run, batch)
+        rewarded = reward_groups(run, batch, groups, scores_PG)
+        advantages_PG = group_advantages(rewarded.total_PG, self.config.gad.advantage)
+        return Scored([*groups], scores_PG, rewarded, advantages_PG)
+
+    def _with_further(self, run: Run, scored: Scored) -> tuple[Scored, Metrics]:
+        """Replace groups that teach nothing by groups of further prompts, as many as are found.
+
+        The discriminator scores these and does not learn from them. All ranks call it.
+        """
+        own, num_replaced = self.settings, 0
+        shares = run.parallel.gather_over_data([group.prompt.index for group in scored.groups])
+        taken = [*chain.from_iterable(shares)]
+        for number in range(own.resample_rounds):
+            if not count_flat(run.parallel, scored):
+                break
+            prompts = run.data.take(own.prompts_per_step, besides=taken)
+            run.progress.consumed_samples += own.prompts_per_step
+            sampling = SamplingConfig.of_step(
+                run.config, run.progress.iteration, own.group_size, draw=FIRST_DRAW + number
+            )
+            (groups,), _ = sample_now(run, [Request(prompts, sampling)])
+            run.sampler.take_work()  # what is reported is of the step's own prompts
+            groups = rebalance(groups, cost_of_group(run), run.parallel)
+            judged = judge_groups(run, groups, learns=False)
+            further = self._score(run, policy_batch(groups), groups, judged.scores_PG)
+            scored, count = replace_flat(run.parallel, scored, further)
+            num_replaced += count
+            shares = run.parallel.gather_over_data([group.prompt.index for group in groups])
+            taken += chain.from_iterable(shares)
+        return scored, {"advantage/replaced_share": num_replaced / own.prompts_per_step}
 
     def _with_reference(self, run: Run, batch: Batch) -> Batch:
         if self.reference is None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_gad.algorithms.advantages import zero_advantage_share
 from megatron_gad.config.output import ModelName
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.parallel import Parallel
@@ -97,20 +98,20 @@ def _are_finite(output: StepOutput, batch: Batch | PairBatch) -> list[bool]:
     return torch.stack(finite).all(dim=0).tolist()
 
 
-def reward_metrics(parallel: Parallel, rewards_PG: Tensor, zeros: tuple[Tensor, Tensor]) -> Metrics:
-    """Return mean and std of the rewards, and the share of groups that teach nothing.
+def reward_metrics(parallel: Parallel, rewards_PG: Tensor) -> Metrics:
+    """Return mean and std of the rewards; the std is over all responses of the step.
 
-    rewards_PG: [P, G] float32 of this data rank. The std is over all responses of the step.
-    zeros: from ``zero_advantage_share``.
+    rewards_PG: [P, G] float32 of this data rank.
     """
-    shares = parallel.gather_over_data((rewards_PG, torch.stack(zeros)))
-    rewards = torch.cat([rewards for rewards, _ in shares]).double()  # [P of all data ranks, G]
-    num_zero, num_groups = torch.stack([counts for _, counts in shares]).sum(dim=0).tolist()
-    return {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "advantage/zero_share": num_zero / num_groups,
-    }
+    shares = parallel.gather_over_data(rewards_PG)
+    rewards = torch.cat(shares).double()  # [P of all data ranks, G]
+    return {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std())}
+
+
+def zero_metrics(parallel: Parallel, advantages_PG: Tensor) -> Metrics:
+    """Return the share of groups that teach nothing; [P, G] float32 of this data rank."""
+    num_zero, num_groups = (float(each) for each in zero_advantage_share(advantages_PG))
+    return parallel.mean_over_data({"advantage/zero_share": (num_zero, num_groups)})
 
 
 def sample_rows(

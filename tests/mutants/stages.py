@@ -167,10 +167,22 @@ OPTION_MUTANTS = (
 
 REWARD_MUTANTS = (
     Mutant(
+        "further groups come in the order in which they were sampled",
+        "chain.from_iterable(parallel.gather_over_data(useful)), key=lambda each: each[:2]",
+        "chain.from_iterable(parallel.gather_over_data(useful)), key=lambda each: 0",
+        ("tests/unit/stages/test_resampling.py",),
+    ),
+    Mutant(
+        "the student's batch has the reference of the groups that were replaced",
+        "batch = self._with_reference(run, policy_batch(scored.groups))",
+        "batch = self._with_reference(run, batch)",
+        oracle("groups that differ in place of those that do not, resumed"),
+    ),
+    Mutant(
         "rewards are scores from after the discriminator's extra steps",
-        "rewarded = reward_groups(run, batch, sampled.groups, judged.scores_PG)",
+        "scored = self._score(run, batch, sampled.groups, judged.scores_PG)",
         "again_PG = judge_groups(run, sampled.groups).scores_PG\n"
-        "        rewarded = reward_groups(run, batch, sampled.groups, again_PG)",
+        "        scored = self._score(run, batch, sampled.groups, again_PG)",
         PUBLISHED,
     ),
     Mutant(
@@ -187,8 +199,8 @@ REWARD_MUTANTS = (
     ),
     Mutant(
         "advantages are given to the rollouts of other prompts",
-        "batch.with_advantages(advantages_PG.flatten())",
-        "batch.with_advantages(advantages_PG.t().flatten())",
+        "batch.with_advantages(scored.advantages_PG.flatten())",
+        "batch.with_advantages(scored.advantages_PG.t().flatten())",
         PUBLISHED,
     ),
     Mutant(

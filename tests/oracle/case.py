@@ -69,6 +69,7 @@ BASE: dict[str, Any] = {
     "adversarial.overlap": False,
     "adversarial.student-updates": 1,
     "adversarial.student-minibatches": 1,
+    "adversarial.resample-rounds": 0,
     "adversarial.student-lr": 4e-4,
     "adversarial.discriminator-lr": 2.5e-4,
     "gad.discriminator-loss": "bradley_terry",

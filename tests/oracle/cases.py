@@ -194,6 +194,28 @@ CASES: dict[str, Case] = {
         adversarial__discriminator_interval=0,
         adversarial__extra_discriminator_steps=0,
     ),
+    "groups that differ in place of those that do not, resumed": case(
+        rewards=(
+            {"name": "odd", "function": "tests.oracle.given:odd"},
+            {"name": "discriminator", "weight": 0.0},
+        ),
+        adversarial__group_size=2,
+        adversarial__discriminator_samples=0,
+        adversarial__resample_rounds=2,
+        resumes_after=(("adversarial", 1),),
+    ),
+    "those, with a KL in the reward of minibatches": case(
+        rewards=(
+            {"name": "odd", "function": "tests.oracle.given:odd"},
+            {"name": "discriminator", "weight": 0.0},
+        ),
+        gad__kl_in="reward",
+        gad__advantage="dr_grpo",
+        adversarial__group_size=2,
+        adversarial__discriminator_samples=0,
+        adversarial__student_minibatches=2,
+        adversarial__resample_rounds=1,
+    ),
     "no warm-up": case(stages=("seqkd", "adversarial"), gad__advantage="dr_grpo"),
     "a discriminator that learns alone first": case(
         warmup__train_student=False,

@@ -55,7 +55,8 @@ def _problems(step: Step, oracle: Oracle) -> Iterator[str]:
         else:
             yield from _drawn_otherwise(step, oracle)
             outcome = oracle.adversarial(
-                step.number, step.groups, step.extra, step.past, step.resting
+                *(step.number, step.groups, step.extra),
+                *(step.past, step.resting, step.further),
             )
     for key, expected in outcome.numbers.items():
         found = step.metrics.get(key)
@@ -87,6 +88,11 @@ def _asked_otherwise(step: Step, oracle: Oracle) -> Iterator[str]:
     expected = oracle.next_rows(len(rows))
     if rows != expected:
         yield f"rows: {rows}, the oracle has {expected}"
+    for more in step.further:
+        found_rows = sorted(group.row for group in more)
+        expected = oracle.next_rows(len(more))
+        if found_rows != expected:
+            yield f"further rows: {found_rows}, the oracle has {expected}"
     extra = [group for each in step.extra for group in each]
     taken = [*rows, *(group.row for group in extra)]
     if len(set(taken)) < len(taken):
@@ -127,7 +133,7 @@ def _other_logprobs(step: Step, outcome: Outcome) -> Iterator[str]:
 
 def _other_samples(step: Step, outcome: Outcome, oracle: Oracle) -> Iterator[str]:
     """Yield where what the run shows of its responses is not what it was trained on."""
-    for p, group in enumerate(step.groups):
+    for p, group in enumerate(outcome.groups or step.groups):
         asked = oracle.texts.rows[group.row]["content"][0]["content"]
         shown = step.samples.get(f"user: {asked}")
         if shown is None:

@@ -14,3 +14,8 @@ def vowels(rows: Rows, factor: float = 1.0) -> list[float]:
 def brevity(rows: Rows) -> list[int]:
     """Return minus the tokens of a response, the end token included."""
     return [-row["length"] for row in rows]
+
+
+def odd(rows: Rows) -> list[bool]:
+    """Return whether a response has an odd number of tokens."""
+    return [row["length"] % 2 == 1 for row in rows]

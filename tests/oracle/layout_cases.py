@@ -15,6 +15,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "rewards beside the discriminator's",
             "past groups, resumed",
             "minibatches, gone through twice",
+            "groups that differ in place of those that do not, resumed",
+            "those, with a KL in the reward of minibatches",
             "a teacher's distribution, by what is sampled",
         ),
     ),

@@ -30,6 +30,7 @@ class Step:
     asked: how to sample both, as the engine was told.
     past: groups that the discriminator learned from again: how many steps ago, and their rows.
     resting: rows whose groups it did not learn from.
+    further: groups of every round of further prompts.
     metrics: as they are reported. samples: what it shows of its responses, by the prompt.
     """
 
@@ -40,6 +41,7 @@ class Step:
     asked: list[dict[str, Any]]
     past: list[tuple[int, int]]
     resting: set[int]
+    further: list[list[Sampled]]
     metrics: dict[str, float]
     samples: dict[str, dict[str, Any]]
 
@@ -110,7 +112,8 @@ class Product:
         samples = {row["prompt"]: row for part in self._over_data(result.samples) for row in part}
         metrics = dict(result.metrics)
         groups = [group for share in shares for group in share]
-        asked = [self._asked[key] for key in (f"{name}_0", f"{name}_1") if key in self._asked]
+        keys = [f"{name}_{draw}" for draw in (0, 1, *range(3, 9))]
+        asked = [self._asked[key] for key in keys if key in self._asked]
         return Step(
             stage.name,
             number,
@@ -119,6 +122,7 @@ class Product:
             asked,
             [*self._past],
             set(self._resting),
+            self._further(name),
             metrics,
             samples,
         )
@@ -147,6 +151,12 @@ class Product:
             [group for share in shares for group in share[i * size : (i + 1) * size]]
             for i in range(count)
         ]
+
+    def _further(self, name: str) -> list[list[Sampled]]:
+        rounds = range(int(self.options["adversarial.resample-rounds"]))
+        shares = [self._over_data(self._sampled.get(f"{name}_{3 + n}", [])) for n in rounds]
+        found = [[group for part in share for group in part] for share in shares]
+        return [groups for groups in found if groups]
 
     def _over_data(self, value: Any) -> list[Any]:
         """Return what all data ranks have; only the first of a model's ranks sampled."""

@@ -26,6 +26,7 @@ from tests.oracle.models import (
     response_logprobs,
 )
 from tests.oracle.policy import average, kl_of, objective, ratio_of
+from tests.oracle.resampling import resampled
 from tests.oracle.rewards import advantages_of, explained_by_length, summed
 from tests.oracle.texts import Sampled, Texts
 
@@ -36,13 +37,15 @@ class Outcome:
 
     numbers: by the name of the metric.
     drawn: the logprobs of every sampled response under the weights that should have sampled it.
-    scores, advantages: [P, G] in the order of the sampled groups; None without them.
+    scores, advantages: [P, G] in the order of the groups; None without them.
+    groups: that the student learned from, if they are not those that were sampled first.
     """
 
     numbers: dict[str, Number]
     drawn: Sequence[Tensor] = ()
     scores: Tensor | None = None
     advantages: Tensor | None = None
+    groups: Sequence[Sampled] = ()
 
 
 class Reference:
@@ -103,11 +106,12 @@ class Reference:
         extra: Sequence[Sequence[Sampled]],
         past: Sequence[tuple[int, int]] = (),
         resting: Collection[int] = (),
+        further: Sequence[Sequence[Sampled]] = (),
     ) -> Outcome:
         """Score, teach the discriminator, raise what it scored above the group.
 
         past: groups that it learns from again: how many steps ago, and their rows. resting: rows
-            whose groups it does not learn from.
+            whose groups it does not. further: of every round of further prompts.
         """
         get = self._in("adversarial")
         # An engine that works ahead had the weights from before the step before.
@@ -128,8 +132,7 @@ class Reference:
         for fresh in extra:
             self._judge(fresh, 0, learns=True)
 
-        rows = self._sampled_rows(groups)
-        anchor = self._anchored(rows)
+        anchor = self._anchored(rows := self._sampled_rows(groups))
         lengths = torch.tensor([[len(r.ids) for r in group.responses] for group in groups])
         slope, fitted = explained_by_length(scores, lengths)
         counted = scores - fitted if self.options["gad.length-correction"] else scores
@@ -137,8 +140,12 @@ class Reference:
         numbers |= parts
         rewards = total - self._penalty(rows, anchor).view_as(scores)
         advantages = advantages_of(rewards, self.options["gad.advantage"])
-        zeros = float((advantages == 0).all(dim=1).float().mean())
         spread = float(rewards.std())
+        if get("resample-rounds"):
+            groups, advantages, count = resampled(self, groups, scores, advantages, further)
+            numbers["advantage/replaced_share"] = Number(count / len(groups), 1.0)
+            anchor = self._anchored(rows := self._sampled_rows(groups))
+        zeros = float((advantages == 0).all(dim=1).float().mean())
         numbers |= {
             "reward/mean": Number(float(rewards.mean()), spread),
             "reward/std": Number(spread, spread),
@@ -150,9 +157,8 @@ class Reference:
         rows, weights, anchor, engine = self._kept(groups, *learned_from)
         size = len(groups[0].responses)
         places = [g * size + r for g in self._minibatch_order(groups) for r in range(size)]
-        learned = self._reinforce(rows, weights, anchor, engine, places)
-        numbers |= named("student", learned)
-        return Outcome(numbers, drawn, scores, advantages)
+        numbers |= named("student", self._reinforce(rows, weights, anchor, engine, places))
+        return Outcome(numbers, drawn, scores, advantages, groups)
 
     def next_rows(self, count: int) -> list[int]:
         """Return the next rows of the data, which are taken as they stand in the file."""
@@ -339,6 +345,7 @@ class Reference:
         given = {
             "vowels": torch.tensor([[sum(map(t.count, "aeiou")) for t in row] for row in texts]),
             "brevity": -torch.tensor([[len(r.ids) for r in group.responses] for group in groups]),
+            "odd": torch.tensor([[len(r.ids) % 2 for r in group.responses] for group in groups]),
             "discriminator": scores,
         }
         return summed(given, self.options["rewards"])

@@ -16,6 +16,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 # What to change in a good configuration, and the whole message that has to follow.
 CHANGES: list[tuple[dict[str, dict[str, object]], str]] = [
     (
+        {"adversarial": {"resample_rounds": 2, "overlap": True}, "gad": {"tis_cap": 2.0}},
+        "adversarial.resample_rounds = 2 samples with the student as it is, but with "
+        "adversarial.overlap = True the engine is at work for the next step; leave one of them out",
+    ),
+    (
         {"gad": {"dual_clip": 0.9}},
         "gad.dual_clip = 0.9 would cut off ratios of 1, of which every batch begins; give a value "
         "above 1 (3 is usual), or 0 for no such bound",
