@@ -23,7 +23,7 @@ from megatron_gad.evaluation.instructions.accuracy import (
 )
 from megatron_gad.evaluation.items import Item, read_items
 from megatron_gad.evaluation.judge.calls import Judge
-from megatron_gad.evaluation.judge.prompt_files import JudgePrompts
+from megatron_gad.evaluation.judge.prompt_files import JudgePrompts, conversation_text
 from megatron_gad.evaluation.measures import (
     TEACHER_ROW,
     Measured,
@@ -36,13 +36,13 @@ from megatron_gad.evaluation.plot import draw_lengths
 from megatron_gad.evaluation.record_file import RecordFile
 from megatron_gad.evaluation.results import gather, judge_totals
 from megatron_gad.evaluation.students import Student, answers_of, find_students
-from megatron_gad.evaluation.table import page
+from megatron_gad.evaluation.table import ANSWERS_FILE, RESULTS_FILE, page
 from megatron_gad.evaluation.verdicts import Answers, Court, add_preferences, add_ratings
-from megatron_gad.files import replace_text, to_json
+from megatron_gad.files import replace_lines, replace_text, to_json
 
 logger = logging.getLogger(__name__)
 
-RESULTS, PAGE, PLOT = "evaluation.json", "evaluation.md", "length.png"
+PAGE, PLOT = "evaluation.md", "length.png"
 
 
 def main(argv: Sequence[str], program: str = "megatron-gad evaluate") -> int:
@@ -108,6 +108,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "judge": totals,
     }
     _write(options.out, results, measured)
+    _write_answers(options.out, items, answers)
     return results
 
 
@@ -213,6 +214,19 @@ def _add_teacher(items: Sequence[Item], measured: dict[str, Measured]) -> None:
 
 def _write(out: Path, results: dict[str, Any], measured: Mapping[str, Measured]) -> None:
     plain = json.loads(to_json(results))
-    replace_text(out / RESULTS, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    replace_text(out / RESULTS_FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     replace_text(out / PAGE, page(results))
     draw_lengths(measured, out / PLOT)
+
+
+def _write_answers(out: Path, items: Sequence[Item], answers: Answers) -> None:
+    """Write who answered what, prompt by prompt, to be read side by side."""
+    rows = (
+        {
+            "prompt": conversation_text(item.messages),
+            "teacher": [each.text for each in item.teacher],
+            "students": {name: [a.text for a in given[n]] for name, given in answers.items()},
+        }
+        for n, item in enumerate(items)
+    )
+    replace_lines(out / ANSWERS_FILE, [to_json(row) for row in rows])

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# What an evaluation leaves in its folder: its numbers, and all answers prompt by prompt.
+RESULTS_FILE, ANSWERS_FILE = "evaluation.json", "answers.jsonl"
 PER_CENT = ("per cent", 100.0, 1)
 PLAIN = ("", 1.0, 1)
 FINE = ("", 1.0, 3)
@@ -35,19 +37,63 @@ ROWS: Mapping[str, tuple[str, tuple[str, float, int]]] = {
 }  # fmt: skip
 
 
+def student_rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return (measure in words, text of every student's number with its interval) of all measures.
+
+    results: what ``evaluation.json`` holds.
+    """
+    students = results["students"]
+    return [
+        (name, [_cell(students[s], measure, form) for s in students])
+        for measure, (name, form) in _rows(results).items()
+    ]
+
+
+def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return (measure in words, [of whom, difference, prompts, whether it is noise])."""
+    rows = _rows(results)
+    return [
+        (
+            rows[each["measure"]][0],
+            [
+                f"{each['student']} - {each['baseline']}",
+                _interval(each, rows[each["measure"]][1]),
+                str(each["count"]),
+                "within noise" if each["is_within_noise"] else "differs",
+            ],
+        )
+        for each in results["differences"]
+        if each["measure"] in rows
+    ]
+
+
+def note_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return what has to be known of the numbers, a sentence or two each."""
+    notes = [
+        f"{name}: {flag}."
+        for name, student in results["students"].items()
+        for flag in student["flags"]
+    ]
+    judge = results["judge"]
+    if judge:
+        notes.append(
+            f"Judge {judge['model']}: {judge['num_calls']} calls, {judge['num_replayed']} of "
+            f"them kept from before; {judge['prompt_tokens']} tokens read, "
+            f"{judge['completion_tokens']} written, cost {judge['cost']:.4f}. "
+            f"{judge['num_unreadable']} verdicts could not be read in two attempts and "
+            f"{judge['num_unanswered']} calls have no answer; neither counts as anything."
+        )
+    if judge and judge["stopped"]:
+        notes.append(f"The judge was not asked everything: {judge['stopped']}.")
+    return notes
+
+
 def page(results: Mapping[str, Any]) -> str:
     """Return the page of what ``evaluation.json`` holds."""
-    students = results["students"]
     parts = [
         f"# Evaluation on {results['num_prompts']} prompts",
         "Ranges are 95 % intervals over prompts. They do not cover the randomness of training.",
-        _table(
-            ["", *students],
-            [
-                (name, [_cell(students[s], measure, form) for s in students])
-                for measure, (name, form) in _rows(results).items()
-            ],
-        ),
+        _table(["", *results["students"]], student_rows(results)),
         *_differences(results),
         *_arms(results),
         *_notes(results),
@@ -85,22 +131,9 @@ def _number(value: float, form: tuple[str, float, int]) -> str:
 
 
 def _differences(results: Mapping[str, Any]) -> list[str]:
-    rows = _rows(results)
-    shown = [each for each in results["differences"] if each["measure"] in rows]
-    if not shown:
+    lines = difference_rows(results)
+    if not lines:
         return []
-    lines = [
-        (
-            rows[each["measure"]][0],
-            [
-                f"{each['student']} - {each['baseline']}",
-                _interval(each, rows[each["measure"]][1]),
-                str(each["count"]),
-                "within noise" if each["is_within_noise"] else "differs",
-            ],
-        )
-        for each in shown
-    ]
     return ["## Differences, prompt by prompt", _table(["", "of", "", "n", ""], lines)]
 
 
@@ -125,22 +158,7 @@ def _arms(results: Mapping[str, Any]) -> list[str]:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = [
-        f"- {name}: {flag}."
-        for name, student in results["students"].items()
-        for flag in student["flags"]
-    ]
-    judge = results["judge"]
-    if judge:
-        notes.append(
-            f"- Judge {judge['model']}: {judge['num_calls']} calls, {judge['num_replayed']} of "
-            f"them kept from before; {judge['prompt_tokens']} tokens read, "
-            f"{judge['completion_tokens']} written, cost {judge['cost']:.4f}. "
-            f"{judge['num_unreadable']} verdicts could not be read in two attempts and "
-            f"{judge['num_unanswered']} calls have no answer; neither counts as anything."
-        )
-    if judge and judge["stopped"]:
-        notes.append(f"- The judge was not asked everything: {judge['stopped']}.")
+    notes = [f"- {note}" for note in note_lines(results)]
     return ["## Notes", "\n".join(notes)] if notes else []
 
 

@@ -92,6 +92,10 @@ def test_files_of_answers_are_measured_and_judged(tmp_path: Path) -> None:
     page = (tmp_path / "out/evaluation.md").read_text()
     assert "| wins against the teacher, ties half, % | 50.0" in page
     assert (tmp_path / "out/length.png").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").open()]
+    assert len(rows) == COUNT
+    answers = {"even": ["yes indeed it is"], "short": ["yes"]}
+    assert rows[1] == {"prompt": "Question 1?", "teacher": ["yes indeed"], "students": answers}
 
 
 def test_pairs_against_another_student(tmp_path: Path) -> None:
