@@ -65,6 +65,7 @@ setup(
             "gguf>=0.17,<1",
             "accelerate>=1,<2",
             "jsonschema>=4,<5",
+            "playwright>=1.50,<2",  # drives the system's chromium
             "scikit-learn>=1.6,<2",
             "sacrebleu>=2.4,<3",
             "py3langid>=0.3,<1",

@@ -14,12 +14,14 @@ from megatron_gad.reporting.health import assess
 from megatron_gad.reporting.run_record import RunRecord, finite_values, read_run
 from megatron_gad.reporting.samples import choose_samples
 from megatron_gad.reporting.summary import (
+    best_student,
     config_facts,
     final_numbers,
     result_seconds,
     results_table,
     timeline,
 )
+from megatron_gad.reporting.verdicts import read_verdicts
 
 REPORT_FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,6 +65,8 @@ def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
         lstrip_blocks=True,
     )
     findings = assess(run)
+    notes = list(run.notes)
+    verdicts = read_verdicts(run.folder, notes)
     times = finite_values(run.records, "time")
     drawn = [chart for charts in groups.values() for chart in charts]
     return environment.get_template("page.html.jinja").render(
@@ -75,7 +79,10 @@ def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
         timeline=timeline(run),
         facts=config_facts(run),
         numbers=final_numbers(run),
+        notes=notes,
+        best=best_student(run.results),
         results=results_table(run.results),
+        verdicts=verdicts,
         seconds=result_seconds(run.results),
         findings=findings,
         num_findings={

@@ -1,4 +1,4 @@
-"""Samples of a few telling steps: the teacher's text beside what the student said."""
+"""Samples of steps all over the run: the teacher's text beside what the student said."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from megatron_gad.files import read_records
 from megatron_gad.reporting.run_record import RunRecord, is_finite_number
 
-STEPS_PER_STAGE = 3
-MAX_PROMPTS = 3
+# A page of long texts is some megabytes with these; all samples are in the run's files.
+STEPS_PER_STAGE = 12
+MAX_PROMPTS = 4
 MAX_ROLLOUTS = 4
 
 
@@ -32,11 +33,13 @@ class SampledRollout:
 class SampledPrompt:
     """A prompt with the teacher's text and some rollouts, best score first.
 
+    teacher_score: the discriminator's of the teacher's text, "" if the run did not record it.
     num_hidden: rollouts between the best and the worst that are not shown.
     """
 
     prompt: str
     teacher: str
+    teacher_score: str
     rollouts: tuple[SampledRollout, ...]
     num_hidden: int
 
@@ -51,14 +54,14 @@ class SampledStep:
 
 
 def choose_samples(run: RunRecord) -> list[SampledStep]:
-    """Read the first, middle and last sampled step of every stage.
+    """Read the first and last sampled step of every stage, and some evenly between them.
 
     Where prompts come back from step to step the same ones are shown, so that one sees the change.
     """
     by_stage: dict[str, list[int]] = {}
     for step in run.sample_files:
         by_stage.setdefault(run.stage_of(step), []).append(step)
-    steps = [step for found in by_stage.values() for step in _first_middle_last(found)]
+    steps = [step for found in by_stage.values() for step in _evenly_spread(found)]
     rows_of = {step: _read_rows(run, step) for step in sorted(steps)}
     counts: dict[str, int] = {}
     for rows in rows_of.values():
@@ -67,8 +70,10 @@ def choose_samples(run: RunRecord) -> list[SampledStep]:
     return [_sampled_step(run, step, rows, counts) for step, rows in rows_of.items() if rows]
 
 
-def _first_middle_last(steps: list[int]) -> list[int]:
-    return sorted({steps[0], steps[len(steps) // 2], steps[-1]})[:STEPS_PER_STAGE]
+def _evenly_spread(steps: list[int]) -> list[int]:
+    gaps = min(STEPS_PER_STAGE, len(steps)) - 1
+    places = {round(n * (len(steps) - 1) / gaps) for n in range(gaps + 1)} if gaps else {0}
+    return [steps[place] for place in sorted(places)]
 
 
 def _read_rows(run: RunRecord, step: int) -> list[dict[str, Any]]:
@@ -96,6 +101,7 @@ def _sampled_prompt(row: dict[str, Any]) -> SampledPrompt:
     return SampledPrompt(
         prompt=str(row.get("prompt", "")),
         teacher=str(row.get("teacher", "")),
+        teacher_score=_signed(row.get("teacher_score")),
         rollouts=tuple(_sampled_rollout(rollout) for rollout in shown),
         num_hidden=len(rollouts) - len(shown),
     )

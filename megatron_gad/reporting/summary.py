@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_gad.reporting.formatting import format_duration, format_number
 from megatron_gad.reporting.run_record import RunRecord, finite_values, is_finite_number
+from megatron_gad.runtime.metrics import BEST, BEST_FOLDER
 
 NUM_AVERAGED = 10
 # Columns of the results with one of these in their name go from 0 to 1 and show as per cent.
@@ -127,7 +128,8 @@ def results_table(results: dict[str, Any]) -> ResultsTable | None:
     Arms are the objects at the top, columns their numeric fields in the order of appearance. A
     nested object gives "outer inner" columns, two numbers in a list an interval.
     """
-    arms = {arm: _flat_fields(fields) for arm, fields in results.items() if arm != "seconds"}
+    others = ("seconds", BEST)
+    arms = {arm: _flat_fields(fields) for arm, fields in results.items() if arm not in others}
     arms = {arm: fields for arm, fields in arms.items() if fields}
     columns = tuple(dict.fromkeys(column for fields in arms.values() for column in fields))
     if not columns:
@@ -140,6 +142,19 @@ def results_table(results: dict[str, Any]) -> ResultsTable | None:
         for arm, fields in arms.items()
     )
     return ResultsTable(tuple(column.replace("_", " ") for column in columns), rows)
+
+
+def best_student(results: dict[str, Any]) -> str:
+    """Return which student the run kept as its best, by what rule; empty if none."""
+    best = results.get(BEST)
+    if not isinstance(best, dict) or not {"step", "stage", "rule"} <= best.keys():
+        return ""
+    numbers = ", ".join(
+        f"{key.split('/')[1].replace('_', ' ')} {format_number(value)}"
+        for key, value in best.items()
+        if key.startswith("evaluation/") and is_finite_number(value)
+    )
+    return f"{BEST_FOLDER} is of step {best['step']} ({best['stage']}), {best['rule']}: {numbers}"
 
 
 def result_seconds(results: dict[str, Any]) -> list[Fact]:

@@ -25,6 +25,8 @@ from megatron_gad.files import keep_until, open_to_append, replace_lines, sync, 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
+BEST = "best"  # in it, of the student that is kept in this folder
+BEST_FOLDER = "best_hf"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 TENSORBOARD_FOLDER = "tensorboard"

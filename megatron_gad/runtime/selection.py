@@ -9,13 +9,11 @@ from typing import Any
 from megatron_gad.config.evaluation import SELECTABLE
 from megatron_gad.files import replace_text
 from megatron_gad.runtime.export import export_model
-from megatron_gad.runtime.metrics import RESULTS_FILE
+from megatron_gad.runtime.metrics import BEST, BEST_FOLDER, RESULTS_FILE
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.run_folder import ask_first_rank
 from megatron_gad.types import Metrics
 
-BEST_FOLDER = "best_hf"
-BEST = "best"
 RATIO = "evaluation/length_ratio"
 
 logger = logging.getLogger(__name__)

@@ -110,12 +110,14 @@ class AdversarialStage(Stage[AdversarialConfig]):
             )
             if not learned.output.is_skipped:
                 agreement = compare_all(run, learned.output.rows, batch, sampled.weights_lag)
+        # The teacher's texts of further groups have no scores.
+        of_teachers = None if self.settings.resample_rounds else judged.teacher_scores_P
         shown = (scored.groups, scored.scores_PG, scored.advantages_PG, scored.rewarded.parts)
         return StepResult.of(
             sampled.metrics | judged.metrics | agreement,
             judged=[each.step for each in (judged, *extra)],
             learned=learned,
-            samples=sample_rows(*shown),
+samples=sample_rows(*shown, teacher_scores_P=of_teachers),
             rewards=rewards,
         )
 

@@ -40,7 +40,7 @@ class BestOfNStage(Stage[BestOfNConfig]):
         metrics |= run.parallel.mean_over_data({"response/chosen_share": share})
         rows = [group.prompt.index for group in chosen for _ in group.rollouts]
         learned = take_student_step(run, policy_batch(chosen), supervised_loss, rows)
-        samples = sample_rows(groups, judged.scores_PG)
+        samples = sample_rows(groups, judged.scores_PG, teacher_scores_P=judged.teacher_scores_P)
         return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)
 
 

@@ -119,11 +119,12 @@ def sample_rows(
     scores_PG: Tensor | None = None,
     advantages_PG: Tensor | None = None,
     rewards: Mapping[str, Tensor] | None = None,
+    teacher_scores_P: Tensor | None = None,
     most: int = 4,
 ) -> list[dict[str, Any]]:
     """Return the first groups as rows for the samples file.
 
-    scores_PG, advantages_PG: [P, G] float32; None in stages without.
+    scores_PG, advantages_PG: [P, G] float32; None in stages without. teacher_scores_P: [P] float32.
     rewards: name -> the same shape; what each gave, if there are any beside the score.
     """
     rows = []
@@ -141,5 +142,8 @@ def sample_rows(
         ]
         prompt = group.prompt
         asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt.messages)
-        rows.append({"prompt": asked, "teacher": prompt.teacher_text, "rollouts": rollouts})
+        row: dict[str, Any] = {"prompt": asked, "teacher": prompt.teacher_text}
+        if teacher_scores_P is not None:
+            row["teacher_score"] = float(teacher_scores_P[p])
+        rows.append({**row, "rollouts": rollouts})
     return rows

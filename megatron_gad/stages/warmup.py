@@ -43,7 +43,7 @@ class WarmupStage(Stage[WarmupConfig]):
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
         judged = judge_groups(run, groups)
         learned = learn_from_teacher(run, prompts) if self.student_learns(run) else None
-        samples = sample_rows(groups, judged.scores_PG)
+        samples = sample_rows(groups, judged.scores_PG, teacher_scores_P=judged.teacher_scores_P)
         return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)
 
     def after_step(self, run: Run, metrics: Metrics) -> None:

@@ -1,5 +1,6 @@
 "use strict";
-// Shows the numbers of the nearest step under the pointer. The page is complete without it.
+// Shows the numbers of the nearest step under the pointer, and filters samples. The page is complete
+// without it.
 const pointers = JSON.parse(document.getElementById("pointers").textContent);
 
 function nearest(points, position) {
@@ -43,4 +44,30 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
   plot.addEventListener("pointermove", event => show(plot, chart, event));
   plot.addEventListener("pointerdown", event => show(plot, chart, event));
   plot.addEventListener("pointerleave", () => hide(plot));
+}
+
+// Hides the prompts without the words that are looked for, and opens the steps with them.
+function filter(browser) {
+  const words = browser.querySelector("input").value.trim().toLowerCase();
+  const chosen = browser.querySelector("select")?.value ?? "";
+  const all = browser.querySelectorAll(".prompt");
+  let shown = 0;
+  for (const prompt of all) {
+    const texts = [...prompt.querySelectorAll(".text")].map(text => text.textContent.toLowerCase());
+    const step = prompt.closest("[data-step]")?.dataset.step ?? "";
+    prompt.hidden = (chosen && step !== chosen) || !texts.some(text => text.includes(words));
+    shown += !prompt.hidden;
+  }
+  for (const step of browser.querySelectorAll("[data-step]")) {
+    step.hidden = !step.querySelector(".prompt:not([hidden])");
+    if (words || chosen) step.open = !step.hidden;
+  }
+  browser.querySelector("output").textContent = shown + " of " + all.length + " prompts";
+}
+
+for (const browser of document.querySelectorAll(".browser")) {
+  const filters = browser.querySelector(".filters");
+  filters.hidden = false;
+  filters.addEventListener("input", () => filter(browser));
+  filter(browser);
 }

@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from megatron_gad.__main__ import main
 from megatron_gad.config.command_line import load_config
-from megatron_gad.runtime.metrics import RESULTS_FILE
+from megatron_gad.runtime.metrics import BEST_FOLDER, RESULTS_FILE
 from megatron_gad.runtime.run import Run
-from megatron_gad.runtime.selection import BEST_FOLDER, keep_best
+from megatron_gad.runtime.selection import keep_best
 from megatron_gad.stages.begin import begin_stage, open_run
 from megatron_gad.stages.held_out import evaluate_held_out
 from megatron_gad.stages.stage import Stage

@@ -1,0 +1,190 @@
+"""The page in a real browser: it works, fits every width, and nothing of a run runs in it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_gad.config.output import LogConfig
+from megatron_gad.reporting.page import build_report
+from megatron_gad.runtime.metrics import MetricsWriter
+from tests.unit.reporting.synthetic_run import write_results, write_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+
+HOSTILE = (
+    "</script><script>document.title = 'taken'</script>"
+    "<img src=x onerror=\"document.title = 'taken'\">"
+    " line\u2028separator \u202eright to left\u202c <b>bold</b> {{ 7 * 7 }} ${1} &lt;"
+)
+LONG_WORD = "w" * 3000
+
+
+def write_hostile_run(folder: Path) -> Path:
+    """Write a run, and an evaluation, whose texts try to be more than text."""
+    run = write_run(folder / HOSTILE.replace("/", "-")[:60], steps=(6, 4, 5))
+    write_results(run)
+    writer = MetricsWriter(run, LogConfig(tensorboard=False), is_writer=True)
+    numbers = {"score": 1.0, "advantage": 0.5, "length": 9, "finish_reason": HOSTILE}
+    texts = ("needle in the hay", HOSTILE, LONG_WORD)
+    rollouts = [{"text": text, **numbers} for text in texts]
+    row = {"prompt": HOSTILE, "teacher": HOSTILE, "teacher_score": 2.0, "rollouts": rollouts}
+    other = {"prompt": "another prompt", "teacher": "its answer", "rollouts": []}
+    writer.write_samples(12, "adversarial", [row, other])
+    (run / "verdict").mkdir()
+    share = {"mean": 0.5, "low": 0.25, "high": 0.75, "count": 9}
+    means = {"win": share, "auc_text": share}
+    student = {"means": means, "numbers": {}, "flags": [HOSTILE]}
+    names = ("seqkd", HOSTILE, "gad", "(teacher)")
+    difference = {**share, "measure": "win", "student": HOSTILE, "baseline": "seqkd"}
+    results = {
+        "num_prompts": 9,
+        "against": "teacher",
+        "students": dict.fromkeys(names, student),
+        "differences": [{**difference, "is_within_noise": False}],
+        "arms": {},
+        "judge": {},
+    }
+    (run / "verdict/evaluation.json").write_text(json.dumps(results))
+    answers = {"seqkd": [HOSTILE], HOSTILE: [LONG_WORD], "gad": ["a pin"]}
+    rows = [{"prompt": HOSTILE, "teacher": [HOSTILE], "students": answers}]
+    rows += [{"prompt": "easy", "teacher": [], "students": {"gad": ["a needle"]}}]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (run / "verdict/answers.jsonl").write_text("".join(lines))
+    return run
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of the hostile run."""
+    return build_report(write_hostile_run(tmp_path_factory.mktemp("runs"))).as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser without a window."""
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox"]  # root has none, as in a container
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def messages() -> list[str]:
+    """What the browser complains about."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Any, url: str, messages: list[str]) -> Iterator[Any]:
+    """The page, opened; at its end nothing may have been complained about."""
+    tab = browser.new_page(viewport={"width": 1300, "height": 900})
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("requestfailed", lambda request: messages.append(request.url))
+    tab.goto(url)
+    yield tab
+    tab.close()
+    assert messages == []
+
+
+def visible(page: Any, selector: str) -> list[str]:
+    """Return the texts of what can be seen of a selector."""
+    found = page.locator(selector).all()
+    return [each.text_content() for each in found if each.is_visible()]
+
+
+def test_hostile_text_stays_text(page: Any) -> None:
+    assert page.title().endswith("GAD run")
+    assert page.evaluate("document.images.length") == 0
+    assert page.evaluate("document.scripts.length") == 2
+    # As written, in prompt, teacher's text, rollout and answers.
+    texts = page.evaluate("[...document.querySelectorAll('.text')].map(e => e.textContent)")
+    assert texts.count(HOSTILE) == 6
+    assert page.evaluate("document.querySelectorAll('.text *').length") == 0
+    assert page.locator("#evaluation thead th").nth(2).text_content() == HOSTILE
+
+
+def test_samples_are_searched_and_chosen_by_step(page: Any) -> None:
+    search, step = page.locator("#samples input"), page.locator("#samples select")
+    total = page.locator("#samples .prompt").count()
+    output = page.locator("#samples output")
+    assert output.text_content() == f"{total} of {total} prompts"
+    search.fill("NEEDLE in")
+    assert output.text_content() == f"1 of {total} prompts"
+    assert visible(page, "#samples .prompt .label.teacher") == ["Teacher"]
+    assert "needle in the hay" in visible(page, "#samples .rollout .text")
+    search.fill("")
+    step.select_option("12")
+    assert output.text_content() == f"2 of {total} prompts"
+    assert "another prompt" in visible(page, "#samples .prompt > .text")
+    search.fill("no such words")
+    assert output.text_content() == f"0 of {total} prompts"
+    assert visible(page, "#samples .prompt") == []
+    step.select_option("")
+    search.fill("")
+    assert output.text_content() == f"{total} of {total} prompts"
+
+
+def test_answers_of_students_stand_side_by_side_and_are_searched(page: Any) -> None:
+    answers = page.locator("#evaluation .browser")
+    answers.locator("summary").click()
+    labels = visible(page, "#evaluation .prompt:has-text('a pin') .answers .label")
+    assert labels == ["teacher", "seqkd", HOSTILE, "gad"]
+    columns = answers.locator(".answers").first.locator("> div").all()
+    tops = [column.bounding_box()["y"] for column in columns]
+    assert len(set(tops)) == 1
+    answers.locator("input").fill("a needle")
+    assert visible(page, "#evaluation .prompt > .text") == ["easy"]
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_no_width_scrolls_sideways(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    # Nor is anything cut off: what is wider than the page scrolls within a box of its own.
+    beyond = page.evaluate(
+        """width => [...document.querySelectorAll('body *')]
+            .filter(each => !each.closest('.scroll, pre, .text, svg'))
+            .filter(each => each.getBoundingClientRect().right > width)
+            .map(each => each.outerHTML.slice(0, 80))""",
+        width,
+    )
+    assert beyond == []
+
+
+def luminance(color: str) -> float:
+    """Return the mean of red, green and blue of "rgb(...)"."""
+    return sum(map(float, color[4:-1].split(","))) / 3
+
+
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+def test_the_page_follows_the_scheme_of_the_reader(page: Any, scheme: str, is_dark: bool) -> None:
+    page.emulate_media(color_scheme=scheme)
+    styles = "(e => { const s = getComputedStyle(e); return [s.backgroundColor, s.color] })"
+    background, text = page.evaluate(f"{styles}(document.body)")
+    assert (luminance(background) < luminance(text)) == is_dark
+    assert abs(luminance(background) - luminance(text)) > 150
+    card, text = page.evaluate(f"{styles}(document.querySelector('.card'))")
+    assert abs(luminance(card) - luminance(text)) > 150
+    # The drawings follow, too.
+    path = "getComputedStyle(document.querySelector('.plot path[style*=student]')).stroke"
+    assert (luminance(page.evaluate(path)) > 150) == is_dark
+
+
+def test_the_pointer_shows_the_numbers_of_a_step(page: Any, url: str) -> None:
+    plot = page.locator("figure[data-chart='KL to the reference'] .plot")
+    plot.scroll_into_view_if_needed()
+    plot.hover()
+    tip = plot.locator(".tip")
+    assert tip.is_visible()
+    assert "step 13" in tip.text_content()  # the middle of steps 11 to 15
+    page.mouse.move(0, 0)
+    assert not tip.is_visible()
