@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megatron_gad.checks.inputs import ReadRows, read_all_rows
 from megatron_gad.config.run import RunConfig
@@ -126,9 +127,11 @@ def _walk_stages(run: Run, stop: StopRequest) -> None:
     stage = load_latest(run)
     _write_config(run)
     run.writer.truncate_after(run.progress.iteration)
+    health = HealthWatch(run.folder, run.config.health, run.parallel)
     while run.progress.stage_index < len(run.config.stages):
         stage = stage or begin_stage(run)
-        reason = _run_stage(run, stage, stop)
+        run.restraint = health.restraint(run.progress.step_in_stage)
+        reason = _run_stage(run, stage, stop, health)
         if stop.is_requested:
             save(run, stage)
             _say(run, f"stopped by {stop.name} after step {run.progress.iteration}; saved")
@@ -139,12 +142,11 @@ def _walk_stages(run: Run, stop: StopRequest) -> None:
     _export(run, suffix="")
 
 
-def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
+def _run_stage(run: Run, stage: Stage, stop: StopRequest, health: HealthWatch) -> str:
     """Take steps until the stage ends or the run is asked to stop; return why it ended."""
     where, total = run.progress, stage.settings.num_steps(len(run.data.prompts))
     interval = run.config.checkpoint.save_interval
     last_step = where.iteration - where.step_in_stage + total
-    health = HealthWatch(run.folder, run.config.health, run.parallel)
     with progress(total, stage.name, run.parallel.is_writer) as bar:
         bar.update(where.step_in_stage)
         reason = reason_to_end(run, stage)  # a stopped stage may have been at its end
@@ -153,8 +155,8 @@ def _run_stage(run: Run, stage: Stage, stop: StopRequest) -> str:
             result = _take_step(run, stage)
             reason = reason_to_end(run, stage)
             _evaluate_if_due(run, stage, result, is_last=bool(reason))
-            _record(run, stage, result, last_step)
-            health.look(where.step_in_stage)
+            record = _record(run, stage, result, last_step)
+            run.restraint = health.look(record, where.step_in_stage) or run.restraint
             advance(bar, result.metrics)
             if stop.everywhere(run.parallel):
                 break
@@ -195,13 +197,16 @@ def _evaluate_if_due(run: Run, stage: Stage, result: StepResult, is_last: bool) 
     result.metrics["time/evaluation_s"] = time.monotonic() - start
 
 
-def _record(run: Run, stage: Stage, result: StepResult, last_step: int) -> None:
+def _record(run: Run, stage: Stage, result: StepResult, last_step: int) -> dict[str, Any] | None:
     where, name = run.progress, stage.name
-    run.writer.write(where.iteration, name, result.metrics, where.consumed_samples, last_step)
+    record = run.writer.write(
+        where.iteration, name, result.metrics, where.consumed_samples, last_step
+    )
     interval = run.config.log.samples_interval
     is_due = interval and (where.step_in_stage == 1 or where.step_in_stage % interval == 0)
     if result.samples and is_due:
         run.writer.write_samples(where.iteration, name, result.samples)
+    return record
 
 
 def _hand_over(run: Run, stage: Stage) -> None:

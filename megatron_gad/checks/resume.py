@@ -54,6 +54,7 @@ RULES: dict[Change, dict[str, str]] = {
         "clip_grad",
         "student": "lr",
         "discriminator": "lr head_std",
+        "health": "pause_discriminator skip_student",
         "gad": "kl_coef clip_range clip_range_high dual_clip tis_cap negatives_pool "
         "negatives_share reset_optimizer",
         "rollout": "engine replay",

@@ -5,7 +5,8 @@ from typing import Literal
 
 HealthRule = Literal[
     "non_finite",
-    "discriminator_accuracy",
+    "weak_discriminator",
+    "strong_discriminator",
     "discriminator_margin",
     "warmup_loss",
     "discriminator_loss_growth",
@@ -29,9 +30,13 @@ class HealthConfig:
     """The rules of the page, applied while the run goes on. A rule that says "act" warns.
 
     Attributes:
-        ignore: rules that do not warn.
+        ignore: rules that neither warn nor act.
+        pause_discriminator: rules that keep the discriminator from learning while they say "act".
+        skip_student: rules that keep the student from learning meanwhile.
         stop: rules that stop the run (exit status 3); the newest checkpoint stays.
     """
 
     ignore: tuple[HealthRule, ...] = ()
+    pause_discriminator: tuple[HealthRule, ...] = ()
+    skip_student: tuple[HealthRule, ...] = ()
     stop: tuple[HealthRule, ...] = ()

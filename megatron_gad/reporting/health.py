@@ -1,350 +1,129 @@
-"""Rules that say whether the game between student and discriminator is healthy, and what to do.
+"""The rules of health, applied to a run as it stands or step by step as it went."""
 
-The bounds are rules of thumb, not theorems; docs/metrics.md explains each.
-"""
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import fmean
-from typing import Literal
+from megatron_gad.config.health import HealthConfig, HealthRule
+from megatron_gad.reporting.health_numbers import NUM_RECENT, HealthNumbers
+from megatron_gad.reporting.health_rule import Finding, Level
+from megatron_gad.reporting.health_rules import RULES
+from megatron_gad.reporting.run_record import RunRecord
 
-from megatron_gad.config.health import HealthRule
-from megatron_gad.config.rollout import BF16_GAP_ALARM, FP32_GAP_BOUND
-from megatron_gad.reporting.formatting import format_number
-from megatron_gad.reporting.run_record import RunRecord, finite_values
-
-Level = Literal["act", "watch", "healthy"]
-
-# A rule looks at the end of a stage, and over enough steps that noise averages out.
-NUM_RECENT = 20
-GAME = ("adversarial",)
-SAMPLING = ("adversarial", "warmup")
-ANY_STAGE = ("adversarial", "warmup", "seqkd")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one rule.
-
-    name: of the rule, as [health] has it.
-    value, healthy: as shown to a reader; advice: what to do, empty where the value is healthy.
-    """
-
-    name: HealthRule
-    title: str
-    level: Level
-    value: str
-    healthy: str
-    advice: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A number of a run and the range in which it is healthy.
-
-    name: as [health] has it.
-    measure: the number, None where the run does not have it.
-    unit: written behind the number; "%" shows a share as per cent.
-    low, high: (watch, act) bounds below and above; None where that side is always healthy.
-    too_low, too_high: what to do beyond them.
-    """
-
-    name: HealthRule
-    title: str
-    measure: Callable[[RunRecord], float | None]
-    unit: str
-    healthy: str
-    low: tuple[float, float] | None = None
-    high: tuple[float, float] | None = None
-    too_low: str = ""
-    too_high: str = ""
-
-    def judge(self, run: RunRecord) -> Finding | None:
-        """Apply the rule; None where the run has no such number."""
-        value = self.measure(run)
-        if value is None:
-            return None
-        level, advice = self._level(value)
-        shown = format_number(value, self.unit)
-        if self.unit != "%":
-            shown = f"{shown} {self.unit}".strip()
-        return Finding(self.name, self.title, level, shown, self.healthy, advice)
-
-    def _level(self, value: float) -> tuple[Level, str]:
-        if self.low is not None and value < self.low[0]:
-            return ("act" if value < self.low[1] else "watch"), self.too_low
-        if self.high is not None and value > self.high[0]:
-            return ("act" if value > self.high[1] else "watch"), self.too_high
-        return "healthy", ""
+WORST_FIRST: tuple[Level, ...] = ("act", "watch", "healthy")
+# What a rule that says "act" does, and how that is told.
+ACTIONS = {
+    "stop": "the run is stopped",
+    "pause_discriminator": "the discriminator is paused until this is over",
+    "skip_student": "the student is not trained until this is over",
+}
 
 
 def assess(run: RunRecord) -> list[Finding]:
     """Apply every rule that the run has numbers for; the worst come first."""
-    findings = [rule.judge(run) for rule in RULES]
-    order: list[Level] = ["act", "watch", "healthy"]
-    return sorted((f for f in findings if f is not None), key=lambda f: order.index(f.level))
+    numbers = HealthNumbers(run.config)
+    for record in run.records:
+        numbers.add(record)
+    return judge(numbers)
 
 
-def recent(key: str, stages: tuple[str, ...]) -> Callable[[RunRecord], float | None]:
-    """Measure the mean of a key over the last steps of the last of these stages that has it."""
-
-    def measure(run: RunRecord) -> float | None:
-        span = run.last_span(stages, key)
-        return fmean(finite_values(span.records, key)[-NUM_RECENT:]) if span else None
-
-    return measure
+def judge(numbers: HealthNumbers) -> list[Finding]:
+    """Apply every rule that there are numbers for; the worst come first."""
+    findings = [rule.judge(numbers) for rule in RULES]
+    return sorted((f for f in findings if f is not None), key=lambda f: WORST_FIRST.index(f.level))
 
 
-def largest(key: str) -> Callable[[RunRecord], float | None]:
-    """Measure the largest value of a key over the run."""
-    return lambda run: max(finite_values(run.records, key), default=None)
+def configured(run_config: Mapping[str, Any]) -> HealthConfig:
+    """Return the section ``[health]`` of a run's tables, as far as it can be read."""
+    section = run_config.get("health")
+    found = section if isinstance(section, dict) else {}
+    names = [each.name for each in fields(HealthConfig)]
+    lists = {name: tuple(found[name]) for name in names if isinstance(found.get(name), list)}
+    return HealthConfig(**lists)
 
 
-def relative_to_start(key: str) -> Callable[[RunRecord], float | None]:
-    """Measure the end of the adversarial stage as a multiple of its beginning."""
+def actions_of(name: HealthRule, config: HealthConfig) -> list[str]:
+    """Return what a rule does when it says "act", as keys of ``ACTIONS``; empty: it warns."""
+    if name in config.ignore:
+        return []
+    return [action for action in ACTIONS if name in getattr(config, action)]
 
-    def measure(run: RunRecord) -> float | None:
-        span = run.last_span(GAME, key)
-        values = finite_values(span.records, key) if span else []
-        num_compared = min(NUM_RECENT, len(values) // 2)
-        if num_compared == 0 or fmean(values[:num_compared]) <= 0:
+
+@dataclass(frozen=True)
+class Look:
+    """What the rules said after a step.
+
+    findings: those that say "act" and are not ignored.
+    begun, over: those that did not say so at the look before, and those that no longer do.
+    """
+
+    step: int
+    findings: tuple[Finding, ...]
+    begun: tuple[Finding, ...]
+    over: tuple[Finding, ...]
+
+
+class HealthHistory:
+    """Follows a run and looks at it after every ``NUM_RECENT`` steps of a stage.
+
+    It depends on the steps alone, so that a run that was resumed is judged like one that was not.
+    """
+
+    def __init__(self, config: HealthConfig, run_config: Mapping[str, Any]) -> None:
+        """run_config: the tables of the run's configuration."""
+        self.newest: Look | None = None
+        self._config = config
+        self._numbers = HealthNumbers(run_config)
+
+    def add(self, record: Mapping[str, Any]) -> Look | None:
+        """Take the next step; return what the rules say, if it is time to look."""
+        self._numbers.add(record)
+        if self._numbers.step_in_stage % NUM_RECENT:
             return None
-        return fmean(values[-num_compared:]) / fmean(values[:num_compared])
-
-    return measure
-
-
-def length_ratio(run: RunRecord) -> float | None:
-    """Measure the student's response length as a multiple of the teacher's on the same prompts."""
-    span = run.last_span(SAMPLING, "response/length_mean")
-    if span is None:
-        return None
-    teacher = finite_values(span.records[-NUM_RECENT:], "teacher/length_mean")
-    student = finite_values(span.records[-NUM_RECENT:], "response/length_mean")
-    return fmean(student) / fmean(teacher) if student and teacher and fmean(teacher) > 0 else None
-
-
-def frozen_steps(run: RunRecord) -> float | None:
-    """Count adversarial steps against a discriminator that does not learn; None where it does."""
-    if run.config.get("adversarial", {}).get("discriminator_interval", 1):
-        return None
-    return sum(len(span.records) for span in run.spans if span.stage in GAME)
+        found = {
+            finding.name: finding
+            for finding in judge(self._numbers)
+            if finding.level == "act" and finding.name not in self._config.ignore
+        }
+        before = {each.name: each for each in self.newest.findings} if self.newest else {}
+        self.newest = Look(
+            step=record["step"],
+            findings=tuple(found.values()),
+            begun=tuple(each for name, each in found.items() if name not in before),
+            over=tuple(each for name, each in before.items() if name not in found),
+        )
+        return self.newest
 
 
-def engine_gap(run: RunRecord) -> float | None:
-    """Measure the engine's log-probability gap in units of what its precision explains."""
-    gap = largest("engine/logprob_gap_max")(run)
-    in_bf16 = run.config.get("compute", {}).get("bf16", False)
-    return None if gap is None else gap / (BF16_GAP_ALARM if in_bf16 else FP32_GAP_BOUND)
+@dataclass(frozen=True)
+class Episode:
+    """Steps in which a rule said "act". last: None if it does so at the end of the run.
+
+    actions: keys of ``ACTIONS`` that it took.
+    """
+
+    finding: Finding
+    first: int
+    last: int | None
+    actions: tuple[str, ...]
 
 
-def num_non_finite(run: RunRecord) -> float | None:
-    """Count values that are nan or infinite."""
-    values = [value for record in run.records for value in record.values()]
-    numbers = [value for value in values if isinstance(value, float)]
-    return sum(not math.isfinite(value) for value in numbers) if numbers else None
-
-
-def held_out_loss_of_accuracy(run: RunRecord) -> float | None:
-    """Measure by how much the discriminator is better on its own rows than on held-out ones."""
-    learned = recent("discriminator/accuracy", SAMPLING)(run)
-    held_out = recent("evaluation/discriminator_accuracy", SAMPLING)(run)
-    return None if learned is None or held_out is None else learned - held_out
-
-
-def largest_form_probe(run: RunRecord) -> float | None:
-    """Measure the largest size of the changes of form that should not matter."""
-    found = [
-        recent(f"probe/{name}", SAMPLING)(run) for name in ("newline", "space", "no_final_mark")
-    ]
-    return max((abs(value) for value in found if value is not None), default=None)
-
-
-RULES = (
-    Rule(
-        "non_finite",
-        "Numbers that are nan or infinite",
-        num_non_finite,
-        "",
-        "none",
-        high=(0, 0),
-        too_high="A nan in a loss or gradient norm ends learning: lower the learning rate of the "
-        "model that shows it first, and look at the samples of that step.",
-    ),
-    Rule(
-        "discriminator_accuracy",
-        "Discriminator accuracy, end of the game",
-        recent("discriminator/accuracy", GAME),
-        "%",
-        "55 % to 90 %; lower where many samples equal the teacher's text",
-        low=(0.52, 0.5),
-        high=(0.9, 0.95),
-        too_low="It cannot tell the sides apart, so its scores are noise: a longer warm-up "
-        "(warmup.stop_below), more distinct prompts in it, or extra_discriminator_steps. If the "
-        "samples are as good as the teacher's, the game has simply ended.",
-        too_high="It has the game won, and its scores hardly depend on quality. Look at the "
-        "samples for a tell (white space, end token, truncation); then a lower "
-        "adversarial.discriminator_lr, discriminator_interval = 2, or a longer seqkd stage.",
-    ),
-    Rule(
-        "discriminator_margin",
-        "Discriminator margin, end of the game",
-        recent("discriminator/margin", GAME),
-        "",
-        "0 to 5",
-        low=(0.0, -1.0),
-        high=(5.0, 10.0),
-        too_low="It scores the student above the teacher: it has forgotten or never learned. "
-        "Extend the warm-up and keep its optimizer state (reset_optimizer = false).",
-        too_high="Scores run apart. Lower adversarial.discriminator_lr or raise "
-        "discriminator_interval; look for a tell in the samples.",
-    ),
-    Rule(
-        "warmup_loss",
-        "Discriminator loss at the end of its warm-up",
-        recent("discriminator/loss", ("warmup",)),
-        "",
-        "below 0.60; chance is 0.693",
-        high=(0.60, 0.66),
-        too_high="The game began against a discriminator that knew little. The loss has a long "
-        "plateau before it falls: gate on it with warmup.stop_below, and give "
-        "more distinct prompts rather than more samples of each.",
-    ),
-    Rule(
-        "discriminator_loss_growth",
-        "Discriminator loss, end against beginning of the game",
-        relative_to_start("discriminator/loss"),
-        "x",
-        "below 1.15 x, or a student that has become as good as the teacher",
-        high=(1.15, math.inf),
-        too_high="Either the student has become hard to tell from the teacher, or the "
-        "discriminator forgets: a held-out check decides. Against forgetting: "
-        "extra_discriminator_steps with fresh prompts, or a lower adversarial.student_lr.",
-    ),
-    Rule(
-        "zero_advantages",
-        "Groups whose advantages are all zero",
-        recent("advantage/zero_share", GAME),
-        "%",
-        "below 30 %",
-        high=(0.3, 0.6),
-        too_high="These groups teach nothing. Raise rollout.temperature or the group size, or "
-        "take harder prompts.",
-    ),
-    Rule(
-        "kl",
-        "KL to the reference, end of the game",
-        recent("student/kl", GAME),
-        "nats a token",
-        "below 0.5",
-        high=(0.5, 2.0),
-        too_high="The student has moved far from where the stage began. Raise gad.kl_coef or "
-        "lower adversarial.student_lr, unless the samples are plainly better.",
-    ),
-    Rule(
-        "entropy",
-        "Entropy, end against beginning of the game",
-        relative_to_start("student/entropy"),
-        "x",
-        "0.4 x to 2 x",
-        low=(0.4, 0.15),
-        high=(2.0, 4.0),
-        too_low="Responses have become nearly the same each time. Raise gad.kl_coef, lower "
-        "adversarial.student_lr, or stop at an earlier checkpoint.",
-        too_high="Text is falling apart. Lower adversarial.student_lr and raise gad.kl_coef.",
-    ),
-    Rule(
-        "length_ratio",
-        "Response length against the teacher's",
-        length_ratio,
-        "x",
-        "0.67 x to 1.5 x",
-        low=(0.67, 0.5),
-        high=(1.5, 2.0),
-        too_low="Responses have become short: look for a discriminator that rewards brevity in "
-        "the samples, and at discriminator.score, which is not length-free as a sum.",
-        too_high="Length drift, the usual sign of a hacked discriminator. Compare scores by "
-        "length in the samples, let the discriminator learn more often, report length-controlled "
-        "results.",
-    ),
-    Rule(
-        "truncated",
-        "Responses cut at the length cap",
-        recent("response/truncated_share", SAMPLING),
-        "%",
-        "below 10 %",
-        high=(0.1, 0.3),
-        too_high="A cut text is easy to recognise. Raise data.max_response_tokens, or look for "
-        "repetition in the samples.",
-    ),
-    Rule(
-        "retokenized",
-        "Rollouts that read back as other tokens",
-        recent("response/retokenized_share", SAMPLING),
-        "%",
-        "below 5 %",
-        high=(0.05, 0.25),
-        too_high="The discriminator reads other tokens than the student sampled, so credit blurs. "
-        "Usual with a weak student; if it grows, the student leaves normal text.",
-    ),
-    Rule(
-        "engine_gap",
-        "Engine against trainer, largest gap",
-        engine_gap,
-        "x the bound",
-        f"below 1 x ({FP32_GAP_BOUND:g} nats in fp32, {BF16_GAP_ALARM:g} in bf16)",
-        high=(1.0, 3.0),
-        too_high="The engine samples from other weights or another temperature than are trained. "
-        "rollout.logprob_gap_bound stops such a run; gad.tis_cap corrects a small mismatch.",
-    ),
-    Rule(
-        "grad_norm_growth",
-        "Student gradient norm, end against beginning of the game",
-        relative_to_start("student/grad_norm"),
-        "x",
-        "below 3 x",
-        high=(3.0, 10.0),
-        too_high="Updates grow, which comes before collapse. Lower adversarial.student_lr.",
-    ),
-    Rule(
-        "frozen_discriminator",
-        "Steps against a frozen discriminator",
-        frozen_steps,
-        "",
-        "up to 50",
-        high=(50, 150),
-        too_high="A discriminator that does not learn gets hacked: its reward rises on while the "
-        "text becomes worthless. Take an early checkpoint, or discriminator_interval = 1.",
-    ),
-    Rule(
-        "held_out_accuracy",
-        "Discriminator accuracy, training above held-out rows",
-        held_out_loss_of_accuracy,
-        "%",
-        "below 10 %",
-        high=(0.1, 0.25),
-        too_high="It knows its rows by heart, and rewards what is on them. Use more distinct "
-        "prompts, or fewer epochs; a lower adversarial.discriminator_lr.",
-    ),
-    Rule(
-        "form_probe",
-        "What a line break, a space or a final mark is worth to the discriminator",
-        largest_form_probe,
-        "group std",
-        "below 0.5",
-        high=(0.5, 1.0),
-        too_high="The score follows form, and the student will too. Look for white space or a mark "
-        "that only one side has, and take it off the data.",
-    ),
-    Rule(
-        "repetition",
-        "Held-out responses that repeat themselves",
-        recent("evaluation/repetition", SAMPLING),
-        "%",
-        "below 10 %",
-        high=(0.1, 0.3),
-        too_high="Responses loop. Lower adversarial.student_lr, raise gad.kl_coef, or stop at an "
-        "earlier checkpoint.",
-    ),
-)
+def episodes(
+    records: Iterable[Mapping[str, Any]], config: HealthConfig, run_config: Mapping[str, Any]
+) -> list[Episode]:
+    """Return when which rules said "act" in a run, in the order in which they began."""
+    history = HealthHistory(config, run_config)
+    found: list[Episode] = []
+    for look in filter(None, map(history.add, records)):
+        over = {each.name for each in look.over}
+        found = [
+            Episode(each.finding, each.first, look.step, each.actions)
+            if each.last is None and each.finding.name in over
+            else each
+            for each in found
+        ]
+        found += [
+            Episode(each, look.step, None, tuple(actions_of(each.name, config)))
+            for each in look.begun
+        ]
+    return found

@@ -10,7 +10,7 @@ from megatron_gad.files import replace_text
 from megatron_gad.reporting.charts import charts_of
 from megatron_gad.reporting.drawing import PALETTE, DrawnChart, draw_chart
 from megatron_gad.reporting.formatting import format_duration
-from megatron_gad.reporting.health import assess
+from megatron_gad.reporting.health import ACTIONS, assess, configured, episodes
 from megatron_gad.reporting.run_record import RunRecord, finite_values, read_run
 from megatron_gad.reporting.samples import choose_samples
 from megatron_gad.reporting.summary import (
@@ -65,6 +65,7 @@ def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
         lstrip_blocks=True,
     )
     findings = assess(run)
+    health = configured(run.config)
     notes = list(run.notes)
     verdicts = read_verdicts(run.folder, notes)
     times = finite_values(run.records, "time")
@@ -85,6 +86,8 @@ def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
         verdicts=verdicts,
         seconds=result_seconds(run.results),
         findings=findings,
+        episodes=episodes(run.records, health, run.config),
+        actions=ACTIONS,
         num_findings={
             level: sum(finding.level == level for finding in findings)
             for level in ("act", "watch", "healthy")

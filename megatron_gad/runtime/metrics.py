@@ -104,15 +104,15 @@ class MetricsWriter:
         metrics: Mapping[str, float | torch.Tensor],
         consumed_samples: int,
         total_steps: int | None = None,
-    ) -> None:
-        """Record one step.
+    ) -> dict[str, Any] | None:
+        """Record one step; return its record, on the rank that writes.
 
         metrics: "group/name" -> number or scalar tensor; nan and infinities are recorded as such.
         consumed_samples: prompts used since the run began.
         total_steps: last step where it is known; None where a criterion ends the stage.
         """
         if not self.is_writer:
-            return
+            return None
         numbers = {key: _plain_number(value) for key, value in metrics.items()}
         record = {"step": step, "stage": stage, "time": time.time()}
         record |= {"consumed_samples": consumed_samples, **numbers}
@@ -127,6 +127,7 @@ class MetricsWriter:
             self._step_seconds.clear()
             counted = f"{step:8d}/{total_steps:8d}" if total_steps else f"{step:8d}"
             tqdm.write(_log_line(counted, record, milliseconds))
+        return record
 
     def write_samples(self, step: int, stage: str, rows: list[dict[str, Any]]) -> None:
         """Write ``samples/step_<step>.jsonl``, one line a prompt.

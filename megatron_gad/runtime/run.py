@@ -40,6 +40,14 @@ class Progress:
         self.consumed_samples += num_samples
 
 
+@dataclass(frozen=True)
+class Restraint:
+    """Which models do not learn for now, because rules of health say so; they still score."""
+
+    pauses_discriminator: bool = False
+    skips_student: bool = False
+
+
 @dataclass(eq=False)
 class Run:
     """Everything a step works with, whichever the stage; made by ``stages.begin.open_run``.
@@ -48,6 +56,7 @@ class Run:
     turn: gives models and engine their turns on the device.
     skips_in_a_row: steps that each model skipped since the last one that it took.
     last_update: the step in which a model last learned.
+    restraint: what the rules of health hold back.
     unpublished: the checkpoint that is being written in the background, if one is.
     """
 
@@ -66,6 +75,7 @@ class Run:
         default_factory=lambda: {"student": 0, "discriminator": 0}
     )
     last_update: int = 0
+    restraint: Restraint = field(default_factory=Restraint)
     unpublished: Unpublished | None = None
     _discriminator: Trainer | None = None
 

@@ -83,10 +83,12 @@ class AdversarialStage(Stage[AdversarialConfig]):
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator score and learn, and raise what it scored higher."""
         sampled = self._sample(run)
-        learns = self.settings.discriminator_learns(run.progress.step_in_stage)
+        is_on_turn = self.settings.discriminator_learns(run.progress.step_in_stage)
+        learns = is_on_turn and not run.restraint.pauses_discriminator
         practice = self._practice(run, sampled.groups, learns)
         own = (sampled.groups, learns, self.settings.discriminator_samples, practice)
-        passes = [own, *((groups, True, 0, None) for groups in sampled.extra_groups)]
+        extra_groups = [] if run.restraint.pauses_discriminator else sampled.extra_groups
+        passes = [own, *((groups, True, 0, None) for groups in extra_groups)]
         judged, *extra = (judge_groups(run, *each) for each in passes)
 
         batch = sampled.batch

@@ -1,6 +1,5 @@
 """The student, and the discriminator, on rows that neither learns from, while the run goes on."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -109,13 +108,15 @@ def _discriminator_metrics(run: Run, sampled: Sequence[Group]) -> Metrics:
         "evaluation/group_std": spread,
         **run.parallel.mean_over_data({"evaluation/discriminator_expected_accuracy": expected}),
     }
+    if spread == 0:  # all samples of every prompt are alike: the probes have no unit
+        return metrics
     return metrics | _probe_metrics(run, [group.prompt for group in sampled], spread)
 
 
 def _probe_metrics(run: Run, prompts: Sequence[Prompt], spread: float) -> Metrics:
     """Return by how much the score of the teacher's text changes, in units of the spread.
 
-    spread: mean standard deviation of the scores within a group of samples.
+    spread: mean standard deviation of the scores within a group of samples; not 0.
     """
     every = run.data.eval_prompts[: run.config.evaluation.num_prompts]
     after = {
@@ -131,12 +132,11 @@ def _probe_metrics(run: Run, prompts: Sequence[Prompt], spread: float) -> Metric
     names = [*texts[0], "no_end_token"]
     judged = judge_groups(run, [_with_no_end_token(group) for group in read], learns=False)
     changes_PG = judged.scores_PG - judged.teacher_scores_P[:, None]
-    unit = spread if spread > 0 else math.nan
     sums: Sums = {
         f"probe/{name}": (float(changes.sum()), float(len(changes)))
         for name, changes in zip(names, changes_PG.T, strict=True)
     }
-    return {name: value / unit for name, value in run.parallel.mean_over_data(sums).items()}
+    return {name: value / spread for name, value in run.parallel.mean_over_data(sums).items()}
 
 
 def _as_group(run: Run, prompt: Prompt, texts: Mapping[str, str]) -> Group:

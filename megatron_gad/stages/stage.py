@@ -60,8 +60,8 @@ class Stage(ABC, Generic[S]):
         return Learning(self.settings.discriminator_rate(self.config.discriminator.lr), num_steps)
 
     def student_learns(self, run: Run) -> bool:
-        """Return whether the student learns in the step that is next."""
-        return True
+        """Return whether the student learns in the step that is next: unless health holds it."""
+        return not run.restraint.skips_student
 
     @abstractmethod
     def step(self, run: Run) -> StepResult:

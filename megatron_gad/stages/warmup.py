@@ -35,13 +35,14 @@ class WarmupStage(Stage[WarmupConfig]):
 
     def student_learns(self, run: Run) -> bool:
         """Not in the discriminator's first steps, and not if the section says never."""
-        return self.settings.student_learns(run.progress.step_in_stage)
+        is_on_turn = self.settings.student_learns(run.progress.step_in_stage)
+        return is_on_turn and super().student_learns(run)
 
     def step(self, run: Run) -> StepResult:
         """Sample, let the discriminator learn, then fit the teacher's responses."""
         prompts = run.data.take(self.settings.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
-        judged = judge_groups(run, groups)
+        judged = judge_groups(run, groups, learns=not run.restraint.pauses_discriminator)
         learned = learn_from_teacher(run, prompts) if self.student_learns(run) else None
         samples = sample_rows(groups, judged.scores_PG, teacher_scores_P=judged.teacher_scores_P)
         return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)

@@ -1,5 +1,6 @@
 """Each rule fires on the number that it is about, says what to do, and is silent otherwise."""
 
+import json
 import math
 from typing import get_args
 
@@ -34,14 +35,12 @@ def test_a_healthy_run_is_healthy_by_every_rule(tmp_path):
 @pytest.mark.parametrize(
     ("title", "stage", "rows", "level", "value"),
     [
-        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.97), "act", "97.0 %"),
-        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.92), "watch", "92.0 %"),
-        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.45), "act", "45.0 %"),
-        ("accuracy", "adversarial", constant("discriminator/accuracy", 0.65), "healthy", "65.0 %"),
+        ("too strong", "adversarial", constant("discriminator/accuracy", 0.97), "act", "97.0 %"),
+        ("too strong", "adversarial", constant("discriminator/accuracy", 0.92), "watch", "92.0 %"),
+        ("too weak", "adversarial", constant("discriminator/accuracy", 0.45), "act", "45.0 %"),
+        ("too weak", "adversarial", constant("discriminator/accuracy", 0.65), "healthy", "65.0 %"),
         ("margin", "adversarial", constant("discriminator/margin", 11.0), "act", "11"),
         ("margin", "adversarial", constant("discriminator/margin", -0.5), "watch", "-0.5"),
-        ("warm-up", "warmup", constant("discriminator/loss", 0.68), "act", "0.68"),
-        ("warm-up", "warmup", constant("discriminator/loss", 0.45), "healthy", "0.45"),
         (
             "Discriminator loss, end against",
             "adversarial",
@@ -74,12 +73,24 @@ def test_a_rule_judges_its_number(tmp_path, title, stage, rows, level, value):
 def test_only_the_end_of_the_game_is_judged(tmp_path):
     rows = constant("discriminator/accuracy", 0.99, 30) + constant("discriminator/accuracy", 0.7)
     findings = findings_of(tmp_path, "adversarial", rows)
-    assert findings["Discriminator accuracy, end of the game"].value == "70.0 %"
+    assert findings["Discriminator too strong: its accuracy in the game"].value == "70.0 %"
 
 
 def test_the_warm_up_is_no_game(tmp_path):
     findings = findings_of(tmp_path, "warmup", constant("discriminator/accuracy", 0.99))
-    assert "Discriminator accuracy, end of the game" not in findings
+    assert "Discriminator too strong: its accuracy in the game" not in findings
+
+
+@pytest.mark.parametrize(("loss", "level"), [(0.68, "act"), (0.63, "watch"), (0.45, "healthy")])
+def test_the_warm_up_is_judged_once_the_game_begins(tmp_path, loss, level):
+    lines = [{"step": n, "stage": "warmup", "discriminator/loss": loss} for n in (1, 2)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [f for f in assess(read_run(tmp_path)) if f.name == "warmup_loss"] == []
+    with file.open("a") as more:
+        more.write('{"step": 3, "stage": "adversarial", "discriminator/loss": 0.2}\n')
+    (finding,) = (f for f in assess(read_run(tmp_path)) if f.name == "warmup_loss")
+    assert (finding.level, finding.value) == (level, f"{loss:g}")
 
 
 def test_length_drift_is_against_the_teacher_on_the_same_steps(tmp_path):
@@ -112,7 +123,7 @@ def test_the_worst_comes_first(tmp_path):
     row = {"student/kl": 0.7, "discriminator/accuracy": 0.99, "advantage/zero_share": 0.1}
     run = read_run(write_metrics(tmp_path, "adversarial", [row] * 5))
     levels = [finding.level for finding in assess(run)]
-    assert levels == ["act", "watch", "healthy", "healthy"]
+    assert levels == ["act", "watch", "healthy", "healthy", "healthy"]
 
 
 def test_a_discriminator_that_knows_its_rows_by_heart(tmp_path):

@@ -97,7 +97,7 @@ def test_the_page_tells_the_story(whole_run):
         "seqkd equal compute 57.4 % 25.2 % 17",
         "gad 88.1 % 100.0 % 16.6",
         "warmup steps 13 to 20",
-        "Discriminator accuracy, end of the game",
+        "Discriminator too strong: its accuracy in the game",
         "Step 30 adversarial 3 prompts",
         "[adversarial] prompts_per_step = 16",
     ):
@@ -135,7 +135,7 @@ def test_unhealthy_numbers_come_with_advice(tmp_path):
     write_metrics(tmp_path, "adversarial", [{"discriminator/accuracy": 0.99}] * 5)
     page, _ = read_page(tmp_path)
     assert "1 to act on" in page.words
-    assert re.search(r"act Discriminator accuracy.* It has the game won.* 99\.0 %", page.words)
+    assert re.search(r"act Discriminator too strong.* It has the game won.* 99\.0 %", page.words)
 
 
 def test_an_interrupted_run_has_a_page(tmp_path):
