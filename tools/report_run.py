@@ -1,4 +1,4 @@
-"""Write report.html into a run folder: python tools/report_run.py RUN_FOLDER [--watch]."""
+"""Write the page of a run, or compare runs: python tools/report_run.py RUN [RUN ...] [--watch]."""
 
 import sys
 
@@ -6,7 +6,7 @@ from megatron_gad.reporting.command import report
 
 
 def main() -> None:
-    """Write the page of a run, or serve it while the run goes on."""
+    """Write the page of a run, serve it while the run goes on, or compare several."""
     try:
         report(sys.argv[1:], "report_run")
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""``megatron-gad report``: a run's page, as a file or served while the run goes on."""
+"""``megatron-gad report``: a run's page, as a file or served, or one that compares several."""
 
 import sys
 from collections.abc import Sequence
@@ -7,21 +7,25 @@ from pathlib import Path
 
 import tyro
 
+from megatron_gad.reporting.comparison import build_comparison
 from megatron_gad.reporting.live import page_server
 from megatron_gad.reporting.page import build_report
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write report.html, one self-contained page about a run.
+    """Write report.html, one self-contained page about a run; of several runs a comparison.
 
     Attributes:
-        run_folder: the run directory, the one that --save named; the run may still be going.
+        run_folders: the run directory, the one that --save named; the run may still be going.
+            With several, comparison.html in the first has their curves over each other.
+        out: file of the comparison, if it is to be elsewhere.
         watch: serve the page on 127.0.0.1 instead; it follows the run until Ctrl-C.
         port: of the page that is served; 0: a free one.
     """
 
-    run_folder: tyro.conf.Positional[Path]
+    run_folders: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path | None = None
     watch: bool = False
     port: int = 8400
 
@@ -32,12 +36,20 @@ def report(argv: Sequence[str], name: str) -> None:
     Raises ValueError if the folder is no run, OSError if a file or the port cannot be used.
     """
     options = tyro.cli(ReportOptions, prog=name, args=list(argv))
+    folders = options.run_folders
+    if not folders:
+        raise ValueError("no run directory is named; name one, or several to compare them")
+    if len(folders) > 1 and options.watch:
+        raise ValueError("--watch follows one run; name one, or leave --watch out")
+    if len(folders) == 1 and options.out:
+        raise ValueError("--out is of a comparison; name several runs, or leave it out")
     if not options.watch:
-        print(build_report(options.run_folder))
+        is_one = len(folders) == 1
+        print(build_report(folders[0]) if is_one else build_comparison(folders, options.out))
         return
-    with page_server(options.run_folder, options.port) as server:
+    with page_server(folders[0], options.port) as server:
         host, port = server.server_address[:2]
-        print(f"http://{host}:{port} follows {options.run_folder}; Ctrl-C ends it", flush=True)
+        print(f"http://{host}:{port} follows {folders[0]}; Ctrl-C ends it", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

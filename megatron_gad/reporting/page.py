@@ -2,13 +2,14 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from megatron_gad.files import replace_text
 from megatron_gad.reporting.charts import charts_of
-from megatron_gad.reporting.drawing import PALETTE, DrawnChart, draw_chart
+from megatron_gad.reporting.drawing import DrawnChart, draw_chart
 from megatron_gad.reporting.formatting import format_duration
 from megatron_gad.reporting.health import ACTIONS, assess, configured, episodes
 from megatron_gad.reporting.run_record import RunRecord, finite_values, read_run
@@ -52,10 +53,14 @@ def render_report(run_folder: Path) -> str:
         group: [draw_chart(chart, run) for chart in charts]
         for group, charts in charts_of(run).items()
     }
-    return _render(run, groups)
+    return _render_run(run, groups)
 
 
-def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
+def render(template: str, groups: dict[str, list[DrawnChart]], **parts: Any) -> str:
+    """Return a page with its own style, script and drawings in it.
+
+    groups: title -> charts. parts: what else the template shows.
+    """
     # autoescape covers all text of the run; only our own files and drawings are Markup.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -64,15 +69,26 @@ def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    drawn = [chart for charts in groups.values() for chart in charts]
+    return environment.get_template(template).render(
+        style=_own_file("page.css"),
+        script=_own_file("page.js"),
+        groups=groups,
+        svg={chart.title: Markup(chart.svg) for chart in drawn},
+        pointers={chart.title: chart.pointer for chart in drawn},
+        **parts,
+    )
+
+
+def _render_run(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
     findings = assess(run)
     health = configured(run.config)
     notes = list(run.notes)
     verdicts = read_verdicts(run.folder, notes)
     times = finite_values(run.records, "time")
-    drawn = [chart for charts in groups.values() for chart in charts]
-    return environment.get_template("page.html.jinja").render(
-        style=_own_file("page.css"),
-        script=_own_file("page.js"),
+    return render(
+        "page.html.jinja",
+        groups,
         run=run,
         num_steps=len(run.records),
         last_written=datetime.fromtimestamp(times[-1]).strftime("%Y-%m-%d %H:%M") if times else "",
@@ -92,11 +108,7 @@ def _render(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
             level: sum(finding.level == level for finding in findings)
             for level in ("act", "watch", "healthy")
         },
-        groups=groups,
-        svg={chart.title: Markup(chart.svg) for chart in drawn},
-        pointers={chart.title: chart.pointer for chart in drawn},
         samples=choose_samples(run),
-        colors=list(PALETTE),
     )
 
 
