@@ -119,7 +119,7 @@ class AdversarialStage(Stage[AdversarialConfig]):
             sampled.metrics | judged.metrics | agreement,
             judged=[each.step for each in (judged, *extra)],
             learned=learned,
-samples=sample_rows(*shown, teacher_scores_P=of_teachers),
+            samples=sample_rows(*shown, teacher_scores_P=of_teachers),
             rewards=rewards,
         )
 
