@@ -376,11 +376,13 @@ def line_stages(chart: Chart, lines: Iterable[Line], run: RunRecord) -> list[int
     return [
         index
         for index, span in enumerate(run.spans)
-        if chart.student_loss in (None, _student_loss(span.stage))
+        if is_of(chart, span.stage)
         if any(finite_values(span.records, line.key) for line in lines)
     ]
 
 
-def _student_loss(stage: str) -> StudentLoss | None:
+def is_of(chart: Chart, stage: str) -> bool:
+    """Return whether a chart shows stages of this name, if they have numbers."""
     section = find_section(stage)
-    return None if section is None else section.student_loss
+    loss = None if section is None else section.student_loss
+    return chart.student_loss in (None, loss)

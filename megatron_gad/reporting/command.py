@@ -36,20 +36,20 @@ def report(argv: Sequence[str], name: str) -> None:
     Raises ValueError if the folder is no run, OSError if a file or the port cannot be used.
     """
     options = tyro.cli(ReportOptions, prog=name, args=list(argv))
-    folders = options.run_folders
+    folders = list(options.run_folders)
     if not folders:
         raise ValueError("no run directory is named; name one, or several to compare them")
-    if len(folders) > 1 and options.watch:
+    first, is_one = folders[0], len(folders) == 1
+    if options.watch and not is_one:
         raise ValueError("--watch follows one run; name one, or leave --watch out")
-    if len(folders) == 1 and options.out:
+    if options.out and is_one:
         raise ValueError("--out is of a comparison; name several runs, or leave it out")
     if not options.watch:
-        is_one = len(folders) == 1
-        print(build_report(folders[0]) if is_one else build_comparison(folders, options.out))
+        print(build_report(first) if is_one else build_comparison(folders, options.out))
         return
-    with page_server(folders[0], options.port) as server:
+    with page_server(first, options.port) as server:
         host, port = server.server_address[:2]
-        print(f"http://{host}:{port} follows {folders[0]}; Ctrl-C ends it", flush=True)
+        print(f"http://{host}:{port} follows {first}; Ctrl-C ends it", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

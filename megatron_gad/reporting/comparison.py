@@ -11,7 +11,7 @@ from scipy import stats
 
 from megatron_gad.evaluation.intervals import CONFIDENCE, Interval, seeds_mean_interval
 from megatron_gad.files import replace_text
-from megatron_gad.reporting.charts import Chart, Line, charts_of
+from megatron_gad.reporting.charts import Chart, Line, charts_of, is_of
 from megatron_gad.reporting.drawing import draw_chart
 from megatron_gad.reporting.formatting import format_number
 from megatron_gad.reporting.page import render
@@ -140,7 +140,7 @@ def final_rows(runs: Sequence[RunRecord], charts: dict[str, list[Chart]]) -> lis
     rows = []
     for chart in (each for found in charts.values() for each in found):
         key = chart.lines[0].key.rpartition("@")[0]
-        blocks = [_last_blocks(run, key, chart.stages) for run in runs]
+        blocks = [_last_blocks(run, key, chart) for run in runs]
         means = tuple(_mean_text(each, chart.unit) for each in blocks)
         rows.append(
             FinalRow(
@@ -152,9 +152,9 @@ def final_rows(runs: Sequence[RunRecord], charts: dict[str, list[Chart]]) -> lis
     return rows
 
 
-def _last_blocks(run: RunRecord, key: str, stages: tuple[str, ...]) -> list[float]:
+def _last_blocks(run: RunRecord, key: str, chart: Chart) -> list[float]:
     """Return means of neighbours among the last numbers; one mean of few, none of none."""
-    span = run.last_span(stages or tuple({each.stage for each in run.spans}), key)
+    span = run.last_span(tuple({x.stage for x in run.spans if is_of(chart, x.stage)}), key)
     values = finite_values(span.records, key)[-NUM_AVERAGED:] if span else []
     num_blocks = min(NUM_BLOCKS, max(1, len(values) // 2))
     return [float(part.mean()) for part in np.array_split(values, num_blocks) if len(part)]

@@ -17,7 +17,7 @@ from megatron_gad.train import _run_stage
 from megatron_gad.training.checkpoint_files import (
     LATEST,
 )
-from tests.stage_steps import take_step
+from tests.stage_steps import health_of, take_step
 
 
 def run_and_save(run: Run, num_steps: int) -> None:
@@ -168,5 +168,5 @@ def test_a_criterion_met_in_the_step_of_a_stop_ends_the_stage(
     again = build(tmp_path, *flags)
     resumed = load_latest(again)
     assert resumed is not None
-    assert _run_stage(again, resumed, StopRequest()) == reason
+    assert _run_stage(again, resumed, StopRequest(), health_of(again)) == reason
     assert again.progress.iteration == 20

@@ -17,7 +17,7 @@ from megatron_gad.stages.stage import Stage
 from megatron_gad.train import _run_stage
 from megatron_gad.training.checkpoint_files import whole_iterations
 from megatron_gad.training.trainer import Trainer
-from tests.stage_steps import take_step
+from tests.stage_steps import health_of, take_step
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_no_checkpoint_is_written_while_steps_are_skipped_and_a_usable_one_is_na
 
     stage.step = step
     with pytest.raises(RunStoppedError) as stopped:
-        _run_stage(run, stage, StopRequest())
+        _run_stage(run, stage, StopRequest(), health_of(run))
     assert run.progress.iteration == 5
     assert whole_iterations(run.folder) == [3, 4]
     newest, usable = (run.folder / f"iter_000000{number}" for number in (4, 3))
