@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 from uuid import uuid4
 
 from megatron_gad.files import sync
@@ -36,7 +36,7 @@ def check_is_shared(folder: Path, parallel: Parallel, patience_s: float = PATIEN
     if parallel.world_size == 1:
         return
     # A name that nobody asked for before is in no host's cache of names that do not exist.
-    token = parallel.gather_over_world(uuid4().hex)[0]
+    token = parallel.from_first_rank(uuid4().hex)
     file = folder / f"shared_{token}.tmp"
     if parallel.is_writer:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,18 +132,16 @@ def ask_first_rank(parallel: Parallel, question: Callable[[], T]) -> T:
 
     Hosts of a network file system may see different files for some seconds; one has to decide.
     """
-    answer: T | None = None
-    problem = None
+    given: Any = None
     if parallel.is_writer:
         try:
-            answer = question()
+            given = question(), None
         except ValueError as error:
-            problem = str(error)
-    given: tuple[T | None, str | None] = parallel.from_first_rank((answer, problem))
-    answer, problem = given
+            given = None, str(error)
+    answer, problem = parallel.from_first_rank(given)
     if problem is not None:
         raise ValueError(problem)
-    return answer  # pyright: ignore[reportReturnType]
+    return answer
 
 
 def _comes_to_exist(file: Path, patience_s: float) -> bool:

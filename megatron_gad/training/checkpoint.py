@@ -27,9 +27,9 @@ from torch.distributed import ProcessGroup
 
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.files import delete_tree, draft_of, sync
-from megatron_gad.manifest import Written
+from megatron_gad.manifest import MANIFEST, Written, names_in
 from megatron_gad.training.background_write import BackgroundWrite
-from megatron_gad.training.checkpoint_digests import write_digests
+from megatron_gad.training.checkpoint_digests import is_of_a_rank, write_digests
 from megatron_gad.training.checkpoint_files import (
     STATE,
     describe_newest,
@@ -351,9 +351,11 @@ def _publish(run_folder: Path, draft: Path, target: Path, iteration: int) -> Non
     The disk holds each step before the next is taken: a power failure must not keep the deletion
     of the older checkpoints and lose parts of this one.
     """
-    for path in draft.rglob("*"):
+    folders = [draft, *(path for path in draft.iterdir() if path.is_dir())]
+    # Every rank waited until the disk held its files.
+    others = (draft / name for name in names_in(draft) if not is_of_a_rank(name))
+    for path in (*others, draft / MANIFEST, *folders):
         sync(path)
-    sync(draft)
     replaced = target.with_name(target.name + ".old")
     if target.exists():
         target.rename(replaced)

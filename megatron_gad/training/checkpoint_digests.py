@@ -1,5 +1,6 @@
 """The digests of a checkpoint: every rank computes those of what it wrote, and checks its share."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from megatron_gad.manifest import (
 from megatron_gad.training.parallel import Parallel
 
 # How Megatron names what a rank writes.
-OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
+OF_RANK = re.compile(r"__\d+_\d+\.distcp")
 
 
 def write_digests(
@@ -31,8 +32,9 @@ def write_digests(
     """
     found = {str(file.relative_to(folder)): each for file, each in (known or {}).items()}
     parallel.barrier()
-    names = names_in(folder)
-    own = [name for name in names if _writer_of(name) % parallel.world_size == parallel.rank]
+    own = names_of_rank(folder, parallel.rank)
+    if parallel.is_writer:
+        own += [name for name in names_in(folder) if not is_of_a_rank(name)]
     unknown = [name for name in own if name not in found]
     parts = parallel.gather_over_world(look_at(folder, unknown) | found)
     if parallel.is_writer:
@@ -77,7 +79,18 @@ def check_model_folder(key: str, folder: str, parallel: Parallel) -> None:
         )
 
 
-def _writer_of(name: str) -> int:
-    """Return the rank that wrote a file; what is not a rank's own is the first one's."""
-    match = OF_RANK.fullmatch(name.rpartition("/")[2])
-    return int(match[1]) if match else 0
+def names_of_rank(folder: Path, rank: int) -> list[str]:
+    """Return the names of what a rank wrote in a folder and those in it; it numbers its files.
+
+    If every rank listed the files of all of them, the file system would show the square of them.
+    """
+    found: list[Path] = []
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        own = (place / f"__{rank}_{number}.distcp" for number in itertools.count())
+        found += itertools.takewhile(Path.exists, own)
+    return [str(file.relative_to(folder)) for file in found]
+
+
+def is_of_a_rank(name: str) -> bool:
+    """Return whether a file is one of those that every rank writes; the first writes the others."""
+    return OF_RANK.fullmatch(name.rpartition("/")[2]) is not None
