@@ -1,5 +1,6 @@
 """The package as the oracle's tests drive it. What they need of its parts is in this file alone."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -205,8 +206,8 @@ def configure(options: Options, world_size: int) -> RunConfig:
     """Return the configuration that the options stand for, which has to be without a mistake."""
     words: list[str] = []
     if options.get("rewards"):
-        # Tables have no flags.
-        file = Path(f"{options['save']}_rewards.toml")
+        # Tables have no flags. A file of each rank's own: none reads what another is writing.
+        file = Path(f"{options['save']}_rewards_{os.getpid()}.toml")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(tomli_w.dumps({"rewards": options["rewards"]}))
         words.append(str(file))
