@@ -14,6 +14,8 @@ Value = TypeVar("Value")
 
 # Fields of a request that the collector sets itself, and the setting that does so.
 OWN_FIELDS = {"model": "model", "messages": "prompts", "stream": "stream", "n": "num_answers"}
+# What the collector adds to a base URL.
+ROUTE = "/chat/completions"
 # The lists of a mixture, of which each has one value for all teachers or one for each.
 PER_TEACHER = ("base_url", "model", "weights", "prompt_price", "completion_price")
 
@@ -158,6 +160,11 @@ class CollectConfig:
             f"base_url = {url!r}: use a URL like https://host/v1"
             for url in self.base_url
             if not _is_url(url)
+        ]
+        wrong += [
+            f"base_url = {url!r}: leave out {ROUTE}, which is added to it"
+            for url in self.base_url
+            if url.rstrip("/").endswith(ROUTE)
         ]
         if not all(self.model):
             wrong.append("model is empty: use a name that the endpoint serves")
