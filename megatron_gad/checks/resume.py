@@ -37,7 +37,7 @@ TENSOR_AND_PIPELINE = "tensor_model_parallel_size pipeline_model_parallel_size"
 RULES: dict[Change, dict[str, str]] = {
     "refused": {
         "": "seed rewards",
-        "data": "path prompt_column teacher_column reward_columns "
+        "data": "path weights prompt_column teacher_column reward_columns "
         "max_prompt_tokens max_response_tokens "
         "system_prompt chat_template_kwargs reasoning shuffle",
         "student": "path",

@@ -16,6 +16,8 @@ class DataConfig:
             "train") or ``hub:NAME:SPLIT``.
         eval_path: held-out rows, named like path. Of a folder, the files named test, validation or
             eval are read, if there are any. Empty: none.
+        weights: how often an epoch has the rows of a file of the folder, such as
+            {"strong.jsonl" = 3}; once if it is not named. Held-out rows come once.
         prompt_column: column with the conversation: messages, or text (one user message). If it is
             missing, the columns of "messages", ShareGPT and Alpaca rows are recognised.
         teacher_column: the teacher's response, or a list of them.
@@ -35,6 +37,7 @@ class DataConfig:
 
     path: str = ""
     eval_path: str = ""
+    weights: dict[str, int] = field(default_factory=dict[str, int])
     prompt_column: str = "content"
     teacher_column: str = "teacher_response"
     reward_columns: tuple[str, ...] = ()

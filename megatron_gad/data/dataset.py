@@ -75,7 +75,8 @@ def load_prompts(
     if not prompts:
         raise ValueError(_no_usable_row(config, codec, path, tally))
     is_local = not path.startswith(HUB)
-    notes = data_notes(tally, Path(path) if is_local else None, held_out)
+    weights = {} if held_out else config.weights
+    notes = data_notes(tally, Path(path) if is_local else None, held_out, weights)
     warnings = data_warnings(tally, "" if held_out else path)
     warnings += find_marks(prompts, tally.counts, codec, scorer)
     return LoadedPrompts(prompts, tally.counts, notes, warnings)
@@ -107,10 +108,12 @@ def _no_usable_row(config: DataConfig, codec: ChatCodec, path: str, tally: Tally
 def _rows(config: DataConfig, path: str, held_out: bool) -> Iterator[Row]:
     if not path:
         raise ValueError("data.path is empty; give a file, a folder or hub:NAME")
-    wanted = wanted_columns(config)
-    if path.startswith(HUB):
-        return read_hub_rows(path.removeprefix(HUB), wanted)
-    return read_file_rows(path, wanted, held_out)
+    wanted, weights = wanted_columns(config), {} if held_out else config.weights
+    if not path.startswith(HUB):
+        return read_file_rows(path, wanted, held_out, weights)
+    if weights:
+        raise ValueError(f"data.weights are of the files of a folder; data.path = {path!r} is none")
+    return read_hub_rows(path.removeprefix(HUB), wanted)
 
 
 def _chunks(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:

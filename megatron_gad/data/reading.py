@@ -106,6 +106,8 @@ def read_candidates(
     forms: dict[str, RowForm] = {}
     index = 0
     for row in rows:
+        if row.is_again and tally.problems.count:
+            return  # all of them are known
         if row.problem:
             tally.problems.add(row.place, row.problem)
             continue

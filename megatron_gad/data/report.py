@@ -1,5 +1,6 @@
 """What is said about a data set at the start and in a dry run: how it was read, what stands out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_gad.data.conversation import KNOWN_ROLES
@@ -7,10 +8,12 @@ from megatron_gad.data.reading import Tally
 from megatron_gad.data.rows import find_files, is_held_out
 
 
-def data_notes(tally: Tally, path: Path | None, held_out: bool) -> tuple[str, ...]:
+def data_notes(
+    tally: Tally, path: Path | None, held_out: bool, weights: Mapping[str, int]
+) -> tuple[str, ...]:
     """Return a line about how the rows were read.
 
-    path: of local files; None for a data set of the Hub.
+    path: of local files; None for a data set of the Hub. weights: of files whose rows come again.
     """
     read = "; ".join(f"{form} ({count:,})" for form, count in tally.forms.most_common())
     if tally.num_with_several:
@@ -21,7 +24,8 @@ def data_notes(tally: Tally, path: Path | None, held_out: bool) -> tuple[str, ..
     unread = f"; not read: {', '.join(tally.unread)}" if tally.unread else ""
     left_out = find_files(path, held_out).left_out if path is not None else ()
     names = f"; files left out: {', '.join(file.name for file in left_out)}" if left_out else ""
-    return (f"rows read: {read}{unread}{names}",)
+    again = "".join(f"; {name} {number} times" for name, number in weights.items())
+    return (f"rows read: {read}{unread}{again}{names}",)
 
 
 def data_warnings(tally: Tally, trained_on: str) -> tuple[str, ...]:

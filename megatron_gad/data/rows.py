@@ -3,9 +3,10 @@
 # (pyarrow has no types)
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from megatron_gad.data.json_files import JSON_KINDS, json_kind, read_json_values
@@ -25,6 +26,7 @@ class Row:
     values: column -> value; empty when there is a problem.
     columns: all that the file has, of which ``values`` may hold some.
     problem: why the row cannot be read; empty for a good row.
+    is_again: it came before; its file has a weight.
     """
 
     file: str
@@ -32,6 +34,7 @@ class Row:
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     columns: Collection[str] = ()
     problem: str = ""
+    is_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,47 @@ def find_files(path: Path, held_out: bool = False) -> DataFiles:
     return DataFiles((path,))
 
 
-def read_file_rows(path: str, wanted: Collection[str], held_out: bool = False) -> Iterator[Row]:
-    """Yield the rows of the files of a path.
+def read_file_rows(
+    path: str,
+    wanted: Collection[str],
+    held_out: bool = False,
+    weights: Mapping[str, int] = MappingProxyType({}),
+) -> Iterator[Row]:
+    """Yield the rows of the files of a path: all of them once, then those that come again.
 
-    wanted: the columns that may be read. held_out: as ``find_files`` takes it.
+    wanted: the columns that may be read. held_out: as ``find_files`` takes it. weights: how often
+        the rows of a file come, by its name; 1 if it is not named.
 
-    Raises ValueError as ``find_files`` does, and for a file that breaks off.
+    Raises ValueError as ``find_files`` does, for a file that breaks off, and for weights of files
+    that are not there or below 1.
     """
-    for file in find_files(Path(path), held_out).used:
-        reader = _reader(file)
-        assert reader is not None, file
-        yield from reader(file, wanted)
+    files = find_files(Path(path), held_out).used
+    _check_weights(weights, path, [file.name for file in files])
+    for turn in range(max((1, *weights.values()))):
+        for file in files:
+            if turn < weights.get(file.name, 1):
+                rows = _read(file, wanted)
+                yield from (replace(row, is_again=True) for row in rows) if turn else rows
+
+
+def _read(file: Path, wanted: Collection[str]) -> Iterator[Row]:
+    reader = _reader(file)
+    assert reader is not None, file
+    return reader(file, wanted)
+
+
+def _check_weights(weights: Mapping[str, int], path: str, names: Sequence[str]) -> None:
+    for name, weight in weights.items():
+        if name not in names:
+            raise ValueError(
+                f"data.weights has {name!r}, which is no file of data.path = {path!r}; it has "
+                f"{', '.join(names)}"
+            )
+        if weight < 1:
+            raise ValueError(
+                f"data.weights.{name} = {weight} has to be 1 or more; take the file out of "
+                f"{path!r} if its rows are not to be used"
+            )
 
 
 def without_nulls(value: Any) -> Any:

@@ -118,5 +118,5 @@ def count_rows(data: DataConfig) -> int | None:
     """Return the rows of a data set in files; None where it is not there, or on the Hub."""
     if not data.path or data.path.startswith(HUB) or not Path(data.path).exists():
         return None
-    rows = read_file_rows(data.path, wanted_columns(data))
+    rows = read_file_rows(data.path, wanted_columns(data), weights=data.weights)
     return sum(not row.problem for row in rows)

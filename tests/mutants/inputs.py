@@ -16,6 +16,12 @@ COSTS = ("tests/unit/data/teacher/test_settings.py",)
 
 INPUT_MUTANTS = (
     Mutant(
+        "data.weights is ignored",
+        "if turn < weights.get(file.name, 1):",
+        "if turn < 1:",
+        ("tests/unit/data/test_files.py",),
+    ),
+    Mutant(
         "one row too few of the embedding passes",
         "if num_rows is not None and highest >= num_rows:",
         "if num_rows is not None and highest > num_rows:",

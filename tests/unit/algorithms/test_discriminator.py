@@ -1,6 +1,7 @@
 """The discriminator's losses by hand, their gradients in the scores, and the two-pass way."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -184,3 +185,51 @@ def test_an_unknown_kind_names_the_allowed_ones():
             _pair_batch(TRAINED, 2),
             "hinge",  # pyright: ignore[reportArgumentType]
         )
+
+
+# Scores of two answers of teachers to one prompt, and of all that a student may say, each with its
+# probability.
+TEACHERS = torch.tensor([LN2, -0.7])
+STUDENTS = torch.tensor([0.3, -LN3, 1.1])
+PROBABILITIES = torch.tensor([0.5, 0.2, 0.3])
+
+
+def _slopes_of_rows(kind: str, said: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Gradients of the mean loss by the scores of both teachers and of what a student may say.
+
+    said: of every teacher's row what the student said.
+    """
+    teachers, students = TEACHERS.clone().requires_grad_(), STUDENTS.clone().requires_grad_()
+    rows = [row for i, says in enumerate(said) for row in (teachers[i], *students[list(says)])]
+    pairs = _pair_batch(torch.ones(len(rows), dtype=torch.bool), len(said[0]))
+    loss = discriminator_loss(ScorerOutput(torch.stack(rows)), pairs, kind)  # pyright: ignore
+    (loss.total / loss.count).backward()
+    assert teachers.grad is not None and students.grad is not None
+    return teachers.grad, students.grad
+
+
+def _slopes_of_all_pairs(kind: str, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by hand, of all pairs of a teacher with what a student may say.
+
+    weights: of what the student may say; they add up to 1.
+    """
+    if kind == "cross_entropy":
+        return -torch.sigmoid(-TEACHERS) / 4, torch.sigmoid(STUDENTS) * weights / 2
+    above = torch.sigmoid(STUDENTS - TEACHERS[:, None])
+    return -(above * weights).sum(dim=1) / 2, above.mean(dim=0) * weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_one_prompt_with_the_same_rollouts_are_all_pairs(kind: str) -> None:
+    found = _slopes_of_rows(kind, [(0, 2, 1, 2)] * 2)
+    torch.testing.assert_close(found, _slopes_of_all_pairs(kind, torch.tensor([1, 1, 2]) / 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_one_prompt_with_rollouts_of_their_own_are_so_in_expectation(kind: str) -> None:
+    teachers, students = torch.zeros(2), torch.zeros(3)
+    for said in product(range(3), repeat=4):
+        slopes = _slopes_of_rows(kind, [said[:2], said[2:]])
+        teachers += PROBABILITIES[list(said)].prod() * slopes[0]
+        students += PROBABILITIES[list(said)].prod() * slopes[1]
+    torch.testing.assert_close((teachers, students), _slopes_of_all_pairs(kind, PROBABILITIES))

@@ -161,7 +161,7 @@ def test_every_field_is_a_flag_under_megatrons_name_or_with_its_tables(
             "[data]\nzzz = 2",
             "x.toml: unknown key 'zzz' in [data]; allowed: chat_template_kwargs, eval_path, "
             "max_prompt_tokens, max_response_tokens, path, prompt_column, reasoning, "
-            "reward_columns, shuffle, system_prompt, teacher_column",
+            "reward_columns, shuffle, system_prompt, teacher_column, weights",
         ),
         (
             "[parallel]\ntensor_model_parallel_size = '2'",

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_gad.config.data import DataConfig
 from megatron_gad.data.chat import ChatCodec
-from megatron_gad.data.dataset import load_prompts
+from megatron_gad.data.dataset import LoadedPrompts, load_prompts
 from megatron_gad.data.rows import is_held_out, read_file_rows
 from tests.tiny_tokenizer import make_tokenizer
 from tests.unit.data.test_template import CALL
@@ -158,3 +158,37 @@ def test_a_folders_files_for_testing_are_never_trained_on(tmp_path: Path) -> Non
     (warning,) = load_prompts(DataConfig(), codec, file).warnings
     assert warning.startswith(f"data.path = {file!r} is named like data for testing, and is trai")
     assert load_prompts(DataConfig(), codec, file, held_out=True).warnings == ()
+
+
+def test_rows_of_a_file_come_as_often_in_an_epoch_as_its_weight_says(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "tokenizer")
+    codec = ChatCodec.from_folder(tmp_path / "tokenizer", 99, 99)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, count in (("a", 1), ("b", 2), ("eval", 1)):
+        rows = [{"content": "x", "teacher_response": f"{name}{n}"} for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def load(weights: dict[str, int], held_out: bool = False) -> LoadedPrompts:
+        return load_prompts(DataConfig(weights=weights), codec, str(folder), held_out)
+
+    loaded = load({"b.jsonl": 3})
+    texts = ["a0", "b0", "b1", "b0", "b1", "b0", "b1"]
+    assert [each.teacher_text for each in loaded.prompts] == texts
+    # Each is a row of its own, with its own rollouts.
+    assert [each.index for each in loaded.prompts] == list(range(7))
+    assert loaded.counts["num_rows"] == 7
+    assert "b.jsonl 3 times" in loaded.notes[0]
+    held_out = load({"b.jsonl": 3, "a.jsonl": 2}, held_out=True)
+    assert [each.teacher_text for each in held_out.prompts] == ["eval0"]
+    for weights, message in (
+        ({"c.jsonl": 2}, "data.weights has 'c.jsonl', which is no file of data.path = "),
+        ({"eval.jsonl": 2}, "it has a.jsonl, b.jsonl$"),
+        ({"a.jsonl": 0}, "data.weights.a.jsonl = 0 has to be 1 or more; take the file out of "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(weights)
+    (folder / "b.jsonl").write_text(json.dumps(rows[0]) + "\n5\n7\n")
+    with pytest.raises(ValueError) as refused:
+        load({"a.jsonl": 2, "b.jsonl": 3})
+    assert "data: 2 rows cannot be read; correct or remove them" in str(refused.value)
