@@ -39,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2-tied-deep": {"tie": True, "num_hidden_layers": 8},
     "llama": {"family": "llama"},
     "qwen3": {"family": "qwen3"},
+    "teacher": {"family": "qwen3", "vocab_size": VOCAB_SIZE + 6, "hidden_size": 64, "seed": 3},
 }
 EVERYWHERE = [
     pytest.param(case, layout, marks=() if layout in COVERING else pytest.mark.layouts)

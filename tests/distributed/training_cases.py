@@ -8,13 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
+from megatron_gad.algorithms.divergence import divergence_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
+from megatron_gad.algorithms.preference import preference_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.stages.discriminator_step import judge
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.teacher import Teacher
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, PairBatch
 from tests.distributed.covering import covering
@@ -110,13 +113,15 @@ class Case:
     folder: name of the Hugging Face folder.
     make: builds the trainer.
     batch: makes the whole batch of all data ranks.
-    step: trains on a data rank's part of it.
+    step: trains on a data rank's part of it; takes the teacher's folder too, if there is one.
+    teacher: name of its folder.
     """
 
     folder: str
     make: Callable[..., Trainer]
     batch: Callable[[], Batch | PairBatch]
-    step: Callable[[Trainer, Any], StepOutput]
+    step: Callable[..., StepOutput]
+    teacher: str = ""
 
 
 def supervised_step(trainer: Trainer, batch: Batch) -> StepOutput:
@@ -127,6 +132,19 @@ def supervised_step(trainer: Trainer, batch: Batch) -> StepOutput:
 def policy_step(trainer: Trainer, batch: Batch) -> StepOutput:
     """Learn from rewards."""
     return trainer.train(batch, partial(policy_loss, options=POLICY), temperature=0.8)
+
+
+def taught_step(trainer: Trainer, batch: Batch, folder: Path) -> StepOutput:
+    """Move to the distribution of a frozen teacher."""
+    teacher = Teacher(folder, trainer)
+    batch, states = teacher.states(batch)
+    taught = teacher.taught(states, "jensen_shannon")
+    return trainer.train(batch, divergence_loss, temperature=0.8, taught=taught)
+
+
+def preference_step(trainer: Trainer, batch: Batch) -> StepOutput:
+    """Prefer the first response of every two."""
+    return trainer.train(batch, partial(preference_loss, kind="dpo", beta=0.3))
 
 
 def skipped_and_policy_step(trainer: Trainer, batch: Batch) -> StepOutput:
@@ -195,6 +213,13 @@ CASES |= DEEP
 # their gradients have to be summed, with and without sequence parallelism.
 CASES["policy-qwen3"] = Case("qwen3", make_student, STUDENT, policy_step)
 CASES["policy-after-skipped"] = replace(CASES["policy-tied"], step=skipped_and_policy_step)
+# A teacher of another width with more rows in its vocabulary, which padding for tensor parallelism
+# shifts against the student's.
+CASES["divergence"] = Case("llama", make_student, STUDENT, taught_step, teacher="teacher")
+CASES["preference"] = Case(
+    "qwen2", make_student, lambda: replace(pairs_of_rows(), rows_per_unit=2), preference_step
+)
+FURTHER = ("tp2-sp-pp2", "tp4-sp", "pp2-cp2", "pp2-vpp2-dp2-distributed", "tp2-sp-pp2-vpp2-packed")
 SKIPPING = ("tp2-dp2", "tp2-sp-pp2", "cp2-dp2", "pp2-vpp2-dp2-distributed", "dp4-distributed")
 NORMED = ("tp2-dp2", "tp4", "tp4-sp", "tp2-sp-pp2", "tp2-cp2", "tp2-dp2-distributed")
 
@@ -202,8 +227,8 @@ NORMED = ("tp2-dp2", "tp4", "tp4-sp", "tp2-sp-pp2", "tp2-cp2", "tp2-dp2-distribu
 def cases_of(layout: str) -> tuple[str, ...]:
     """Which cases run where: all at every layout, two again with another optimizer or packed.
 
-    Those of another depth, with norms of heads or after a skipped step run where that makes a
-    difference.
+    Those of another depth, with norms of heads, after a skipped step or of further stages run where
+    that makes a difference.
     """
     if layout.startswith("pp4-vpp2"):
         return tuple(DEEP)
@@ -211,6 +236,7 @@ def cases_of(layout: str) -> tuple[str, ...]:
     cases = ("policy-tied", "cross-entropy-split") if is_variant else SHALLOW
     cases += tuple(SHARED) * layout.endswith("-packed")
     cases += ("policy-qwen3",) * (layout in NORMED)
+    cases += ("divergence", "preference") * (layout in FURTHER)
     return cases + ("policy-after-skipped",) * (layout in SKIPPING)
 
 
@@ -240,7 +266,7 @@ def train_case(
     """Take one step; every rank gets the whole result."""
     trainer = case.make(folder / case.folder, place, layout, compute, **OPTIMIZER)
     part = share_of(case.batch(), place)
-    output = case.step(trainer, part)
+    output = case.step(trainer, part, *([folder / case.teacher] if case.teacher else []))
     rows = place.gather_over_data(output.rows)
     return Trained(output.metrics, rows, gradients(trainer), weights(trainer))
 

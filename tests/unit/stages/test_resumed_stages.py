@@ -1,0 +1,53 @@
+"""The stages without a game go on from a checkpoint bit for bit; the others: tests/e2e."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_gad.resume import load_latest, save
+from megatron_gad.runtime.run import Run
+from megatron_gad.stages.begin import begin_stage
+from megatron_gad.stages.stage import Stage
+from tests.stage_steps import take_step
+from tests.tiny_training import training_state
+
+RATE = ("--seed", "3", "--rollout.temperature", "0.6")
+FLAGS = {
+    "preference": ("--preference.prompts-per-step", "4", "--preference.student-lr", "0.01"),
+    "white_box": ("--white-box.prompts-per-step", "4", "--white-box.student-lr", "0.01"),
+    "best_of_n": (
+        *("--best-of-n.prompts-per-step", "4", "--best-of-n.group-size", "4"),
+        *("--best-of-n.keep", "2", "--best-of-n.student-lr", "0.01"),
+    ),
+}
+
+
+def take_steps(run: Run, stage: Stage, count: int) -> list[float]:
+    """The student's losses of some steps."""
+    return [take_step(run, stage).metrics["student/loss"] for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_stage_goes_on_bit_for_bit(
+    build: Callable[..., Run], assets: Path, tmp_path: Path, name: str
+) -> None:
+    flags = ["--stages", name, "--white-box.teacher", str(assets / "student"), *RATE, *FLAGS[name]]
+    whole = build(tmp_path / "whole", *flags)
+    expected = take_steps(whole, begin_stage(whole), 4)
+
+    parted = build(tmp_path / "parted", *flags)
+    stage = begin_stage(parted)
+    take_steps(parted, stage, 2)
+    save(parted, stage)
+    parted.close()
+    again = build(tmp_path / "parted", *flags)
+    resumed = load_latest(again)
+    assert resumed is not None
+    assert take_steps(again, resumed, 2) == expected[2:]
+    states = zip(training_state(again.student), training_state(whole.student), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in states)
+    assert len(set(expected)) == 4
+    whole.close()
+    again.close()
