@@ -15,6 +15,7 @@ from megatron_gad.evaluation.options import EndpointOptions, EvaluateOptions
 
 MAX_NEW_TOKENS = 24
 NUM_SAMPLES = 4
+BASELINE = "seqkd_equal_compute"
 
 
 def measure(hf_folder: Path, prompts: Sequence[str], seed: int) -> dict[str, Any]:
@@ -49,9 +50,11 @@ def compare_arms(arms: dict[str, Path], rows: Path, out: Path, seed: int) -> Non
 
     rows: held-out prompts with the teacher's responses. out: folder for evaluation.md and the rest.
     """
+    # The first is what the others are compared with.
+    names = sorted(arms, key=lambda name: name != BASELINE)
     evaluate(
         EvaluateOptions(
-            students=tuple(f"{name}={folder}" for name, folder in arms.items()),
+            students=tuple(f"{name}={arms[name]}" for name in names),
             prompts=(str(rows),),
             out=out,
             endpoint=EndpointOptions(),

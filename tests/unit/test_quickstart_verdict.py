@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from examples.quickstart.data import write_answered
-from examples.quickstart.measure import compare_arms
+from examples.quickstart.measure import BASELINE, compare_arms
 from examples.quickstart.robot_turns import split_prompts
 from examples.quickstart.student import make_student
 
@@ -12,10 +12,13 @@ from examples.quickstart.student import make_student
 def test_the_arms_are_compared_on_held_out_rows(tmp_path: Path) -> None:
     rows = tmp_path / "test.jsonl"
     write_answered(rows, "test", split_prompts(0).test[:24], seed=0)
-    arms = {name: make_student(tmp_path / name, seed) for seed, name in enumerate(("seqkd", "gad"))}
+    arms = {
+        name: make_student(tmp_path / name, seed) for seed, name in enumerate(("gad", BASELINE))
+    }
     compare_arms(arms, rows, tmp_path / "verdict", seed=0)
     results = json.loads((tmp_path / "verdict/evaluation.json").read_text())
-    assert [*results["students"]] == ["seqkd", "gad", "(teacher)"]
+    assert [*results["students"]] == [BASELINE, "gad", "(teacher)"]
+    assert {each["baseline"] for each in results["differences"]} == {BASELINE}
     for arm in arms:
         means = results["students"][arm]["means"]
         assert means["auc_text"]["count"] == 12
