@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 PYTEST := $(PYTHON_IN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope
 
-.PHONY: help quickstart quickstart-seeds test test-fast test-layouts test-gpu test-sglang test-real test-image soak fuzz soak-collector mutants lint env clean
+.PHONY: help quickstart quickstart-seeds compare test test-fast test-layouts test-gpu test-sglang test-real test-image soak fuzz soak-collector mutants lint env clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,6 +20,9 @@ quickstart: $(READY) ## distil a tiny student on this machine, minutes; writes r
 
 quickstart-seeds: $(READY) ## the same on several seeds, with intervals; about an hour
 	$(PYTHON_IN) -m examples.quickstart --seeds 10 11 12 13 14 --out runs/quickstart_seeds
+
+compare: $(READY) ## every way of learning from the teacher's text at equal compute; about an hour; resumes
+	$(PYTHON_IN) -m examples.compare
 
 test: $(READY) ## all tests that need neither a GPU nor SGLang
 	$(PYTEST) -m "not gpu and not sglang and not layouts and not real"

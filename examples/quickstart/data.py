@@ -1,7 +1,7 @@
 """The quickstart's files: prompts of three splits, and the teacher's responses to them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -47,12 +47,21 @@ def write_prompts(path: Path, name: str, prompts: Sequence[str]) -> None:
     _write(path, [_prompt_row(name, index, prompt) for index, prompt in enumerate(prompts)])
 
 
-def write_answered(path: Path, name: str, prompts: Sequence[str], seed: int) -> None:
-    """Write rows with the teacher's responses as the collector writes them, without a server."""
+def write_answered(
+    path: Path,
+    name: str,
+    prompts: Sequence[str],
+    seed: int,
+    answer: Callable[[str, int], str] = teacher_answer,
+) -> None:
+    """Write rows with the teacher's responses as the collector writes them, without a server.
+
+    answer: prompt and seed -> the teacher's text.
+    """
     rows = [
         _prompt_row(name, index, prompt)
         | {
-            "teacher_response": teacher_answer(prompt, seed),
+            "teacher_response": answer(prompt, seed),
             "finish_reason": "stop",
             "model": MODEL,
         }

@@ -1,5 +1,6 @@
 """The untrained student: a tiny Qwen2 as a Hugging Face folder, tokenizer included."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +30,20 @@ class StudentShape:
     is_tied: bool = False
 
 
-def make_student(folder: str | Path, seed: int, shape: StudentShape | None = None) -> Path:
+def make_student(
+    folder: str | Path,
+    seed: int,
+    shape: StudentShape | None = None,
+    texts: Sequence[str] = (),
+) -> Path:
     """Write config.json, float32 safetensors, tokenizer and generation_config.json; return folder.
 
     The same seed and shape give the same bytes.
+
+    texts: those that hold every word of the task; by default the robot turns'.
     """
     shape = shape or StudentShape()
-    tokenizer = make_tokenizer(task_texts())
+    tokenizer = make_tokenizer(texts or task_texts())
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=shape.width,

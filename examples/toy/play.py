@@ -145,9 +145,9 @@ def train_seqkd(teacher: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     student = Players(torch.tensor(UNTRAINED_STUDENT), [STUDENT_RATE])
     for _ in range(NUM_SEQKD_STEPS):
-        classes = _sample(teacher[None], NUM_PROMPTS * GROUP_SIZE, generator)
-        output = _output(student_logprobs(student.params()), classes)
-        student.descend(supervised_loss(output, _batch(classes.flatten())))
+        classes = sample_classes(teacher[None], NUM_PROMPTS * GROUP_SIZE, generator)
+        output = student_output(student_logprobs(student.params()), classes)
+        student.descend(supervised_loss(output, rows_of(classes.flatten())))
     return student.params()[0].detach()
 
 
@@ -176,10 +176,10 @@ def play_gad(teacher: Tensor, params: Tensor, games: list[Game], seed: int) -> l
         if step == 0:
             _freeze_chosen(tables, games)
         logprobs = student_logprobs(students.params())
-        responses = _sample(logprobs.detach(), NUM_PROMPTS * GROUP_SIZE, generator)
-        taught = _sample(teacher.expand_as(logprobs), NUM_PROMPTS, generator)
+        responses = sample_classes(logprobs.detach(), NUM_PROMPTS * GROUP_SIZE, generator)
+        taught = sample_classes(teacher.expand_as(logprobs), NUM_PROMPTS, generator)
 
-        pairs = _pair_batch(taught.flatten(), responses.flatten())
+        pairs = pairs_of(taught.flatten(), responses.flatten())
         classes = pairs.tokens[:, 1].view(len(games), -1)
         judged = ScorerOutput(tables.params().gather(1, classes).flatten())
         _, rewards = split_scores(judged.scores.detach(), GROUP_SIZE)
@@ -188,8 +188,8 @@ def play_gad(teacher: Tensor, params: Tensor, games: list[Game], seed: int) -> l
             continue
         reverse_kl.append(kl_divergence(logprobs.detach(), teacher))
         advantages = group_advantages(rewards, "grpo").flatten()
-        batch = _batch(responses.flatten()).with_advantages(advantages)
-        students.descend(toy_policy_loss(_output(logprobs, responses), batch))
+        batch = rows_of(responses.flatten()).with_advantages(advantages)
+        students.descend(toy_policy_loss(student_output(logprobs, responses), batch))
     ends = student_logprobs(students.params().detach())
     return [Trace(*pair) for pair in zip(ends, torch.stack(reverse_kl, dim=1), strict=True)]
 
@@ -200,12 +200,12 @@ def _freeze_chosen(tables: Players, games: list[Game]) -> None:
             tables.freeze(player)
 
 
-def _sample(logprobs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample_classes(logprobs: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw classes, [N, count], from log-probabilities, [N, 10]."""
     return torch.multinomial(logprobs.exp(), count, replacement=True, generator=generator)
 
 
-def _output(logprobs: Tensor, classes: Tensor) -> LanguageOutput:
+def student_output(logprobs: Tensor, classes: Tensor) -> LanguageOutput:
     """Return what a trainer would hand to a loss, for N * M rows.
 
     logprobs: [N, 10] of the students. classes: [N, M], their responses.
@@ -219,16 +219,17 @@ def _output(logprobs: Tensor, classes: Tensor) -> LanguageOutput:
     )
 
 
-def _batch(classes: Tensor) -> Batch:
+def rows_of(classes: Tensor) -> Batch:
     """Return rows of a prompt token and a class, from [B] classes."""
     tokens = torch.stack([torch.zeros_like(classes), classes], dim=1)
     is_response = torch.tensor([False, True]).expand(tokens.shape)
     return Batch(tokens, torch.full_like(classes, 2), is_response)
 
 
-def _pair_batch(teacher_responses: Tensor, responses: Tensor) -> PairBatch:
+def pairs_of(teacher_responses: Tensor, responses: Tensor) -> PairBatch:
     """Return groups of a teacher's response and G of a student, from [P] and [P * G] classes."""
-    groups = torch.cat([teacher_responses[:, None], responses.view(-1, GROUP_SIZE)], dim=1)
-    rows = _batch(groups.flatten())
+    size = len(responses) // len(teacher_responses)
+    groups = torch.cat([teacher_responses[:, None], responses.view(-1, size)], dim=1)
+    rows = rows_of(groups.flatten())
     is_trained = torch.ones(rows.tokens.shape[0], dtype=torch.bool)
-    return PairBatch(rows.tokens, rows.lengths, rows.response_mask, is_trained, GROUP_SIZE)
+    return PairBatch(rows.tokens, rows.lengths, rows.response_mask, is_trained, size)
