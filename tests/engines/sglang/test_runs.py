@@ -76,3 +76,22 @@ def test_recorded_rollouts_give_the_same_losses_on_another_layout(
         if not math.isclose(sampled[key], ours[key], rel_tol=1e-4, abs_tol=1e-6)
     ]
     assert not differences, "\n".join(differences)
+
+
+STAGES = ("preference", "white_box", "warmup", "best_of_n")
+
+
+def test_stages_without_a_game_sample_as_the_trainer_computes(tmp_path: Path) -> None:
+    """The snapshot that answers in ``preference`` among them; replayed, they give the same."""
+    flags = [*FLAGS, "--stages", *STAGES, "--white-box.teacher", str(tiny_run.assets() / "student")]
+    for stage in ("preference", "white-box", "best-of-n"):
+        flags += [f"--{stage}.steps", "3", f"--{stage}.prompts-per-step", "4"]
+        flags += [f"--{stage}.student-lr", "0.001"]
+    there = tiny_run.run(tmp_path / "there", *flags)
+    assert [each["stage"] for each in there] == [name for name in STAGES for _ in range(3)]
+    gaps = [each["engine/logprob_gap_max"] for each in there if "engine/logprob_gap_max" in each]
+    assert len(gaps) >= 9
+    assert max(gaps) < BOUND
+    replay = ("--rollout.engine", "replay", "--rollout.replay", str(tmp_path / "there"))
+    again = tiny_run.run(tmp_path / "again", *flags, *replay)
+    assert [tiny_run.compared(r) for r in again] == [tiny_run.compared(r) for r in there]
