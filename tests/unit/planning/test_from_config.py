@@ -51,6 +51,30 @@ def test_each_stage_passes_the_rows_that_its_step_does() -> None:
     assert (adversarial.num_steps(160), adversarial.num_steps(None)) == (30, None)
 
 
+def test_the_cost_of_a_prompt_is_what_the_documentation_says() -> None:
+    """Samples and rows that only pass forward count once, rows that train three times."""
+    by_hand = {
+        "seqkd": 3,
+        "preference": 1 + 2 + 2 * 3,
+        "white_box": 1 + 3,
+        "warmup": 8 + 9 * 3 + 3,
+        "best_of_n": 8 + 9 + 3,
+        "adversarial": 8 + 9 * 3 + 8 + 8 * 3,
+    }
+    table = (ROOT / "docs/objectives.md").read_text().split("## The stage")[1]
+    for work in stage_works(RunConfig(stages=tuple(by_hand))):
+        forwards = work.num_samples + work.student_forwards + work.discriminator_forwards
+        trained = work.student_trained + work.discriminator_trained
+        cost = (forwards + 3 * trained) / work.num_prompts
+        assert cost == by_hand[work.kind]
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| `{work.kind}` "))
+        assert row.split("|")[4].split()[0].rstrip(",") == f"{cost:g}"
+        assert work.teacher_forwards == work.num_prompts * (work.kind == "white_box")
+    simpo = replace(RunConfig().preference, loss="simpo")
+    (work,) = stage_works(RunConfig(stages=("preference",), preference=simpo))
+    assert (work.num_samples, work.student_forwards, work.student_trained) == (256, 0, 512)
+
+
 def test_options_of_the_algorithm_change_the_passes() -> None:
     base = RunConfig(
         stages=("adversarial",),
