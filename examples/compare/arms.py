@@ -22,6 +22,7 @@ class Arm:
     sized: the stage whose steps are as many as the budget pays for.
     is_fresh: the student's weights alone are taken over, and the run begins at its first stage.
     least: an arm that this one has to match in seconds too.
+    share: of what is left to spend, what it does spend.
     has_teacher_model: whether it may see the probabilities of a model of the teacher, which was
         trained beside it and costs it nothing.
     """
@@ -32,6 +33,7 @@ class Arm:
     flags: dict[str, str] = field(default_factory=dict[str, str])
     is_fresh: bool = False
     least: str = ""
+    share: float = 1.0
     has_teacher_model: bool = False
 
     @property
@@ -50,6 +52,9 @@ ARMS = {
     "gad": game("GAD"),
     "seqkd_longer": Arm("SeqKD, longer", "seqkd", ("seqkd",), is_fresh=True, least="gad"),
     "preference": Arm("preference, one snapshot (SODA)", "seqkd", ("seqkd", "preference")),
+    "preference_tenth": Arm(
+        "preference, a tenth of that", "seqkd", ("seqkd", "preference"), share=0.1
+    ),
     "preference_refreshed": Arm(
         "preference, refreshed (SPIN)",
         "seqkd",

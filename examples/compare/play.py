@@ -103,7 +103,7 @@ class Seed:
         first = {"nothing": 0, "seqkd": 1, "warmup": 2}[arm.start] if not arm.is_fresh else 0
         for section in before[first:]:
             left -= section.num_steps(_count(self.data.train)) * self._step(config, section)
-        return max(1, round(left / self._step(config, last)))
+        return max(1, round(arm.share * left / self._step(config, last)))
 
     def _steps_by_seconds(self, base: dict[str, Any], other: dict[str, Any]) -> int:
         """Return the steps of SeqKD that take the rest of the seconds of another arm."""

@@ -194,11 +194,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 @pytest.mark.parametrize("name", [name for name in ARMS if not ARMS[name].least])
 def test_every_arm_costs_what_gad_costs(tmp_path, runs: Runs, name: str) -> None:
     seed = Seed.open(TOTALS, 3, tmp_path)
-    gad = seed.play("gad")["flops"]
+    gad, base = seed.play("gad")["flops"], seed.begin()["stages"]["seqkd"]["flops"]
     # To within a step of its last stage.
     config, _ = load_config(seed.arguments(ARMS[name].stages, ARMS[name].flags))
     step = step_flops(config, config.stage_sections[-1], seed.shape, seed.lengths)
-    assert seed.play(name)["flops"] == pytest.approx(gad, abs=step)
+    expected = base + ARMS[name].share * (gad - base)
+    assert seed.play(name)["flops"] == pytest.approx(expected, abs=step)
 
 
 def test_seqkd_goes_on_for_the_seconds_of_gad_if_that_is_longer(tmp_path, runs: Runs) -> None:
