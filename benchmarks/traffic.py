@@ -221,10 +221,11 @@ def save_traffic(shapes: Sequence[ModelShape], layout: Layout) -> Iterator[Traff
     count, told = len(shapes), sum(TOLD_BYTES * num_tensors(each, layout) for each in shapes)
     # Draft, digests, publication; written and listed, for each model.
     yield Traffic("barrier", "world", 3 + 2 * count, 0)
-    # Whether numbers are finite, and digests; what every rank has, whether all planned and wrote.
-    yield Traffic("all_gather", "world", 2 * (count + 1) + 4 * count, told / 3, is_object=True)
-    # What every rank is going to write, and where in its files it is: to the first rank alone.
-    yield Traffic("gather", "world", 2 * count, told * 2 / 3, is_object=True)
+    # Whether numbers are finite, and digests; how much is told of what follows.
+    calls = 2 * (count + 1) + 3 * count
+    yield Traffic("all_gather", "world", calls, SIZE_BYTES * calls, is_object=True)
+    # What every rank has, is going to write, and where in its files it is: to the first rank alone.
+    yield Traffic("gather", "world", 3 * count, told, is_object=True)
     yield Traffic("broadcast", "world", count, 4 * count)
     if layout.data > 1:
         # Which of the copies writes what.

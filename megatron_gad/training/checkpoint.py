@@ -20,7 +20,6 @@ from megatron.core.dist_checkpointing.serialization import (
 )
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
-    FullyParallelSaveStrategyWrapper,
 )
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -47,6 +46,7 @@ from megatron_gad.training.distributed_optimizer import (
 from megatron_gad.training.mixed_precision import float32_weights_known
 from megatron_gad.training.optimizer import forget_moments, has_moments
 from megatron_gad.training.parallel import Parallel
+from megatron_gad.training.shared_writes import SharedWrites
 from megatron_gad.training.trainer import Trainer
 
 DISTRIBUTED = "use_distributed_optimizer"
@@ -305,7 +305,7 @@ def _write(state: dict[str, Any], folder: Path, in_background: bool = False) -> 
 
     in_background: only plan it, and return the plan.
     """
-    strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), _data_ranks())
+    strategy = SharedWrites(get_default_save_sharded_strategy(), _data_ranks())
     return dist_checkpointing.save(
         state,
         str(folder),
