@@ -67,7 +67,9 @@ def train(config: RunConfig, tell: Callable[[BaseException], int], codecs: Codec
 
         # One process for all, and before there is anything to take down again.
         read = parallel.ask_first_process(store, read_alone)
-        place = parallel.initialize(config.parallel, config.seed, store)
+        place = parallel.initialize(
+            config.parallel, config.seed, store, config.watchdog.collective_timeout
+        )
         try:
             _check_models_are_the_same(config, place)
             with contextlib.ExitStack() as parts:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_gad.checks.found import Models
-from megatron_gad.checks.values import MINUTES, POSITIVE, violations
+from megatron_gad.checks.values import POSITIVE, violations
 from megatron_gad.config.compute import FP8_BLOCK, ComputeConfig
 from megatron_gad.config.layout import OwnLayout, ParallelConfig
 from megatron_gad.models.layout_rules import (
@@ -22,8 +22,7 @@ def check_parallel(
     parallel: ParallelConfig, compute: ComputeConfig, world_size: int
 ) -> Iterator[str]:
     """Yield what is wrong with the layout, apart from the models' shapes."""
-    rules = dict.fromkeys(SIZES, POSITIVE) | {"distributed_timeout_minutes": MINUTES}
-    yield from violations("parallel", parallel, rules)
+    yield from violations("parallel", parallel, dict.fromkeys(SIZES, POSITIVE))
     yield from _world_problem("parallel.", parallel, world_size)
     yield from size_problems(parallel, "parallel.")
     yield from _context_problems(parallel, compute)

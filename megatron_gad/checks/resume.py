@@ -62,7 +62,7 @@ RULES: dict[Change, dict[str, str]] = {
     "free": {
         "parallel": TENSOR_AND_PIPELINE + " virtual_pipeline_model_parallel_size "
         "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
-        "sequence_parallel use_distributed_optimizer distributed_timeout_minutes",
+        "sequence_parallel use_distributed_optimizer",
         "compute": "micro_batch_size max_tokens_per_microbatch recompute_granularity "
         "recompute_method recompute_num_layers "
         "pack_sequences share_prompts logprob_chunk_size",

@@ -70,7 +70,7 @@ def check_found(config: RunConfig, found: Found) -> list[str]:
         *check_algorithm(config.gad),
         *check_rewards(config.rewards),
         *check_rollout(config.rollout),
-        *check_watchdog(config.watchdog, config.parallel, world_size),
+        *check_watchdog(config.watchdog),
         *check_schedule(config.schedule),
         *check_evaluation(config, max(data_parallel_size(x, world_size) for x in layouts)),
         *_of_engine(config, found),

@@ -21,7 +21,6 @@ from megatron_gad.checks.values import (
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
-from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig, StudentConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
 from megatron_gad.config.rollout import EMBEDDED_BLOCK, RolloutConfig
@@ -230,19 +229,10 @@ def check_replay(rollout: RolloutConfig) -> Iterator[str]:
         )
 
 
-def check_watchdog(
-    watchdog: WatchdogConfig, layout: ParallelConfig, world_size: int
-) -> Iterator[str]:
+def check_watchdog(watchdog: WatchdogConfig) -> Iterator[str]:
     """Yield what is wrong with the deadlines of the phases."""
     rules = dict.fromkeys(asdict(watchdog), DEADLINE_OR_NONE)
     yield from violations("watchdog", watchdog, rules | {"max_skipped_steps": NOT_NEGATIVE})
-    minutes = layout.distributed_timeout_minutes
-    if world_size > 1 and watchdog.phase_s >= 60 * minutes > 0:
-        yield (
-            f"watchdog.phase_s = {watchdog.phase_s:g} is never reached: ranks that wait for "
-            f"another end the run after parallel.distributed_timeout_minutes = {minutes}; make the "
-            "first shorter, or the second longer"
-        )
 
 
 def check_schedule(schedule: ScheduleConfig) -> Iterator[str]:

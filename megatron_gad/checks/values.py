@@ -18,9 +18,6 @@ YEAR_S = 365 * 24 * 3600
 # Clocks of the system overflow at a few hundred years; sums of deadlines must not come near.
 DEADLINE = Rule(f"above 0 and at most {YEAR_S} (a year)", lambda value: 0 < value <= YEAR_S)
 DEADLINE_OR_NONE = Rule(f"from 0 (never) to {YEAR_S} (a year)", lambda value: 0 <= value <= YEAR_S)
-MINUTES = Rule(
-    f"above 0 and at most {YEAR_S // 60} (a year)", lambda value: 0 < value <= YEAR_S // 60
-)
 GIBIBYTES = Rule("above 0 and at most 1000000", lambda value: 0 < value <= 1_000_000)
 BETA = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 

@@ -27,7 +27,6 @@ class ParallelConfig:
             other layers.
         sequence_parallel: shard activations between tensor-parallel regions; needs TP of 2 or more.
         use_distributed_optimizer: shard optimizer states over data ranks.
-        distributed_timeout_minutes: time after which a collective that still waits ends the run.
     """
 
     tensor_model_parallel_size: int = 1
@@ -38,7 +37,6 @@ class ParallelConfig:
     expert_tensor_parallel_size: int | None = None
     sequence_parallel: bool = False
     use_distributed_optimizer: bool = False
-    distributed_timeout_minutes: int = 30
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ REMOVED = {
         ],
         "watchdog.phase_s bounds each phase but the start",
     ),
+    "parallel.distributed_timeout_minutes": "collectives wait five minutes longer than"
+    " watchdog.phase_s; leave this key out",
     **dict.fromkeys(
         ("rollout.top_p", "rollout.top_k"),
         "the student is trained as the whole distribution, and sampled from it; leave this key out",

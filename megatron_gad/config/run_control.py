@@ -1,9 +1,13 @@
 """When a run is ended, and who leaves the device while others work."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 Role = Literal["student", "discriminator", "engine"]
+# A collective waits so much longer than a phase may take, so that the watchdog speaks first.
+LATER = timedelta(minutes=5)
+FOR_EVER = timedelta(days=365)
 
 
 @dataclass(frozen=True)
@@ -14,8 +18,8 @@ class WatchdogConfig:
         start_s: seconds until the first step: loading data and models, starting servers, resuming;
             also for making a discriminator.
         phase_s: seconds for any other phase: sampling, a weight swap, the turn of a model, saving
-            or exporting one model, or waiting for other ranks in between. An engine of servers
-            notices a hung server sooner.
+            or exporting one model, or waiting for other ranks in between. A collective fails five
+            minutes later. An engine of servers notices a hung server sooner.
         max_skipped_steps: skipped steps of one model in a row after which the run ends; 0: never. A
             step is skipped if its loss, scores or gradient norm are not finite.
     """
@@ -23,6 +27,11 @@ class WatchdogConfig:
     start_s: float = 7200.0
     phase_s: float = 1500.0
     max_skipped_steps: int = 3
+
+    @property
+    def collective_timeout(self) -> timedelta:
+        """Time after which a collective that still waits ends its rank."""
+        return timedelta(seconds=self.phase_s) + LATER if self.phase_s else FOR_EVER
 
 
 @dataclass(frozen=True)

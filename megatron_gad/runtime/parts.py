@@ -110,7 +110,8 @@ def build_discriminator(config: RunConfig, student: Trainer) -> Trainer:
     hf_config = load_hf_config(own.path) if own.path else student.hf_config
     layout = config.discriminator_layout(mixture_of(hf_config) is not None)
     is_as_student = layout == config.parallel
-    place = student.parallel if is_as_student else add_layout(layout, config.seed)
+    timeout = config.watchdog.collective_timeout
+    place = student.parallel if is_as_student else add_layout(layout, config.seed, timeout)
     return Trainer.scorer(hf_config, own, place, replace(student.settings, layout=layout))
 
 

@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_gad import cpu_seam
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.config.run_control import WatchdogConfig
 from megatron_gad.environment import (
     environment_rank,
     environment_world_size,
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 ANSWER = "megatron_gad/first_process"  # a key of the store: empty, or what is wrong
 LONGEST_WAIT = timedelta(days=1)  # the watchdog ends it before
+COLLECTIVE_TIMEOUT = WatchdogConfig().collective_timeout
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,15 @@ def ask_first_process(store: dist.Store | None, question: Callable[[], T]) -> T 
     return answer
 
 
-def initialize(config: ParallelConfig, seed: int, store: dist.Store | None = None) -> Parallel:
+def initialize(
+    config: ParallelConfig,
+    seed: int,
+    store: dist.Store | None = None,
+    timeout: timedelta = COLLECTIVE_TIMEOUT,
+) -> Parallel:
     """Start torch.distributed and Megatron's groups; without torchrun this is a world of one.
 
-    store: what ``meet`` returned, if it was called.
+    store: what ``meet`` returned, if it was called. timeout: of every collective.
 
     Raises ValueError where the layout does not divide the world.
     """
@@ -210,25 +217,28 @@ def initialize(config: ParallelConfig, seed: int, store: dist.Store | None = Non
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank())
-    timeout = timedelta(minutes=config.distributed_timeout_minutes)
     if not dist.is_initialized():
         _start_torch_distributed("nccl" if on_gpu else "gloo", timeout, store)
-    return _make_groups(config, seed)
+    return _make_groups(config, seed, timeout)
 
 
-def add_layout(config: ParallelConfig, seed: int) -> Parallel:
+def add_layout(
+    config: ParallelConfig, seed: int, timeout: timedelta = COLLECTIVE_TIMEOUT
+) -> Parallel:
     """Make one more layout over the same ranks. All ranks call it.
 
     The layout that was there stays installed; the new one is, while its state is active.
+
+    timeout: of every collective.
 
     Raises ValueError where the layout does not divide the world.
     """
     _check_layout(config, dist.get_world_size())
     with without_layout():
-        return _make_groups(config, seed)
+        return _make_groups(config, seed, timeout)
 
 
-def _make_groups(config: ParallelConfig, seed: int) -> Parallel:
+def _make_groups(config: ParallelConfig, seed: int, timeout: timedelta) -> Parallel:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -238,12 +248,12 @@ def _make_groups(config: ParallelConfig, seed: int) -> Parallel:
         expert_tensor_parallel_size=config.expert_tensor_parallel_size,
         order=_rank_order(config),
         create_gloo_process_groups=False,
-        distributed_timeout_minutes=config.distributed_timeout_minutes,
+        distributed_timeout_minutes=math.ceil(timeout / timedelta(minutes=1)),
     )
     model_parallel_cuda_manual_seed(seed)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
-    return _describe(device, config)
+    return _describe(device, config, timeout)
 
 
 def _rank_order(config: ParallelConfig) -> str:
@@ -270,10 +280,10 @@ def _start_torch_distributed(backend: str, timeout: timedelta, store: dist.Store
     dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
 
 
-def _describe(device: torch.device | str, config: ParallelConfig) -> Parallel:
+def _describe(device: torch.device | str, config: ParallelConfig, timeout: timedelta) -> Parallel:
     # Megatron's annotations also allow for what a rank outside a group gets.
     groups: Any = parallel_state
-    model_group = _model_parallel_group(config)
+    model_group = _model_parallel_group(config, timeout)
     model_group_ranks = tuple(dist.get_process_group_ranks(model_group))
     return Parallel(
         rank=dist.get_rank(),
@@ -292,7 +302,7 @@ def _describe(device: torch.device | str, config: ParallelConfig) -> Parallel:
     )
 
 
-def _model_parallel_group(config: ParallelConfig) -> dist.ProcessGroup:
+def _model_parallel_group(config: ParallelConfig, timeout: timedelta) -> dist.ProcessGroup:
     """Return the ranks of all tensor, context and pipeline ranks with this rank's data rank.
 
     Megatron's own leaves context parallelism out. Every rank makes the groups of all data ranks.
@@ -307,7 +317,6 @@ def _model_parallel_group(config: ParallelConfig) -> dist.ProcessGroup:
         pp=parallel_state.get_pipeline_model_parallel_world_size(),
         order=_rank_order(config),
     )
-    timeout = timedelta(minutes=config.distributed_timeout_minutes)
     own: Any = None
     for ranks in generator.get_ranks("tp-cp-pp"):
         group = dist.new_group(ranks, timeout, backend="gloo")

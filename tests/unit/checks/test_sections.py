@@ -287,17 +287,6 @@ def test_what_a_model_folder_lacks_is_named(good: RunConfig, tmp_path: Path) -> 
     ]
 
 
-def test_a_phase_may_not_take_longer_than_other_ranks_wait(good: RunConfig) -> None:
-    patient = replace(good, watchdog=replace(good.watchdog, phase_s=3600.0))
-    assert check_config(patient, world_size=1) == []
-    assert check_config(patient, world_size=2) == [
-        "watchdog.phase_s = 3600 is never reached: ranks that wait for another end the run after "
-        "parallel.distributed_timeout_minutes = 30; make the first shorter, or the second longer"
-    ]
-    layout = replace(good.parallel, distributed_timeout_minutes=61)
-    assert check_config(replace(patient, parallel=layout), world_size=2) == []
-
-
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
 def test_memory_that_servers_may_not_open_is_refused_on_gpus(name: str, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,8 @@ def test_the_alarm_of_a_run_before_is_none_whatever_the_clocks_say(tmp_path: Pat
         os.utime(alarm, (ahead - 2000, ahead - 2000))
         assert watch._reason_of_others().endswith("because rank 1 hangs again")
         os.utime(alarm, (ahead, ahead))
+
+
+@pytest.mark.parametrize(("phase_s", "minutes"), [(1500.0, 30), (3600.0, 65), (0.0, 365 * 24 * 60)])
+def test_a_collective_waits_until_the_watchdog_has_spoken(phase_s: float, minutes: int) -> None:
+    assert WatchdogConfig(phase_s=phase_s).collective_timeout == timedelta(minutes=minutes)
