@@ -75,9 +75,9 @@ RULES: dict[Change, dict[str, str]] = {
         "health": "ignore stop",
         "evaluation": "interval num_prompts select max_length_ratio",
         "sglang": "urls python num_servers tensor_parallel_size mem_fraction_static "
-        "weight_transport update_weight_buffer_size weight_folder verify_interval "
+        "weight_transport update_weight_buffer_size verify_interval "
         "max_running_requests start_timeout_s request_timeout_s "
-        "health_timeout_s max_restarts log_folder server_args",
+        "health_timeout_s server_args",
         "watchdog": "start_s phase_s max_skipped_steps",
         "schedule": "leaves device_memory_gib",
     },

@@ -75,6 +75,10 @@ REMOVED = {
     "adversarial.freeze_discriminator": "discriminator_interval = 0 freezes it",
     "warmup.refuse_above": "the run stops if the loss stays nearer to chance than to stop_below;"
     " leave this key out",
+    "sglang.log_folder": "the servers' output is in logs/ of the run directory",
+    "sglang.weight_folder": "with weight_transport = 'disk', servers at sglang.urls read from"
+    " weights/ of the run directory, which they have to see at the same path",
+    "sglang.max_restarts": "a server may fail three times in a row; leave this key out",
     "sglang.weight_timeout_s": "request_timeout_s bounds swaps of weights, too",
     "sglang.health_interval_s": "servers are asked six times in health_timeout_s; leave this key"
     " out",

@@ -12,6 +12,8 @@ BF16_GAP_ALARM, FP32_GAP_BOUND = 2.0, 1e-3
 EMBEDDED_ROWS = 512
 # Tokens of one block of its keys and values.
 EMBEDDED_BLOCK = 64
+# Failures of one server in a row that are tolerated; one more ends the run.
+TOLERATED_FAILURES = 3
 ArgumentValue = bool | int | float | str | list[bool | int | float | str]
 
 
@@ -52,11 +54,9 @@ class SGLangConfig:
         tensor_parallel_size: tensor-parallel ranks of one server.
         mem_fraction_static: share of a GPU's whole memory for a server's weights and its cache.
         weight_transport: "tensor" shares memory with servers that the run starts, "broadcast" sends
-            over a process group, "disk" writes files that servers read. "auto": "tensor" for
-            servers of the run; for urls "disk" if weight_folder is set, else "broadcast".
+            over a process group, "disk" writes files that servers read: for urls in the run
+            directory. "auto": "tensor" for servers of the run, "broadcast" for urls.
         update_weight_buffer_size: bytes of one bucket of weights.
-        weight_folder: folder for the files of transport "disk"; default: this machine's memory file
-            system.
         verify_interval: swaps from one comparison of the servers' checksums to the next, beginning
             with the first swap; 0: never.
         max_running_requests: requests that a server works on at the same time.
@@ -65,8 +65,6 @@ class SGLangConfig:
             to load a bucket or all files of weights.
         health_timeout_s: seconds without an answer after which a server counts as hung. While
             servers sample, their health is checked six times in this interval.
-        max_restarts: failures of one server in a row that are tolerated; one more ends the run.
-        log_folder: folder for the servers' output; default: logs/ in the run directory.
         server_args: further arguments of the server by name.
     """
 
@@ -77,12 +75,9 @@ class SGLangConfig:
     mem_fraction_static: float = 0.5
     weight_transport: WeightTransport = "auto"
     update_weight_buffer_size: int = 512 * 2**20
-    weight_folder: str = ""
     verify_interval: int = 10
     max_running_requests: int = 128
     start_timeout_s: float = 900.0
     request_timeout_s: float = 1200.0
     health_timeout_s: float = 60.0
-    max_restarts: int = 3
-    log_folder: str = ""
     server_args: dict[str, ArgumentValue] = field(default_factory=dict[str, ArgumentValue])

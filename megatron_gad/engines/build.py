@@ -1,6 +1,5 @@
 """The one place that turns an engine's name into an engine."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.engines.base import Engine
 from megatron_gad.engines.replay import ReplayEngine
-from megatron_gad.engines.sglang.sharing import Sharing
+from megatron_gad.engines.sglang.site import ServerSite
 
 
 def build_engine(
@@ -17,16 +16,14 @@ def build_engine(
     device: torch.device | str,
     dtype: torch.dtype,
     sglang: SGLangConfig | None = None,
-    gpus: Sequence[int] = (),
-    sharing: Sharing | None = None,
+    site: ServerSite | None = None,
 ) -> Engine:
     """Build the engine that samples responses; it is asleep until its first ``load_weights``.
 
     hf_folder: the student's Hugging Face folder; gives the model's shape.
     device, dtype: where and in what the engine computes.
     sglang: the servers of the SGLang engine; by default one with the package's defaults.
-    gpus: the numbers of those that servers may use.
-    sharing: the ranks whose servers have one queue.
+    site: where its servers run, and for which ranks.
 
     Raises ValueError for a name without an engine, and ServerStartError for a server that does not
     come up.
@@ -39,7 +36,7 @@ def build_engine(
     if rollout.engine == "sglang":
         from megatron_gad.engines.sglang.engine import SGLangEngine  # noqa: PLC0415
 
-        return SGLangEngine(sglang or SGLangConfig(), hf_folder, device, dtype, gpus, sharing)
+        return SGLangEngine(sglang or SGLangConfig(), hf_folder, device, dtype, site)
     if rollout.engine == "replay":
         return ReplayEngine(rollout.replay)
     raise ValueError(

@@ -13,6 +13,7 @@ from megatron_gad.config.rollout import RolloutConfig, SGLangConfig
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.build import build_engine
+from megatron_gad.engines.sglang.site import ServerSite
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hf_headers import weight_files
 from megatron_gad.models.tensor_names import DERIVED
@@ -40,6 +41,7 @@ class Answerer:
         rollout: RolloutConfig | None = None,
         sglang: SGLangConfig | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        site: ServerSite | None = None,
     ) -> None:
         """Load the weights, into a server if the engine is one that starts here.
 
@@ -47,6 +49,7 @@ class Answerer:
         sampling: temperature 0 is greedy; the stop ids are taken from the folder.
         rollout: names the engine, by default the embedded one in float32.
         chat_template_kwargs: further arguments of the chat template, as in data.
+        site: where a server runs that starts here.
         """
         rollout = rollout or RolloutConfig()
         self._codec = ChatCodec.from_folder(
@@ -55,7 +58,7 @@ class Answerer:
         self._sampling = replace(sampling, stop_ids=self._codec.stop_ids)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float32 if rollout.engine == "embedded" else torch.bfloat16
-        self._engine = build_engine(rollout, hf_folder, device, dtype, sglang)
+        self._engine = build_engine(rollout, hf_folder, device, dtype, sglang, site)
         self._engine.load_weights(folder_weights(hf_folder), version=0)
 
     def __enter__(self) -> "Answerer":

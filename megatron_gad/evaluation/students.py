@@ -19,6 +19,7 @@ from megatron_gad.engines.asking.endpoint import Endpoint, Target
 from megatron_gad.engines.asking.pool import Pool, Question
 from megatron_gad.engines.asking.reply import Answer
 from megatron_gad.engines.base import SamplingConfig
+from megatron_gad.engines.sglang.site import ServerSite
 from megatron_gad.evaluation.answers import Answered, Answerer
 from megatron_gad.evaluation.items import Item, read_answers
 from megatron_gad.evaluation.options import EvaluateOptions
@@ -162,10 +163,10 @@ def _answer_from_folder(
         sampling = SamplingConfig(
             options.num_samples, options.temperature, options.max_tokens, seed=options.seed
         )
-        sglang = SGLangConfig(python=options.sglang_python, log_folder=str(options.out / "logs"))
+        sglang = SGLangConfig(python=options.sglang_python)
         rollout = RolloutConfig(engine=options.engine)
-        longest = options.max_prompt_tokens
-        with Answerer(folder, sampling, longest, rollout, sglang, arguments) as answerer:
+        longest, site = options.max_prompt_tokens, ServerSite(folder=options.out)
+        with Answerer(folder, sampling, longest, rollout, sglang, arguments, site) as answerer:
             size = AT_ONCE[options.engine]
             for start in range(0, len(missing), size):
                 numbers = missing[start : start + size]

@@ -8,7 +8,6 @@ import psutil
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
-from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.chat import load_tokenizer
 from megatron_gad.data.codecs import Codecs
@@ -17,6 +16,7 @@ from megatron_gad.engines.build import build_engine
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER
 from megatron_gad.engines.sglang.scoring import TeacherServer
 from megatron_gad.engines.sglang.sharing import Sharing
+from megatron_gad.engines.sglang.site import ServerSite
 from megatron_gad.environment import local_world_size, master_address
 from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors
@@ -129,14 +129,15 @@ def _build_engine(config: RunConfig, parallel: Parallel) -> Engine | None:
     if not parallel.is_engine_rank:
         return None
     dtype = torch.bfloat16 if config.compute.bf16 else torch.float32
+    urls = config.sglang.urls[parallel.data_rank :: parallel.data_size]
+    sharing = _sharing(config, parallel) if config.rollout.engine == "sglang" else None
     return build_engine(
         config.rollout,
         config.student.path,
         parallel.device,
         dtype,
-        _servers_of_rank(config, parallel),
-        parallel.group_devices(),
-        _sharing(config, parallel) if config.rollout.engine == "sglang" else None,
+        replace(config.sglang, urls=urls),
+        ServerSite(parallel.group_devices(), Path(config.checkpoint.save), sharing),
     )
 
 
@@ -155,12 +156,3 @@ def _sharing(config: RunConfig, parallel: Parallel) -> Sharing | None:
     (port, *_) = parallel.gather_over_data(own.port if own is not None else 0)
     store = own or TCPStore(address, port, is_master=False, wait_for_workers=False)
     return Sharing(PrefixStore(f"host {host}", store), hosts.count(host))
-
-
-def _servers_of_rank(config: RunConfig, parallel: Parallel) -> SGLangConfig:
-    """Return the settings with this data rank's share of the URLs."""
-    return replace(
-        config.sglang,
-        urls=config.sglang.urls[parallel.data_rank :: parallel.data_size],
-        log_folder=config.sglang.log_folder or str(Path(config.checkpoint.save) / "logs"),
-    )

@@ -17,7 +17,6 @@ from tests.tiny_run import make_run
 
 def test_the_server_of_one_rank_samples_for_another(tmp_path: Path) -> None:
     config = make_run(tmp_path)
-    (tmp_path / "weights").mkdir()
     num_requests = NUM_SAMPLES * 6  # of both ranks, in one sampling
     with answering_server() as first, answering_server() as second:
         # The first rank's server answers nothing before the other has served its part as well, but
@@ -29,7 +28,6 @@ def test_the_server_of_one_rank_samples_for_another(tmp_path: Path) -> None:
             sglang=SGLangConfig(
                 urls=(first.url, second.url),
                 weight_transport="disk",
-                weight_folder=str(tmp_path / "weights"),
                 max_running_requests=2,
                 verify_interval=0,
             ),

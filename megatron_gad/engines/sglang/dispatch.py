@@ -290,7 +290,7 @@ class Dispatch:
         if self._num_failures[number] > self._max_failures + 1:
             self._error = self._error or RuntimeError(
                 f"one request failed {self._num_failures[number]} times, last with: {error} "
-                f"(one more than sglang.max_restarts = {self._max_failures} allows a server)"
+                f"(a server may fail {self._max_failures} times in a row)"
             )
         self._changed.notify_all()
 

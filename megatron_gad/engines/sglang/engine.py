@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_gad.config.rollout import SGLangConfig
+from megatron_gad.config.rollout import TOLERATED_FAILURES, SGLangConfig
 from megatron_gad.engines.base import EngineWork, SamplingConfig
 from megatron_gad.engines.sglang.buckets import Bucket
 from megatron_gad.engines.sglang.checksums import HeadCounts, find_mismatches
@@ -28,7 +28,8 @@ from megatron_gad.engines.sglang.launch import (
 from megatron_gad.engines.sglang.replica import Limits, Replica
 from megatron_gad.engines.sglang.requests import make_requests, read_answer
 from megatron_gad.engines.sglang.server import ServerProcess
-from megatron_gad.engines.sglang.sharing import Borrowing, Places, Sharing
+from megatron_gad.engines.sglang.sharing import Borrowing, Places
+from megatron_gad.engines.sglang.site import ServerSite
 from megatron_gad.engines.sglang.streaming import build_transport, stream_buckets
 from megatron_gad.engines.sglang.weight_plan import WeightPlan
 from megatron_gad.models.families import load_hf_config
@@ -50,28 +51,25 @@ class SGLangEngine:
         hf_folder: str | Path,
         device: torch.device | str,
         dtype: torch.dtype,
-        gpus: Sequence[int] = (),
-        sharing: Sharing | None = None,
+        site: ServerSite | None = None,
     ) -> None:
         """Start the servers, all at once, and wait until they can take weights.
 
-        hf_folder: only its config.json is read. gpus: numbers of those that servers share out; by
-        default that of ``device``. sharing: the ranks that all servers serve; None: each its own.
+        hf_folder: only its config.json is read. site: where the servers run, and for whom.
 
         Raises ServerStartError, with the end of the server's log, where one does not come up.
         """
         self._config = config
         self._dtype = dtype
         self._device = torch.device(device)
-        self._gpus = gpus
-        self._sharing = sharing
+        self._site = site or ServerSite()
         self._num_samplings = 0
         hf_config = load_hf_config(hf_folder)
         self._heads = HeadCounts(hf_config.num_attention_heads, hf_config.num_key_value_heads)
         self._plan = WeightPlan.of_folder(hf_folder, dtype, config.update_weight_buffer_size)
         self._work_folder = Path(tempfile.mkdtemp(prefix="megatron_gad_sglang_"))
         self._model_folder = write_model_folder(hf_config, self._work_folder / "model")
-        self._transport = build_transport(config, self._device)
+        self._transport = build_transport(config, self._device, self._site.weights)
         self._buckets: list[Bucket] = []
         self._version: int | None = None
         self._is_resting = False  # a server has taken its memory before it has any weights
@@ -82,7 +80,7 @@ class SGLangEngine:
         try:
             self._replicas += map(
                 self._build_replica,
-                range(len(config.urls) or count_servers(config, len(gpus))),
+                range(len(config.urls) or count_servers(config, len(self._site.gpus))),
             )
             for replica in self._replicas:
                 replica.wait_until_healthy()
@@ -185,7 +183,7 @@ class SGLangEngine:
             list(make_requests(prompts, sampling)),
             read=partial(read_answer, sampling=sampling, version=version),
             load=self._loader(version),
-            max_failures=self._config.max_restarts,
+            max_failures=TOLERATED_FAILURES,
             borrowing=self._borrowing(),
         )
         config = self._config
@@ -205,9 +203,9 @@ class SGLangEngine:
     def _borrowing(self) -> Borrowing | None:
         """Return the places of the next sampling, which all ranks count alike."""
         self._num_samplings += 1
-        if self._sharing is None:
+        if self._site.sharing is None:
             return None
-        places = Places(self._sharing, f"sampling {self._num_samplings}")
+        places = Places(self._site.sharing, f"sampling {self._num_samplings}")
         return Borrowing(places, self._config.request_timeout_s)
 
     def take_work(self) -> EngineWork:
@@ -266,21 +264,21 @@ class SGLangEngine:
         limits = Limits(
             config.start_timeout_s,
             config.request_timeout_s,
-            config.max_restarts,
+            TOLERATED_FAILURES,
         )
         return Replica(start, self._transport, limits)
 
     def _start_server(self, number: int) -> ServerProcess:
         """Start one of our servers, with its share of what is free at this moment."""
         config = self._config
-        arguments = server_arguments(config, self._device, self._dtype, number, self._gpus)
+        arguments = server_arguments(config, self._device, self._dtype, number, self._site.gpus)
         if self._device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
             share = share_of_free(config.mem_fraction_static, free, total)
             arguments["mem_fraction_static"] = share
         environment = server_environment(config, os.environ, self._device)
-        log_name = f"sglang_{os.getpid()}_{number}.log"
-        return start_server(config, self._model_folder, arguments, environment, log_name)
+        log = self._site.logs / f"sglang_{os.getpid()}_{number}.log"
+        return start_server(config, self._model_folder, arguments, environment, log)
 
     def _keep(self, bucket: Bucket) -> None:
         """Keep the weights in host memory for servers that have to be started again."""

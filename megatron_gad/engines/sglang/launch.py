@@ -2,7 +2,6 @@
 
 import math
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -162,10 +161,9 @@ def start_server(
     model_folder: Path,
     arguments: Mapping[str, ArgumentValue],
     environment: Mapping[str, str],
-    log_name: str,
+    log: Path,
 ) -> ServerProcess:
     """Start a server; it is not healthy yet."""
     python = config.python or sys.executable
     command = [python, "-m", "sglang.launch_server", "--model-path", str(model_folder)]
-    folder = Path(config.log_folder or tempfile.gettempdir())
-    return ServerProcess([*command, *as_flags(arguments)], environment, folder / log_name)
+    return ServerProcess([*command, *as_flags(arguments)], environment, log)

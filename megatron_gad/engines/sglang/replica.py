@@ -182,8 +182,7 @@ class Replica:
     def _given_up(self, failed: str, error: Exception) -> RuntimeError:
         log = f"; {self._process.last_log_lines()}" if self._process else ""
         return RuntimeError(
-            f"the SGLang server at {self.name} failed {failed} in a row, last with: {error} "
-            f"(sglang.max_restarts = {self._limits.max_failures}){log}"
+            f"the SGLang server at {self.name} failed {failed} in a row, last with: {error}{log}"
         )
 
     def restart(self) -> None:

@@ -18,20 +18,19 @@ from megatron_gad.engines.sglang.weight_files import DiskTransport
 Failures = dict[Replica, Exception]
 
 
-def build_transport(config: SGLangConfig, device: torch.device) -> Transport:
+def build_transport(config: SGLangConfig, device: torch.device, folder: Path) -> Transport:
     """Return the transport of weights that the settings name.
 
-    device: of the trainer's tensors.
+    device: of the trainer's tensors. folder: of the files that servers at URLs read.
     """
     name = config.weight_transport
     if name == "auto":
-        of_urls = "disk" if config.weight_folder else "broadcast"
-        name = of_urls if config.urls else "tensor"
+        name = "broadcast" if config.urls else "tensor"
     if name == "tensor":
         return TensorTransport(config.tensor_parallel_size)
     if name == "broadcast":
         return BroadcastTransport(device, config.request_timeout_s)
-    return DiskTransport(Path(config.weight_folder) if config.weight_folder else None)
+    return DiskTransport(folder if config.urls else None)
 
 
 def stream_buckets(

@@ -1,13 +1,13 @@
 """One server for all test files of this folder: starting one takes as long as the tests."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.site import ServerSite
 from tests.engines.sglang.servers import CONFIG, VOCAB_SIZE, processes_of
 from tests.processes import wait_until_gone
 from tests.tiny import make_hf_folder
@@ -26,8 +26,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def engine(folders, tmp_path_factory) -> Iterator[SGLangEngine]:
     """An engine with a server of its own; a test that needs weights loads them."""
-    config = replace(CONFIG, log_folder=str(tmp_path_factory.mktemp("logs")))
-    engine = SGLangEngine(config, folders["old"], "cpu", torch.float32)
+    site = ServerSite(folder=tmp_path_factory.mktemp("logs"))
+    engine = SGLangEngine(CONFIG, folders["old"], "cpu", torch.float32, site)
     yield engine
     processes = processes_of(engine)
     assert len(processes) >= 4  # keeper, server, scheduler, detokenizer

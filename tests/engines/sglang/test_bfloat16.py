@@ -1,11 +1,10 @@
 """A server that computes in bfloat16, against transformers in bfloat16: ``make test-sglang``."""
 
-from dataclasses import replace
-
 import torch
 
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.site import ServerSite
 from tests.engines.sglang.servers import CONFIG, MARKS, gaps_of, make_prompts, weights_of
 
 pytestmark = MARKS
@@ -14,8 +13,9 @@ LARGEST, MEAN = 0.3, 0.03
 
 
 def test_a_bfloat16_server_is_near_a_bfloat16_forward_before_and_after_a_swap(folders, tmp_path):
-    config = replace(CONFIG, log_folder=str(tmp_path))
-    engine = SGLangEngine(config, folders["old"], "cpu", torch.bfloat16)
+    engine = SGLangEngine(
+        CONFIG, folders["old"], "cpu", torch.bfloat16, ServerSite(folder=tmp_path)
+    )
     try:
         engine.sleep()  # as in a run whose first stages do not sample
         check(engine, folders)

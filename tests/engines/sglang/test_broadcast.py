@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.site import ServerSite
 from tests.engines.sglang.servers import (
     BOUND,
     CONFIG,
@@ -40,8 +41,8 @@ def training_group() -> Iterator[None]:
 def test_broadcast_reaches_every_server_and_one_that_was_restarted(
     training_group, folders, tmp_path
 ):
-    config = replace(CONFIG, num_servers=2, weight_transport="broadcast", log_folder=str(tmp_path))
-    engine = SGLangEngine(config, folders["old"], "cpu", torch.float32)
+    config = replace(CONFIG, num_servers=2, weight_transport="broadcast")
+    engine = SGLangEngine(config, folders["old"], "cpu", torch.float32, ServerSite(folder=tmp_path))
     sampling = SamplingConfig(num_samples=40, max_new_tokens=30)
     try:
         for version, model in enumerate(("old", "new", "old"), start=1):

@@ -44,7 +44,6 @@ CONFIG_AT_URL = replace(
     CONFIG,
     max_running_requests=4,
     health_timeout_s=10,
-    max_restarts=6,
     server_args={},
 )
 
@@ -152,10 +151,10 @@ def test_an_engine_that_is_closed_while_it_samples_stops_its_requests(engine, fo
 
 def test_a_server_that_fails_for_ever_ends_the_run_with_its_address(engine, folders):
     proxy = FaultyProxy(engine.replicas[0].name, {}, always="500")
-    with behind(proxy, folders["new"], max_restarts=2) as by_url:
+    with behind(proxy, folders["new"]) as by_url:
         by_url.load_weights(weights_of(folders["new"]), version=81)
         with pytest.raises(
-            RuntimeError, match=rf"{proxy.url} failed 3 times in a row, last with: .*answers 500"
+            RuntimeError, match=rf"{proxy.url} failed 4 times in a row, last with: .*answers 500"
         ):
             by_url.generate(make_prompts(4), SamplingConfig(num_samples=2, max_new_tokens=8))
         assert set(proxy.happened) == {"500"}

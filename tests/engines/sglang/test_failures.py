@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
 from megatron_gad.engines.sglang.server import ServerStartError
+from megatron_gad.engines.sglang.site import ServerSite
 from megatron_gad.types import Prompt
 from tests.engines.sglang.servers import (
     BOUND,
@@ -89,8 +90,6 @@ def test_a_server_that_failed_once_too_often_ends_the_run_with_its_last_words(
 
 
 def test_a_server_that_cannot_start_says_why(folders, tmp_path):
-    config = replace(
-        CONFIG, log_folder=str(tmp_path), server_args={"attention_backend": "no-such-thing"}
-    )
+    config = replace(CONFIG, server_args={"attention_backend": "no-such-thing"})
     with pytest.raises(ServerStartError, match="no-such-thing"):
-        SGLangEngine(config, folders["old"], "cpu", torch.float32)
+        SGLangEngine(config, folders["old"], "cpu", torch.float32, ServerSite(folder=tmp_path))

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.site import ServerSite
 from tests.engines.sglang.servers import (
     BOUND,
     CONFIG,
@@ -26,8 +27,8 @@ def test_a_server_holds_the_experts_that_were_sent_and_computes_with_them(
     family, num_ranks, tmp_path
 ):
     folders = [make_hf_folder(tmp_path / f"{n}", family, VOCAB_SIZE, seed=n) for n in range(2)]
-    config = replace(CONFIG, tensor_parallel_size=num_ranks, log_folder=str(tmp_path))
-    engine = SGLangEngine(config, folders[0], "cpu", torch.float32)
+    config = replace(CONFIG, tensor_parallel_size=num_ranks)
+    engine = SGLangEngine(config, folders[0], "cpu", torch.float32, ServerSite(folder=tmp_path))
     try:
         for version, folder in enumerate(folders):
             # Compares the checksums of all shards, as verify_interval = 1.

@@ -37,13 +37,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     model = write_model_folder(hf_config, folder / "model")
     config = SGLangConfig(
         python=str(SERVER_PYTHON),
-        log_folder=str(folder),
         server_args={"max_total_tokens": 16384, "api_key": KEY},
     )
     cpu = torch.device("cpu")
     arguments = server_arguments(config, cpu, torch.float32, number=0)
     environment = server_environment(config, os.environ, cpu)
-    process = start_server(config, model, arguments, environment, "server.log")
+    process = start_server(config, model, arguments, environment, folder / "server.log")
     try:
         process.wait_until_healthy(600)
         with pytest.MonkeyPatch.context() as patch:

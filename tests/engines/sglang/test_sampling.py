@@ -12,6 +12,7 @@ from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
 from megatron_gad.engines.sglang.sharing import Places, Sharing
+from megatron_gad.engines.sglang.site import ServerSite
 from tests.answering_server import answering_server
 from tests.engines.sglang.servers import (
     BOUND,
@@ -110,10 +111,10 @@ def test_a_rank_samples_on_the_server_that_another_lends_it(engine, folders, tmp
         config = SGLangConfig(
             urls=(own.url,),
             weight_transport="disk",
-            weight_folder=str(tmp_path),
             max_running_requests=1,
         )
-        rank = SGLangEngine(config, folders["old"], "cpu", torch.float32, sharing=sharing)
+        site = ServerSite(folder=tmp_path, sharing=sharing)
+        rank = SGLangEngine(config, folders["old"], "cpu", torch.float32, site)
         rank.load_weights(weights_of(folders["old"]), version=24)
         groups = rank.generate(make_prompts(4), sampling)
         rank.close()

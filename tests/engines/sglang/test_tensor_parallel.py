@@ -6,6 +6,7 @@ import torch
 
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.engines.sglang.engine import SGLangEngine
+from megatron_gad.engines.sglang.site import ServerSite
 from tests.engines.sglang.servers import (
     BOUND,
     CONFIG,
@@ -19,8 +20,8 @@ pytestmark = MARKS
 
 
 def test_both_ranks_hold_their_shards_of_new_weights_by_every_transport(folders, tmp_path):
-    config = replace(CONFIG, tensor_parallel_size=2, log_folder=str(tmp_path))
-    own = SGLangEngine(config, folders["old"], "cpu", torch.float32)
+    config = replace(CONFIG, tensor_parallel_size=2)
+    own = SGLangEngine(config, folders["old"], "cpu", torch.float32, ServerSite(folder=tmp_path))
     engines = [own]
     try:
         for transport in ("broadcast", "disk"):

@@ -17,6 +17,7 @@ from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.engines.sglang.client import CallRefused
 from megatron_gad.engines.sglang.engine import SGLangEngine
 from megatron_gad.engines.sglang.sharing import Places, Sharing
+from megatron_gad.engines.sglang.site import ServerSite
 from megatron_gad.types import Group, Prompt
 from tests.answering_server import AnsweringServer, answering_server, sampled_ids
 from tests.tiny import make_hf_folder
@@ -47,12 +48,11 @@ def engines(
             config = SGLangConfig(
                 urls=(server.url,),
                 weight_transport="disk",
-                weight_folder=str(tmp_path / f"weights{number}"),
                 max_running_requests=places,
                 verify_interval=0,
             )
-            (tmp_path / f"weights{number}").mkdir()
-            made.append(SGLangEngine(config, folder, "cpu", float32, sharing=sharing))
+            site = ServerSite(folder=tmp_path / f"run{number}", sharing=sharing)
+            made.append(SGLangEngine(config, folder, "cpu", float32, site))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=float32)
         for engine in made:
             engine.load_weights(model.named_parameters(), version=7)
