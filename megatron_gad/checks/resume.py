@@ -200,7 +200,9 @@ def _has_begun(key: str, state: Mapping[str, Any]) -> bool:
         return "discriminator" in state["schedule_steps"]
     if section == "rollout":
         return stage is not None and stage.uses_engine
-    if section == "gad" or key == "rewards":
+    if key == "rewards":
+        return stage is not None and (stage.uses_gad or stage.ranks_by_discriminator)
+    if section == "gad":
         return stage is not None and stage.uses_gad
     return section in ("", "data", "student") or (stage is not None and section == stage.name)
 

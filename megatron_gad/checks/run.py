@@ -116,7 +116,7 @@ def _of_engine(config: RunConfig, found: Found) -> Iterator[str]:
 def _of_stages(config: RunConfig, layouts: Layouts, world_size: int) -> Iterator[str]:
     sizes = DataSizes(*(data_parallel_size(layout, world_size) for layout in layouts))
     in_order = [kind.name for kind in stage_kinds() if kind.name in config.stages]
-    yield from check_ranking(config.stage_sections, config.checkpoint.load)
+    yield from check_ranking(config.stage_sections, config.checkpoint.load, config.rewards)
     for section in (getattr(config, name) for name in in_order):
         yield from check_stage(section, config.data, sizes)
         if section.samples_ahead:

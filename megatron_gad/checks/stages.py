@@ -9,6 +9,7 @@ import torch
 from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.data import DataConfig
 from megatron_gad.config.gad import GadConfig
+from megatron_gad.config.rewards import RewardConfig, score_weight
 from megatron_gad.config.rollout import RolloutConfig
 from megatron_gad.config.stage_section import StageSection, stage_kinds
 
@@ -26,14 +27,17 @@ def check_stage_names(stages: Sequence[str]) -> Iterator[str]:
         )
 
 
-def check_ranking(sections: Sequence[StageSection], load: str) -> Iterator[str]:
+def check_ranking(
+    sections: Sequence[StageSection], load: str, rewards: Sequence[RewardConfig]
+) -> Iterator[str]:
     """Yield why a stage has no discriminator that could rank for it.
 
-    load: a checkpoint to begin from, which may hold one.
+    load: a checkpoint to begin from, which may hold one. rewards: may give its score no weight.
     """
     taught = bool(load)
     for section in sections:
-        if section.ranks_by_discriminator and not taught:
+        is_asked = score_weight(rewards) != 0 or getattr(section, "min_margin", None) is not None
+        if section.ranks_by_discriminator and is_asked and not taught:
             yield (
                 f"stages has {section.name!r}, which ranks by a discriminator that no stage before "
                 "it teaches; put 'warmup' before it, or give checkpoint.load of a run that has one"

@@ -14,15 +14,16 @@ Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon"]
 
 @dataclass(frozen=True)
 class BestOfNConfig(OwnRateSection):
-    """Stage ``best_of_n``: cross-entropy on the samples that the discriminator scores highest.
+    """Stage ``best_of_n``: cross-entropy on the samples with the highest rewards.
 
-    The discriminator scores as the stages before have left it, and does not learn. With ``keep`` =
-    ``group_size`` and a ``min_margin``, samples are filtered instead of ranked.
+    The reward is the discriminator's score, or the sum of [[rewards]]. The discriminator scores as
+    the stages before have left it, and does not learn. With ``keep`` = ``group_size`` and a
+    ``min_margin``, samples are filtered instead of ranked.
 
     Attributes:
         prompts_per_step: prompts of a step over all data ranks.
         group_size: samples of each prompt, from the student as it is.
-        keep: samples of each prompt that are fitted, those with the highest scores.
+        keep: samples of each prompt that are fitted, those with the highest rewards.
         min_margin: fit only samples whose score exceeds the teacher's by this; default: any.
     """
 

@@ -1,5 +1,6 @@
 """Rewards beside the discriminator's score."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,3 +40,8 @@ class RewardConfig:
     def is_url(self) -> bool:
         """Whether a server gives it."""
         return self.function.startswith(("http://", "https://"))
+
+
+def score_weight(configs: Sequence[RewardConfig]) -> float:
+    """Return the weight of the discriminator's score."""
+    return next((each.weight for each in configs if each.name == DISCRIMINATOR), 1.0)

@@ -52,9 +52,8 @@ def reward_groups(run: Run, batch: Batch, groups: Sequence[Group], scores_PG: Te
     is_cut_PG = torch.tensor(
         [[r.finish_reason == "length" for r in group.rollouts] for group in groups]
     )
-    summed = Rewarded(scores_PG, is_cut_PG & gad.mask_truncated, {}, {})
-    if run.config.rewards:
-        summed = _sum_up(run, groups, summed)
+    summed = sum_rewards(run, groups, scores_PG)
+    is_left_out_PG = summed.is_left_out_PG | (is_cut_PG & gad.mask_truncated)
     total_PG = summed.total_PG
     if gad.kl_in == "reward" and batch.ref_logprobs is not None:
         with run.turn("reference"):
@@ -62,19 +61,23 @@ def reward_groups(run: Run, batch: Batch, groups: Sequence[Group], scores_PG: Te
         kl = sequence_kl(logprobs, batch.ref_logprobs, batch.response_mask, gad.kl_estimator)
         total_PG = total_PG - gad.kl_coef * kl.view_as(total_PG)
     metrics = {**summed.metrics, "reward/length_slope": slope}
-    return replace(summed, total_PG=total_PG, metrics=metrics)
+    return replace(summed, total_PG=total_PG, is_left_out_PG=is_left_out_PG, metrics=metrics)
 
 
-def _sum_up(run: Run, groups: Sequence[Group], scored: Rewarded) -> Rewarded:
-    """Add the rewards that the user names to the discriminator's score.
+def sum_rewards(run: Run, groups: Sequence[Group], scores_PG: Tensor) -> Rewarded:
+    """Add the rewards that the user names to the discriminator's score. All ranks call it.
+
+    scores_PG: [P, G] float32.
 
     Raises RunStoppedError on all ranks if one fails whose on_error = "stop".
     """
-    parts = {DISCRIMINATOR: scored.total_PG}
+    if not run.config.rewards:
+        return Rewarded(scores_PG, torch.zeros_like(scores_PG, dtype=torch.bool), {}, {})
+    parts = {DISCRIMINATOR: scores_PG}
     for name, each in _ask(run, groups).items():
-        parts[name] = torch.tensor(each.values).view_as(scored.total_PG)
+        parts[name] = torch.tensor(each.values).view_as(scores_PG)
     is_dropped_P = torch.zeros(len(groups), dtype=torch.bool)
-    total_PG = torch.zeros_like(scored.total_PG)
+    total_PG = torch.zeros_like(scores_PG)
     sums: dict[str, tuple[float, float]] = {}
     for config in with_score(run.config.rewards):
         values_PG = parts[config.name]
@@ -94,7 +97,7 @@ def _sum_up(run: Run, groups: Sequence[Group], scored: Rewarded) -> Rewarded:
         )
     # Equal rewards teach nothing.
     total_PG = total_PG.masked_fill(is_dropped_P[:, None], 0.0)
-    is_left_out_PG = scored.is_left_out_PG | is_dropped_P[:, None]
+    is_left_out_PG = is_dropped_P[:, None].expand_as(scores_PG)
     return Rewarded(total_PG, is_left_out_PG, parts, run.parallel.mean_over_data(sums))
 
 

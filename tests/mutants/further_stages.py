@@ -65,10 +65,16 @@ FURTHER_MUTANTS = (
         RESUMED,
     ),
     Mutant(
-        "the samples with the lowest scores are fitted",
-        "scores_PG.argsort(dim=1, descending=True, stable=True)",
-        "scores_PG.argsort(dim=1, descending=False, stable=True)",
+        "the samples with the lowest rewards are fitted",
+        "rewards_PG.argsort(dim=1, descending=True, stable=True)",
+        "rewards_PG.argsort(dim=1, descending=False, stable=True)",
         BEST,
+    ),
+    Mutant(
+        "samples are ranked by the discriminator whatever the rewards are",
+        "best(rewarded.total_PG, own.keep)",
+        "best(judged.scores_PG, own.keep)",
+        oracle("the best by rewards, above a discriminator's margin"),
     ),
     Mutant(
         "the margin is over zero and not over the teacher",
@@ -78,8 +84,8 @@ FURTHER_MUTANTS = (
     ),
     Mutant(
         "the discriminator learns from the samples that it ranks",
-        "judged = judge_groups(run, groups, learns=False)\n        is_chosen_PG",
-        "judged = judge_groups(run, groups)\n        is_chosen_PG",
+        "judged = judge_groups(run, groups, learns=False)\n        rewarded = ",
+        "judged = judge_groups(run, groups)\n        rewarded = ",
         oracle("those above the teacher's"),
     ),
     Mutant(

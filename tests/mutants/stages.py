@@ -193,8 +193,8 @@ REWARD_MUTANTS = (
     ),
     Mutant(
         "rewards pass through a sigmoid",
-        "summed = Rewarded(scores_PG, ",
-        "summed = Rewarded(scores_PG.sigmoid(), ",
+        "return Rewarded(scores_PG, ",
+        "return Rewarded(scores_PG.sigmoid(), ",
         in_stages("test_rewards_are_the_raw_scores_from_before_the_update"),
     ),
     Mutant(

@@ -275,6 +275,21 @@ CASES: dict[str, Case] = {
         best_of_n__min_margin=-1.1,
         discriminator__score="sum",
     ),
+    "the best by rewards, above a discriminator's margin": case(
+        stages=("warmup", "best_of_n"),
+        rewards=(
+            {"name": "vowels", "function": "tests.oracle.given:vowels", "normalization": "group"},
+            {"name": "discriminator", "weight": 0.3, "normalization": "group"},
+        ),
+        best_of_n__min_margin=-1.1,
+    ),
+    "the best by a reward alone": case(
+        stages=("best_of_n",),
+        rewards=(
+            {"name": "vowels", "function": "tests.oracle.given:vowels"},
+            {"name": "discriminator", "weight": 0.0},
+        ),
+    ),
     "constant rates, nothing clipped": case(
         lr_decay_style="constant",
         lr_warmup_steps=0,

@@ -94,12 +94,14 @@ class Oracle(Reference):
         return Outcome(numbers, drawn)
 
     def best_of_n(self, groups: Sequence[Sampled]) -> Outcome:
-        """Imitate the responses that the discriminator, which rests, scores highest."""
+        """Imitate the responses with the highest rewards; the discriminator rests."""
         get = self._in("best_of_n")
         numbers, drawn = self._described(groups), self._drawn(self._student, groups)
         judged, scores, teachers = self._judge(groups, 0, learns=False)
         numbers |= named("discriminator", judged)
-        ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+        rewards, parts = self._summed(groups, scores)
+        numbers |= parts
+        ranks = rewards.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         is_chosen = ranks < get("keep")
         if get("min-margin") is not None:
             is_chosen &= scores - teachers > get("min-margin")

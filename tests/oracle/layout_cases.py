@@ -12,6 +12,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "resumed while sampling while training",
             "a snapshot taken anew, resumed",
             "those above the teacher's",
+            "the best by rewards, above a discriminator's margin",
             "rewards beside the discriminator's",
             "past groups, resumed",
             "minibatches, gone through twice",

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from megatron_gad.checks.run import check_config
 from megatron_gad.checks.sglang import check_sglang
+from megatron_gad.config.rewards import RewardConfig
 from megatron_gad.config.rollout import SGLangConfig
 from megatron_gad.config.run import RunConfig
 from tests.tiny import make_hf_folder
@@ -220,6 +221,13 @@ def test_a_stage_that_ranks_needs_a_discriminator_that_was_taught(good: RunConfi
     assert check_config(replace(good, stages=("warmup", "best_of_n")), world_size=1) == []
     loaded = replace(ranking.checkpoint, load=good.data.path)
     assert not any("ranks" in m for m in check_config(replace(ranking, checkpoint=loaded), 1))
+    function = "megatron_gad.engines.rewards.shipped:length"
+    rewards = (RewardConfig("length", function), RewardConfig("discriminator", weight=0.0))
+    by_reward = replace(ranking, rewards=rewards)
+    assert check_config(by_reward, world_size=1) == []
+    assert len(check_config(replace(ranking, rewards=rewards[:1]), world_size=1)) == 1
+    filtered = replace(good.best_of_n, min_margin=0.0)
+    assert len(check_config(replace(by_reward, best_of_n=filtered), world_size=1)) == 1
 
 
 @pytest.mark.parametrize(

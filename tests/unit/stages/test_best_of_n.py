@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_gad.stages.best_of_n import choose, chosen_groups
+from megatron_gad.stages.best_of_n import best, chosen_groups, exceed
 from megatron_gad.types import Group, Prompt, Rollout
 
 SCORES = torch.tensor([[0.5, 2.0, 2.0, -1.0], [3.0, 0.0, 1.0, 4.0]])
@@ -21,16 +21,14 @@ def kept(found: list[Group]) -> list[list[tuple[int, ...]]]:
 
 
 def test_the_highest_of_each_group_are_chosen_and_the_first_of_equal_ones() -> None:
-    assert choose(SCORES, 1, TEACHERS, None).int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
-    assert choose(SCORES, 3, TEACHERS, None).int().tolist() == [[1, 1, 1, 0], [1, 0, 1, 1]]
+    assert best(SCORES, 1).int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    assert best(SCORES, 3).int().tolist() == [[1, 1, 1, 0], [1, 0, 1, 1]]
 
 
 def test_a_margin_is_over_the_teacher_of_the_same_prompt() -> None:
-    assert choose(SCORES, 4, TEACHERS, 0.0).int().tolist() == [[0, 1, 1, 0], [0, 0, 0, 1]]
-    assert choose(SCORES, 4, TEACHERS, -1.0).int().tolist() == [[1, 1, 1, 0], [1, 0, 0, 1]]
-    # A score has to be above, and among the best too.
-    assert choose(SCORES, 1, TEACHERS, 1.0).int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]
-    assert choose(SCORES, 1, TEACHERS, -1.0).int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    assert exceed(SCORES, TEACHERS, 0.0).int().tolist() == [[0, 1, 1, 0], [0, 0, 0, 1]]
+    assert exceed(SCORES, TEACHERS, -1.0).int().tolist() == [[1, 1, 1, 0], [1, 0, 0, 1]]
+    assert exceed(SCORES, TEACHERS, 1.0).int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_groups_keep_what_is_chosen_and_go_without() -> None:
