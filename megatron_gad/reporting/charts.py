@@ -1,11 +1,8 @@
-"""Which curves the page shows, in which groups, and how each is drawn."""
+"""The curves that the page knows, in groups, and how each is drawn."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron_gad.config.run import find_section
 from megatron_gad.config.stage_section import StudentLoss
-from megatron_gad.reporting.run_record import RunRecord, finite_values
 
 CHANCE_LOSS = 0.6931  # ln 2: a discriminator that tosses a coin
 
@@ -347,42 +344,7 @@ WITHOUT_CURVE = (
 )
 
 
-def charts_of(run: RunRecord) -> dict[str, tuple[Chart, ...]]:
-    """Return the groups of charts that have numbers in a run, plus one chart per unknown key."""
-    groups = {
-        group: tuple(chart for chart in charts if shown_keys(chart, run))
-        for group, charts in CHARTS.items()
-    }
-    known = {*known_keys(), *WITHOUT_CURVE}
-    keys = sorted({key for record in run.records for key in record if "/" in key} - known)
-    others = (Chart(key, (Line(key, key, "student"),)) for key in keys)
-    groups["Other metrics"] = tuple(chart for chart in others if shown_keys(chart, run))
-    return {group: charts for group, charts in groups.items() if charts}
-
-
 def known_keys() -> list[str]:
     """Return every key that some chart draws."""
     lines = (line for charts in CHARTS.values() for chart in charts for line in chart.lines)
     return [key for line in lines for key in (line.key, line.spread) if key]
-
-
-def shown_keys(chart: Chart, run: RunRecord) -> list[str]:
-    """Return the keys of a chart that have numbers in the stages it shows."""
-    return [line.key for line in chart.lines if line_stages(chart, (line,), run)]
-
-
-def line_stages(chart: Chart, lines: Iterable[Line], run: RunRecord) -> list[int]:
-    """Return the indices of the run's spans in which any of the lines has numbers."""
-    return [
-        index
-        for index, span in enumerate(run.spans)
-        if is_of(chart, span.stage)
-        if any(finite_values(span.records, line.key) for line in lines)
-    ]
-
-
-def is_of(chart: Chart, stage: str) -> bool:
-    """Return whether a chart shows stages of this name, if they have numbers."""
-    section = find_section(stage)
-    loss = None if section is None else section.student_loss
-    return chart.student_loss in (None, loss)

@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from megatron_gad.evaluation.intervals import CONFIDENCE, Interval, seeds_mean_interval
+from megatron_gad.evaluation.intervals import (
+    CONFIDENCE,
+    Interval,
+    seeds_interval,
+    seeds_mean_interval,
+)
 from megatron_gad.files import replace_text
-from megatron_gad.reporting.charts import Chart, Line, charts_of, is_of
+from megatron_gad.reporting.charts import Chart, Line
+from megatron_gad.reporting.charts_of_run import COLORS, charts_of, is_of
 from megatron_gad.reporting.drawing import draw_chart
 from megatron_gad.reporting.formatting import format_number
 from megatron_gad.reporting.page import render
 from megatron_gad.reporting.run_record import RunRecord, StageSpan, finite_values, read_run
 
 COMPARISON_FILE = "comparison.html"
-COLORS = ("student", "discriminator", "teacher", "third", "fifth", "fourth")
 NOT_COMPARED = ("Machinery",)
 NUM_AVERAGED = 20
 # Neighbouring steps are alike, so their noise is that between means of neighbours.
@@ -163,7 +168,8 @@ def _last_blocks(run: RunRecord, key: str, chart: Chart) -> list[float]:
 def _mean_text(blocks: Sequence[float], unit: str) -> str:
     if len(blocks) < 2:
         return format_number(blocks[0], unit) if blocks else ""
-    return _text(seeds_mean_interval(blocks), unit)
+    is_share = unit == "%" and min(blocks) >= 0.0 and max(blocks) <= 1.0
+    return _text(seeds_interval(blocks) if is_share else seeds_mean_interval(blocks), unit)
 
 
 def _difference(blocks: Sequence[float], baseline: Sequence[float], unit: str) -> Difference:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from megatron_gad.reporting.charts import Chart, Line, line_stages
+from megatron_gad.reporting.charts import Chart, Line
+from megatron_gad.reporting.charts_of_run import line_stages
 from megatron_gad.reporting.formatting import format_number
 from megatron_gad.reporting.run_record import RunRecord
 from megatron_gad.reporting.series import Segment, StageAxis, build_axis, build_segment, smoothed
@@ -33,6 +34,7 @@ PALETTE = {
 }
 WIDTH, HEIGHT = 5.4, 3.1  # inches of 72 points; the page scales it
 LEFT, RIGHT, BOTTOM, TOP = 0.115, 0.985, 0.10, 0.915
+FITTING = 6  # characters of a label of the usual size to the left of the axes
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -151,6 +153,8 @@ def _dress(axes: Axes, chart: Chart) -> None:
     axes.yaxis.set_major_locator(_log_ticks(*axes.get_ylim()) if is_log else MaxNLocator(5))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_label(value, chart.unit)))
+    longest = max((len(_tick_label(each, chart.unit)) for each in axes.get_yticks()), default=0)
+    axes.tick_params(axis="y", labelsize=STYLE["font.size"] * min(1.0, FITTING / max(longest, 1)))
     axes.grid(axis="y", color=PALETTE["grid"], linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(color=PALETTE["grid"], labelcolor=PALETTE["ink"], pad=4)

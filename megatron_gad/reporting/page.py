@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from megatron_gad.files import replace_text
-from megatron_gad.reporting.charts import charts_of
+from megatron_gad.reporting.charts_of_run import charts_of
 from megatron_gad.reporting.drawing import DrawnChart, draw_chart
 from megatron_gad.reporting.formatting import format_duration
 from megatron_gad.reporting.health import ACTIONS, assess, configured, episodes

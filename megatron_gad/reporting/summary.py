@@ -126,18 +126,21 @@ def results_table(results: dict[str, Any]) -> ResultsTable | None:
     """Turn ``results.json`` into a table; None where no arm has a number.
 
     Arms are the objects at the top, columns their numeric fields in the order of appearance. A
-    nested object gives "outer inner" columns, two numbers in a list an interval.
+    nested object gives "outer inner" columns, two numbers in a list an interval. The fields X_low
+    and X_high stand behind X.
     """
     others = ("seconds", BEST)
     arms = {arm: _flat_fields(fields) for arm, fields in results.items() if arm not in others}
     arms = {arm: fields for arm, fields in arms.items() if fields}
-    columns = tuple(dict.fromkeys(column for fields in arms.values() for column in fields))
+    every = dict.fromkeys(column for fields in arms.values() for column in fields)
+    bounds = {end for column in every for end in _bounds(column) if {*_bounds(column)} <= {*every}}
+    columns = tuple(column for column in every if column not in bounds)
     if not columns:
         return None
     rows = tuple(
         (
             arm.replace("_", " "),
-            tuple(_cell(fields.get(column), _is_share(column)) for column in columns),
+            tuple(_cell(column, fields) for column in columns),
         )
         for arm, fields in arms.items()
     )
@@ -187,10 +190,19 @@ def _is_share(column: str) -> bool:
     return any(word in column for word in SHARE_WORDS)
 
 
-def _cell(value: Any, is_share: bool) -> ResultCell:
+def _bounds(column: str) -> tuple[str, str]:
+    return f"{column}_low", f"{column}_high"
+
+
+def _cell(column: str, fields: dict[str, Any]) -> ResultCell:
+    value, is_share = fields.get(column), _is_share(column)
     unit = "%" if is_share else ""
     if value is None:
         return ResultCell("", None)
     if isinstance(value, tuple):
         return ResultCell(" to ".join(format_number(end, unit) for end in value), None)
-    return ResultCell(format_number(value, unit), min(max(value, 0.0), 1.0) if is_share else None)
+    text = format_number(value, unit)
+    if all(is_finite_number(fields.get(end)) for end in _bounds(column)):
+        low, high = (format_number(fields[end], unit) for end in _bounds(column))
+        text = f"{text} ({low} to {high})"
+    return ResultCell(text, min(max(value, 0.0), 1.0) if is_share else None)

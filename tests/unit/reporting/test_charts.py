@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.reporting.charts import WITHOUT_CURVE, charts_of, known_keys
+from megatron_gad.reporting.charts import WITHOUT_CURVE, known_keys
+from megatron_gad.reporting.charts_of_run import charts_of
 from megatron_gad.reporting.drawing import draw_chart
 from megatron_gad.reporting.run_record import read_run
 from megatron_gad.runtime.metrics import LOG_LINE_KEYS
@@ -41,6 +42,26 @@ def test_a_key_that_the_page_does_not_know_gets_a_chart(tmp_path):
     assert list(groups) == ["Other metrics"]
     chart = chart_of(folder, "eval/accuracy")
     assert chart.pointer["lines"][0]["points"] == [[0.5, 1, "0.25"]]
+
+
+def test_the_phases_that_need_most_memory_share_a_chart(tmp_path):
+    phases = "abcdefgh"
+    row = {f"memory/save_{name}_gib": float(size) for size, name in enumerate(phases)}
+    folder = write_metrics(tmp_path, "warmup", [row, {"memory/late_gib": 9.0}])
+    assert list(charts_of(read_run(folder))) == ["Machinery"]
+    lines = chart_of(folder, "Memory, in the phases that need most").pointer["lines"]
+    assert [each["label"] for each in lines] == ["late", *(f"save {name}" for name in "hgfed")]
+
+
+def test_a_label_that_is_long_is_small_enough_to_be_whole(tmp_path):
+    for name, values in (("short", (1.0, 2.0)), ("long", (0.00272, 0.00296))):
+        folder = write_metrics(tmp_path / name, "warmup", [{"a/b": value} for value in values])
+        svg = chart_of(folder, "a/b").svg
+        size = r"font-size: ([0-9.]+)px; [^>]*text-anchor: end"
+        sizes = re.findall(rf'<text style="{size}[^>]*x="([0-9.]+)"[^>]*>([^<]+)<', svg)
+        assert sizes
+        # A digit is about 0.6 of the size wide.
+        assert all(0.6 * float(size) * len(text) <= float(x) for size, x, text in sizes)
 
 
 def test_cross_entropy_and_policy_loss_are_kept_apart(tmp_path):

@@ -1,5 +1,6 @@
 """Several runs on one page: their curves, last numbers with intervals, and different settings."""
 
+import math
 import re
 import subprocess
 import sys
@@ -57,6 +58,19 @@ def test_last_numbers_have_the_intervals_of_their_noise(tmp_path: Path) -> None:
         assert numbers(cell) == pytest.approx([difference, *welch], rel=1e-2)
         assert bool(mark) == (welch.low > 0 or welch.high < 0)
     assert [bool(mark) for mark, _ in cells] == [False] * 4 + [True]
+
+
+def test_no_interval_of_a_share_leaves_0_to_100_per_cent(tmp_path: Path) -> None:
+    shares = [0.0] * 16 + [0.0, 0.2, 0.0, 0.0]
+    rows = [{"response/truncated_share": share} for share in shares]
+    folders = [write_metrics(tmp_path / name, "warmup", rows) for name in "ab"]
+    (cell, *_) = re.findall(r"<td>([^<]*)</td>", build_comparison(folders).read_text())
+    mean, low, high = numbers(cell)
+    assert mean == 1.0
+    # Means of 4 neighbours: 0, 0, 0, 0, .05. On the log odds, t(4) = 2.776 standard errors of .01.
+    half = 2.776 * 0.01 / (0.01 * 0.99)
+    odds = [0.01 / 0.99 * math.exp(sign * half) for sign in (-1, 1)]
+    assert [low, high] == pytest.approx([100 * each / (1 + each) for each in odds], abs=0.06)
 
 
 def test_settings_that_differ_are_listed(tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_results_become_a_table_of_arms_and_fields():
     assert [cell.share for cell in table.rows[1][1]] == [0.881, None, 0.5, None]
 
 
+def test_the_bounds_of_a_result_stand_behind_it():
+    bounded = {"accuracy": 0.65, "accuracy_low": 0.602, "accuracy_high": 0.695, "n_low": 3.0}
+    table = results_table({"gad": bounded, "seqkd": {"accuracy": 0.5}})
+    assert table is not None
+    assert table.columns == ("accuracy", "n low")
+    rows = {arm: [cell.text for cell in cells] for arm, cells in table.rows}
+    assert rows == {"gad": ["65.0 % (60.2 % to 69.5 %)", "3"], "seqkd": ["50.0 %", ""]}
+
+
 def test_results_without_numbers_give_no_table():
     assert results_table({"note": "text", "seconds": {"gad": 1.0}}) is None
 
