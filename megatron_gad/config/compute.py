@@ -37,7 +37,7 @@ class ComputeConfig:
             Transformer Engine.
         share_prompts: compute the prompt of a group once in each microbatch instead of once for
             each response; default: if attention supports it, which it does for packed rows with
-            transformer_impl "local".
+            transformer_impl = "local".
         logprob_chunk_size: response tokens whose logits are held in memory at the same time.
     """
 

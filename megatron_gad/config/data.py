@@ -14,8 +14,8 @@ class DataConfig:
     Attributes:
         path: JSONL, JSON, Parquet or Arrow file, a folder of them, or ``hub:NAME`` (its split
             "train") or ``hub:NAME:SPLIT``.
-        eval_path: held-out rows, named like path. Of a folder, the files named test, validation or
-            eval are read, if there are any. Empty: none.
+        eval_path: held-out rows, named like ``path``. Of a folder, the files named test, validation
+            or eval are read, if there are any. Empty: none.
         weights: how often an epoch has the rows of a file of the folder, such as
             {"strong.jsonl" = 3}; once if it is not named. Held-out rows come once.
         prompt_column: column with the conversation: messages, or text (one user message). If it is
@@ -28,11 +28,11 @@ class DataConfig:
             Longer ones are cut.
         system_prompt: system turn of conversations that have none; empty: none is added.
         chat_template_kwargs: arguments of the student's chat template, such as
-            {"enable_thinking": false}; names that it does not read are refused.
+            {enable_thinking = false}; a name that the template never reads is refused.
         reasoning: what becomes of the reasoning that a response begins with, in <think> or beside
             the teacher's answer. "keep" trains on it; "strip" leaves it out of the teacher's
             response and of what the discriminator reads of the student's.
-        shuffle: a new seeded order each epoch; False keeps the file's order.
+        shuffle: a new seeded order each epoch; false keeps the file's order.
     """
 
     path: str = ""

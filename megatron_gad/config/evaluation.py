@@ -16,7 +16,8 @@ class EvaluationConfig:
     """Measures on the rows of data.eval_path, while a run goes on.
 
     Attributes:
-        interval: steps between evaluations, in every stage that has an engine; 0: never.
+        interval: steps between evaluations, in every stage that has an engine, and at its end; 0:
+            never.
         num_prompts: rows that are evaluated, the first of data.eval_path.
         select: metric by which the best student so far is kept in ``<save>/best_hf``; empty: none.
         max_length_ratio: largest ratio of the responses' length to the teacher's at which a student

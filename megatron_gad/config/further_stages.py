@@ -75,7 +75,8 @@ class PreferenceConfig(OwnRateSection):
         prompts_per_step: prompts of a step over all data ranks, each with one pair.
         loss: dpo (arXiv 2305.18290), or simpo (arXiv 2405.14734), which has no reference.
         beta: scale of the margin; default: 0.1 for dpo, 2 for simpo.
-        refresh_epochs: take the snapshot anew after this many epochs; 0: never.
+        refresh_epochs: take the snapshot, which samples and is the reference, anew after this many
+            epochs; 0: never.
     """
 
     name = "preference"

@@ -25,9 +25,11 @@ class GadConfig:
             (sequence_mean), or of their token sums divided by data.max_response_tokens (constant).
         mask_truncated: responses that hit the length cap teach the student nothing; their rewards
             still count in their groups.
-        length_correction: subtract from the scores of a group what their lengths explain.
+        length_correction: subtract from the scores of a group what their lengths explain: a slope
+            over log length that is fitted to all groups of the step.
         tis_cap: truncated importance sampling against engine mismatch: cap of the ratio; 0: off.
-        negatives_pool: past groups that the discriminator may learn from again; 0: none.
+        negatives_pool: past groups of the stage that the discriminator may learn from again; 0:
+            none.
         negatives_share: share of the discriminator's pairs in a step that comes from past groups.
         negatives_draw: whether all past groups are drawn alike, or recent ones more often.
         reset_optimizer: begin each stage without the optimizer states of the one before.

@@ -19,7 +19,8 @@ class OptimizerConfig:
         weight_decay: decay of AdamW; norms and biases have none.
         adam_beta1: decay of the first moment.
         adam_beta2: decay of the second moment.
-        clip_grad: largest norm of the whole gradient; a larger one is scaled down. 0: never.
+        clip_grad: largest norm of the whole gradient of a model; a larger one is scaled down.
+            0: never.
     """
 
     min_lr: float = 0.0
@@ -37,7 +38,7 @@ class StudentConfig:
 
     Attributes:
         path: Hugging Face folder with config, safetensors weights and tokenizer, or the name of a
-            model of the hub, as NAME or NAME@REVISION.
+            model of the hub, as ``NAME`` or ``NAME@REVISION``.
         lr: peak learning rate, unless the stage has its own.
     """
 

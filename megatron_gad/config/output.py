@@ -12,13 +12,13 @@ class CheckpointConfig:
 
     Attributes:
         save: the run directory; everything the run writes is in it. All hosts of a run share it.
-        load: run directory to resume from; default: save, if it holds a checkpoint.
+        load: run directory to resume from; default: ``save``, if it holds a checkpoint.
         ckpt_step: iteration of ``load`` to go on from; not set: its newest.
         load_optim: take the optimizers' states of ``load`` too; if not, they begin anew at its
             weights.
         finetune: take only the student's weights of ``load``, and begin at the first stage. A run
-            that has checkpoints of its own goes on from those, whatever load, ckpt_step, load_optim
-            and finetune say.
+            that has checkpoints of its own goes on from those, whatever ``load``, ckpt_step,
+            load_optim and ``finetune`` say.
         override_config: settings, such as "data.path", that may differ from the checkpoint's though
             they change what the run means.
         verify_checkpoint: compare the files of a checkpoint or an exported model with their digests

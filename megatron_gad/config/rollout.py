@@ -65,7 +65,8 @@ class SGLangConfig:
             to load a bucket or all files of weights.
         health_timeout_s: seconds without an answer after which a server counts as hung. While
             servers sample, their health is checked six times in this interval.
-        server_args: further arguments of the server by name.
+        server_args: further arguments of the server by name, such as chunked_prefill_size = 4096;
+            as flags --sglang-chunked-prefill-size 4096.
     """
 
     urls: tuple[str, ...] = ()

@@ -76,7 +76,7 @@ class SamplingSection(OwnRateSection):
     Attributes:
         prompts_per_step: prompts of a step over all data ranks.
         group_size: samples of each prompt.
-        discriminator_lr: learning rate of this stage; None takes discriminator.lr.
+        discriminator_lr: learning rate of this stage; default: discriminator.lr.
     """
 
     prompts_per_step: int = 256

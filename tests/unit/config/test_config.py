@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from megatron_gad.config.command_line import load_config
 from megatron_gad.config.removed import REMOVED
 from megatron_gad.config.rewards import RewardConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.config.toml import list_types, parse_toml, read_toml, section_types, to_toml
+from megatron_gad.config.toml import parse_toml, read_toml, section_types, to_toml
 from tests.tiny_run import make_run
+from tools.configuration_tables import PAGE, with_tables
 
 
 @pytest.fixture(scope="module")
@@ -272,22 +272,9 @@ def test_the_file_comes_first(tmp_path: Path) -> None:
         load_config(["--bf16", str(file)])
 
 
-def written(default: object) -> str:
-    """Return how the documentation writes a default."""
-    if default is None:
-        return "not set"
-    return f"`{json.dumps(default)}`" if not isinstance(default, float) else f"`{default:g}`"
-
-
-def test_the_documentation_has_every_key_with_its_default() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
-    tables = {part.split("]")[0]: part for part in text.split("### [")[1:]}
-    for name, section in section_types(RunConfig).items():
-        for key, default in dataclasses.asdict(section()).items():
-            assert f"| `{key}` | {written(default)} |" in tables[name], (name, key)
-    for name, item in list_types(RunConfig).items():
-        for key, default in dataclasses.asdict(item()).items():
-            assert f"| `{key}` | {written(default)} |" in tables[f"[{name}"], (name, key)
+def test_the_documentations_tables_are_those_of_the_help_texts() -> None:
+    page = PAGE.read_text()
+    assert with_tables(page) == page, "run `python tools/configuration_tables.py`"
 
 
 def test_a_key_that_was_taken_away_is_refused_with_what_to_do(tmp_path: Path) -> None:
