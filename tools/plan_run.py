@@ -30,6 +30,7 @@ from megatron_gad.planning.layout import Layout
 from megatron_gad.planning.of_run import bounded, engine_use, free_servers
 from megatron_gad.planning.report import format_report, to_json
 from megatron_gad.planning.request import Request
+from megatron_gad.planning.saving import SaveCopies, save_copies
 from megatron_gad.planning.search import find_plans, plan_layout
 from megatron_gad.planning.shapes import read_shape
 
@@ -91,6 +92,7 @@ def main() -> int:
     print(format_report(request, configured, plans))
     for line in _flags_to_change(config, layout):
         print(line)
+    print(f"Configured layout: {_copies(config, request, layout).describe()}")
     for caveat in caveats(as_configured):
         print(f"Configured layout: {caveat}")
     if problem:
@@ -101,6 +103,18 @@ def main() -> int:
         found = to_json(request, configured, plans) | {"problem": problem or None}
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 2 if refused else 0 if plans else 1
+
+
+def _copies(config: RunConfig, request: Request, layout: Layout) -> SaveCopies:
+    """Return what a save copies to the host."""
+    return save_copies(
+        request.student,
+        request.discriminator if request.has_discriminator else None,
+        layout,
+        config.compute.bf16,
+        request.has_reference,
+        config.checkpoint.async_save,
+    )
 
 
 def _with_cached_models(config: RunConfig) -> RunConfig:

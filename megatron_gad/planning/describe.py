@@ -17,10 +17,9 @@ from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.hub import with_model_names
 from megatron_gad.models.layout_rules import data_parallel_size
 from megatron_gad.planning.choice import describe_residency
-from megatron_gad.planning.devices import GIB
 from megatron_gad.planning.of_run import plan_residency
 from megatron_gad.planning.preview import describe_reading_of
-from megatron_gad.planning.saving import background_bytes
+from megatron_gad.planning.saving import copies_of_run
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.training.settings import TrainerSettings
 
@@ -56,9 +55,7 @@ def describe_run(
     reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
     lines.append(_line("residency", reason))
     lines += [_line("", text) for text in held]
-    if config.checkpoint.async_save:
-        copies = background_bytes(config, world_size) / GIB
-        lines.append(_line("async save", f"copies of {copies:.1f} GiB a rank in host memory"))
+    lines.append(_line("", copies_of_run(config, world_size).describe()))
     for section in config.stage_sections:
         lines.append(_line(section.name, _describe_stage(config, section, num_prompts)))
     lines += [_line("changed", change) for change in changes]

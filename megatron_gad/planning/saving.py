@@ -1,4 +1,7 @@
-"""What a checkpoint that is written in the background takes of a host's memory."""
+"""What writing a checkpoint takes of a host's memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from megatron_gad.config.run import RunConfig
 from megatron_gad.models.families import load_hf_config
@@ -20,45 +23,94 @@ def saved_bytes(shape: ModelShape, layout: Layout, bf16: bool, is_scorer: bool) 
     weight = 2 if bf16 else FLOAT32_BYTES
     has_main = bf16 or layout.distributed_optimizer
     each = weight + (3 if has_main else 2) * FLOAT32_BYTES
+    return _written(shape, layout, each, is_scorer)
+
+
+def _written(shape: ModelShape, layout: Layout, each: int, is_scorer: bool) -> int:
+    """Return a rank's share of so many bytes for each parameter, on the fullest stage."""
     return max(
         (-(-stage.dense // layout.copies) + -(-stage.expert // layout.expert_copies)) * each
         for stage in stage_parameters(shape, layout, is_scorer)
     )
 
 
-def background_bytes(config: RunConfig, world_size: int) -> int:
-    """Return the host memory of one rank's copies of all that a checkpoint holds.
+@dataclass(frozen=True)
+class SaveCopies:
+    """What one rank of the fullest stage copies to host memory to write a checkpoint of it.
 
-    With one snapshot of the student's weights, as a reference is.
+    parts: bytes of each model with its optimizer, and of the reference.
+    in_background: all are kept until they are written; else one part at a time is.
     """
+
+    parts: Mapping[str, int]
+    in_background: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the most that is held at once."""
+        return sum(self.parts.values()) if self.in_background else max(self.parts.values())
+
+    def describe(self) -> str:
+        """Return the bytes in words."""
+        kept = "all of it until it is written" if self.in_background else "a model at a time"
+        return f"a save copies {self.num_bytes / GIB:.1f} GiB a rank to host memory, {kept}"
+
+
+def save_copies(
+    student: ModelShape,
+    discriminator: ModelShape | None,
+    layout: Layout,
+    bf16: bool,
+    has_reference: bool,
+    in_background: bool,
+) -> SaveCopies:
+    """Return the copies of a save. On the device it needs no more than the states that are there.
+
+    discriminator: None without one. layout: of the student.
+    """
+    parts = {"student": saved_bytes(student, layout, bf16, is_scorer=False)}
+    if discriminator is not None:
+        own = layout.of_discriminator
+        parts["discriminator"] = saved_bytes(discriminator, own, bf16, is_scorer=True)
+    if has_reference:
+        weight = 2 if bf16 else FLOAT32_BYTES
+        parts["reference"] = _written(student, layout, weight, is_scorer=False)
+    return SaveCopies(parts, in_background)
+
+
+def copies_of_run(config: RunConfig, world_size: int) -> SaveCopies:
+    """Return the copies of a run's saves."""
     student = _shape(config.student.path)
     discriminator = _shape(config.discriminator.path or config.student.path)
     layout = configured_layout(config, world_size, has_experts=discriminator.num_experts > 0)
-    bf16 = config.compute.bf16
-    total = saved_bytes(student, layout, bf16, is_scorer=False)
-    snapshot = 2 if bf16 else FLOAT32_BYTES
-    total += max(s.total for s in stage_parameters(student, layout, False)) * snapshot
-    if config.uses_discriminator:
-        total += saved_bytes(discriminator, layout.of_discriminator, bf16, is_scorer=True)
-    return total
+    split = config.discriminator.split_groups
+    works = [section.work(config.gad, split) for section in config.stage_sections]
+    return save_copies(
+        student,
+        discriminator if config.uses_discriminator else None,
+        layout,
+        config.compute.bf16,
+        has_reference=any(work.has_reference for work in works),
+        in_background=config.checkpoint.async_save,
+    )
 
 
-def check_background_save(
-    config: RunConfig, world_size: int, ranks_of_host: int, available: int
-) -> None:
+def check_save(copies: SaveCopies, ranks_of_host: int, available: int) -> None:
     """Raise ValueError if a host's memory does not hold the copies of its ranks.
 
     available: bytes that the host has left.
     """
-    if not config.checkpoint.async_save:
+    needed = copies.num_bytes * ranks_of_host
+    if needed <= available:
         return
-    needed = background_bytes(config, world_size) * ranks_of_host
-    if needed > available:
-        raise ValueError(
-            f"checkpoint.async_save = true keeps copies of {needed / GIB:.1f} GiB for "
-            f"{ranks_of_host} rank(s) on this host, which has {available / GIB:.1f} GiB left; "
-            "leave it out, or spread the run over more hosts"
-        )
+    what, remedy = "a save keeps", "spread the run over more hosts"
+    if copies.in_background:
+        what = "checkpoint.async_save = true keeps"
+        remedy = f"leave it out, or {remedy}"
+    raise ValueError(
+        f"{what} copies of {needed / GIB:.1f} GiB for {ranks_of_host} rank(s) on this host, which "
+        f"has {available / GIB:.1f} GiB left; {remedy}"
+    )
 
 
 def _shape(folder: str) -> ModelShape:

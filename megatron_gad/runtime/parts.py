@@ -22,7 +22,7 @@ from megatron_gad.models.families import load_hf_config, mixture_of
 from megatron_gad.models.hf_folder import read_tensors
 from megatron_gad.planning.choice import describe_residency
 from megatron_gad.planning.of_run import plan_residency
-from megatron_gad.planning.saving import check_background_save
+from megatron_gad.planning.saving import check_save, copies_of_run
 from megatron_gad.runtime.sampler import Sampler
 from megatron_gad.runtime.turns import Turns, Watch
 from megatron_gad.training.checkpoint_digests import check_model_folder
@@ -117,8 +117,10 @@ def build_discriminator(config: RunConfig, student: Trainer) -> Trainer:
 
 def build_turns(config: RunConfig, parallel: Parallel, sampler: Sampler, watch: Watch) -> Turns:
     """Choose who leaves the device while others work, and say so."""
-    available = psutil.virtual_memory().available
-    check_background_save(config, parallel.world_size, local_world_size(), available)
+    # What lies on the host already is only copied for a write in the background.
+    if parallel.device.type == "cuda" or config.checkpoint.async_save:
+        copies = copies_of_run(config, parallel.world_size)
+        check_save(copies, local_world_size(), psutil.virtual_memory().available)
     residency = plan_residency(config, parallel.world_size)
     if parallel.is_writer:
         logger.info("schedule: %s", "; ".join(describe_residency(residency)))

@@ -13,10 +13,10 @@ from megatron_gad.training.parallel import Parallel
 
 def test_a_part_that_nobody_writes_is_refused(place: Parallel, tmp_path: Path) -> None:
     """Of three parts of a tensor one is missing, which no other rank has, either."""
-    parts = [
-        ShardedTensor.from_rank_offsets("weight", torch.zeros(2), (0, number, 3))
+    parts = {
+        str(number): ShardedTensor.from_rank_offsets("weight", torch.zeros(2), (0, number, 3))
         for number in (0, 2)
-    ]
+    }
     with pytest.raises(CheckpointingException, match="Invalid access pattern"):
-        _write(dict(enumerate(parts)), tmp_path)
+        _write(parts, tmp_path)
     assert not list(tmp_path.glob("*.distcp"))
