@@ -24,9 +24,15 @@ FLAGS = {
 }
 
 
+DOCUMENTED = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
+
+
 def take_steps(run: Run, stage: Stage, count: int) -> list[float]:
-    """The student's losses of some steps."""
-    return [take_step(run, stage).metrics["student/loss"] for _ in range(count)]
+    """The student's losses of some steps, every number of which is documented."""
+    found = [take_step(run, stage).metrics for _ in range(count)]
+    names = {name for metrics in found for name in metrics}
+    assert not [name for name in sorted(names) if f"| `{name}` |" not in DOCUMENTED]
+    return [metrics["student/loss"] for metrics in found]
 
 
 @pytest.mark.parametrize("name", FLAGS)
