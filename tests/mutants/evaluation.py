@@ -65,4 +65,31 @@ EVALUATION_MUTANTS = (
         "logits = model(input_ids=ids, logits_to_keep=len(response))",
         _in("likelihood", "the_likelihood_of_a_response_is_that_of_transformers"),
     ),
+    Mutant(
+        "a share's interval in a comparison of runs leaves 0 to 100 %",
+        'is_share = unit == "%" and',
+        'is_share = unit == "" and',
+        (
+            "tests/unit/reporting/test_comparison.py::"
+            "test_no_interval_of_a_share_leaves_0_to_100_per_cent",
+        ),
+    ),
+    Mutant(
+        "the last mark is no form that may sway the discriminator",
+        'names = ("newline", "space", "no_final_mark")',
+        'names = ("newline", "space", "same")',
+        (
+            "tests/unit/reporting/test_failing_runs.py::"
+            "test_a_mark_that_only_one_side_has_sways_the_discriminator",
+        ),
+    ),
+    Mutant(
+        "the held-out accuracy is compared with itself",
+        'learned = numbers.recent("discriminator/accuracy", SAMPLING)',
+        'learned = numbers.recent("evaluation/discriminator_accuracy", SAMPLING)',
+        (
+            "tests/unit/reporting/test_failing_runs.py::"
+            "test_a_discriminator_that_knows_its_rows_by_heart_is_seen_on_others",
+        ),
+    ),
 )

@@ -224,6 +224,24 @@ def test_an_end_token_on_one_side_is_all_that_the_discriminator_needs(
     assert max(probes[f"probe/{name}"] for name in others) < 0.5 * probes["probe/no_end_token"]
 
 
+def test_a_mark_that_only_one_side_has_sways_the_discriminator(
+    assets: Path, recorded: Path, tmp_path: Path
+) -> None:
+    # The student says what the teacher does, without the full stop.
+    tokenizer = AutoTokenizer.from_pretrained(assets / "student")
+    said = [
+        [*tokenizer(text.rstrip("."), add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        for text in (NORTH, SOUTH)
+    ]
+    rollouts = tmp_path / "no_mark"
+    replaced(recorded, rollouts, "step_*", lambda row: said[row % 2], "stop")
+    frozen = ["--adversarial.student-lr", "1e-9"]
+    status, steps, log = replay(assets, tmp_path / "run", 20, rollouts, *frozen)
+    assert status == 0, log
+    assert "(form_probe)" in log
+    assert steps[-1]["probe/no_final_mark"] < -1.0
+
+
 def test_a_discriminator_that_knows_its_rows_by_heart_is_seen_on_others(
     assets: Path, recorded: Path, tmp_path: Path
 ) -> None:
