@@ -10,6 +10,7 @@ PYTHON_IMAGE=image      the image to start from; by default the Dockerfile's, or
 TORCH_INSTALL="..."     how torch is installed; by default as the Dockerfile says.
 """
 
+import argparse
 import ast
 import os
 import shutil
@@ -36,6 +37,8 @@ CHECKS = (
 
 def main() -> None:
     """Build, then run every check in the same container; the first that fails ends this."""
+    help_text = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=help_text).parse_args()
     missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         sys.exit("check_image: run it as root, after apt-get install buildah debootstrap")

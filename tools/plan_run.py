@@ -41,7 +41,7 @@ class Arguments:
 
     Attributes:
         config: the run's TOML file.
-        gpus: how many there are.
+        gpus: number of GPUs.
         gpu_type: a100-80g, h100-80g, h200-141g or b200-192g; the part before the dash will do.
         model_config: config.json of the student, or the name of a published model, if its folder is
             not here.

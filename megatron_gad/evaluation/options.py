@@ -102,7 +102,7 @@ class EvaluateOptions:
         num_prompts: use the first so many; 0: all.
         num_samples: answers of a student to each prompt. The first is judged; more show how they
             differ and which of a teacher's answers they cover.
-        temperature: of the students; 0 is greedy.
+        temperature: temperature of the students' sampling; 0 is greedy.
         max_tokens: cap of an answer in tokens.
         max_prompt_tokens: longest prompt of a folder's model; a longer one is refused.
         system_prompt: system turn of conversations that have none, as data.system_prompt of a run.

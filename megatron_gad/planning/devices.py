@@ -51,21 +51,21 @@ class Assumptions:
 
     Attributes:
         mfu: share of the dense bf16 peak that a forward or backward pass reaches.
-        fp8_mfu: the same of the FP8 peak.
+        fp8_mfu: share of the FP8 peak that a forward or backward pass reaches.
         padding: tokens computed for each token that is real; 1.0 when rows are equally long.
         hbm_efficiency: share of the published memory bandwidth that decoding reaches.
         link_efficiency: share of the NVLink or network bandwidth that collectives reach.
         host_efficiency: share of the PCIe bandwidth that copies from and to pinned memory reach.
-        decode_seconds: of one decoding iteration beside reading and computing, at any batch.
-        decode_layer_seconds: added for every layer where the engine is tensor parallel.
-        tail_share: of the samples that run to the cap when the others have ended.
-        bucket_bytes: of one bucket of a weight swap.
-        bucket_seconds: cost of a bucket beside its bytes.
-        swap_seconds: fixed cost of a swap.
-        engine_seconds: to release and resume cache and weights of the engine, a step.
-        reserved_bytes: of device memory that no role gets: contexts of two processes, the engine's
-            CUDA graphs, buffers.
-        reserved_share: of device memory that fragmentation takes.
+        decode_seconds: fixed seconds of one decoding iteration, beside reading and computing.
+        decode_layer_seconds: further seconds for each layer if the engine is tensor parallel.
+        tail_share: share of the samples that run to the cap after the others have ended.
+        bucket_bytes: bytes of one bucket of a weight swap.
+        bucket_seconds: fixed seconds of a bucket, whatever its bytes.
+        swap_seconds: fixed seconds of a swap.
+        engine_seconds: seconds a step to release and resume the engine's cache and weights.
+        reserved_bytes: bytes of device memory that no role gets: contexts of two processes, the
+            engine's CUDA graphs, buffers.
+        reserved_share: share of device memory that fragmentation takes.
     """
 
     mfu: float = 0.40

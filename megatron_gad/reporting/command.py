@@ -21,7 +21,7 @@ class ReportOptions:
             With several, comparison.html in the first has their curves over each other.
         out: file of the comparison, if it is to be elsewhere.
         watch: serve the page on 127.0.0.1 instead; it follows the run until Ctrl-C.
-        port: of the page that is served; 0: a free one.
+        port: port of the page that is served; 0: a free one.
     """
 
     run_folders: tyro.conf.Positional[tuple[Path, ...]]
