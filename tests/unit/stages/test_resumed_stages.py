@@ -1,11 +1,15 @@
 """The stages without a game go on from a checkpoint bit for bit; the others: tests/e2e."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from megatron_gad.checks.resume import check_resume
+from megatron_gad.config.rewards import RewardConfig
+from megatron_gad.config.run import RunConfig
 from megatron_gad.resume import load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.stages.begin import begin_stage
@@ -57,3 +61,19 @@ def test_a_stage_goes_on_bit_for_bit(
     assert len(set(expected)) == 4
     whole.close()
     again.close()
+
+
+def test_rewards_that_rank_may_not_change_inside_the_stage(
+    build: Callable[..., Run], configure: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    flags = ["--stages", "best_of_n", *RATE, *FLAGS["best_of_n"]]
+    run = build(tmp_path, *flags)
+    stage = begin_stage(run)
+    take_steps(run, stage, 1)
+    save(run, stage)
+    run.close()
+    config = configure(tmp_path, *flags)
+    assert check_resume(config).refused == []
+    other = replace(config, rewards=(RewardConfig("odd", "tests.oracle.given:odd"),))
+    (problem,) = check_resume(other).refused
+    assert problem.startswith("rewards = [{'name': 'odd'")
