@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_gad.config.output import LogConfig
+from megatron_gad.reporting.comparison import build_comparison
 from megatron_gad.reporting.page import build_report
 from megatron_gad.runtime.metrics import MetricsWriter
 from tests.unit.reporting.synthetic_run import write_results, write_run
@@ -144,12 +145,12 @@ def test_answers_of_students_stand_side_by_side_and_are_searched(page: Any) -> N
     assert visible(page, "#evaluation .prompt > .text") == ["easy"]
 
 
-@pytest.mark.parametrize("width", [400, 1300])
-def test_no_width_scrolls_sideways(page: Any, width: int) -> None:
+def assert_fits(page: Any, width: int) -> None:
+    """Say that nothing scrolls sideways but what does so within a box of its own."""
     page.set_viewport_size({"width": width, "height": 900})
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    # Nor is anything cut off: what is wider than the page scrolls within a box of its own.
+    # Nor is anything cut off.
     beyond = page.evaluate(
         """width => [...document.querySelectorAll('body *')]
             .filter(each => !each.closest('.scroll, pre, .text, svg'))
@@ -158,6 +159,24 @@ def test_no_width_scrolls_sideways(page: Any, width: int) -> None:
         width,
     )
     assert beyond == []
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_no_width_scrolls_sideways(page: Any, width: int) -> None:
+    assert_fits(page, width)
+
+
+def test_a_comparison_of_hostile_runs_fits_every_width(page: Any, tmp_path: Path) -> None:
+    folders = [write_hostile_run(tmp_path / name) for name in ("a" * 60, "b" * 60)]
+    page.goto(build_comparison(folders).as_uri())
+    assert page.evaluate("document.scripts.length") == 2
+    assert folders[0].name in page.locator("#finals thead th").nth(1).text_content()
+    for width in (400, 1300):
+        assert_fits(page, width)
+    # The first column leaves room for the numbers of a run.
+    page.set_viewport_size({"width": 400, "height": 900})
+    name = page.locator("#finals tbody th").first.bounding_box()
+    assert name["width"] < 180
 
 
 def luminance(color: str) -> float:
