@@ -7,46 +7,60 @@ import math
 from collections.abc import Callable
 
 from megatron_gad.config.rollout import BF16_GAP_ALARM, FP32_GAP_BOUND
+from megatron_gad.config.run import stage_kinds  # which knows the stages of the package
 from megatron_gad.reporting.health_numbers import HealthNumbers
 from megatron_gad.reporting.health_rule import Rule
 
-GAME = ("adversarial",)
-SAMPLING = ("adversarial", "warmup")
 Measure = Callable[[HealthNumbers], float | None]
+Stages = Callable[[], tuple[str, ...]]
 
 
-def recent(key: str, stages: tuple[str, ...]) -> Measure:
+def taught() -> tuple[str, ...]:
+    """Return the stages in which a discriminator learns."""
+    kinds = [kind for kind in stage_kinds() if not kind.ranks_by_discriminator]
+    return tuple(kind.name for kind in kinds if kind.uses_discriminator and kind.uses_engine)
+
+
+def games() -> tuple[str, ...]:
+    """Return those of them in which the student learns from its scores."""
+    names = {kind.name for kind in stage_kinds() if kind.student_loss == "policy"}
+    return tuple(name for name in taught() if name in names)
+
+
+def recent(key: str, stages: Stages) -> Measure:
     """Measure the mean of a key over the last steps."""
-    return lambda numbers: numbers.recent(key, stages)
+    return lambda numbers: numbers.recent(key, stages())
 
 
-def newest(key: str, stages: tuple[str, ...]) -> Measure:
+def newest(key: str, stages: Stages) -> Measure:
     """Measure the last number of a key: of an evaluation, which is over many rows already."""
-    return lambda numbers: numbers.newest(key, stages)
+    return lambda numbers: numbers.newest(key, stages())
 
 
 def growth(key: str) -> Measure:
     """Measure the end of the game as a multiple of its beginning."""
-    return lambda numbers: numbers.growth(key, GAME)
+    return lambda numbers: numbers.growth(key, games())
 
 
 def loss_that_the_game_began_with(numbers: HealthNumbers) -> float | None:
     """Measure the discriminator's loss at the end of its warm-up, once there is a game."""
-    return numbers.recent("discriminator/loss", ("warmup",)) if numbers.num_steps(GAME) else None
+    before = tuple(name for name in taught() if name not in games())
+    return numbers.recent("discriminator/loss", before) if numbers.num_steps(games()) else None
 
 
 def length_ratio(numbers: HealthNumbers) -> float | None:
     """Measure the student's response length as a multiple of the teacher's on the same prompts."""
-    student = numbers.recent("response/length_mean", SAMPLING)
-    teacher = numbers.recent("teacher/length_mean", SAMPLING)
+    student = numbers.recent("response/length_mean", taught())
+    teacher = numbers.recent("teacher/length_mean", taught())
     return student / teacher if student is not None and teacher else None
 
 
 def frozen_steps(numbers: HealthNumbers) -> float | None:
-    """Count adversarial steps against a discriminator that does not learn; None where it does."""
-    if numbers.config.get("adversarial", {}).get("discriminator_interval", 1):
+    """Count steps of the game against a discriminator that does not learn; None if it does."""
+    tables = [numbers.config.get(name, {}) for name in games()]
+    if all(table.get("discriminator_interval", 1) for table in tables):
         return None
-    return numbers.num_steps(GAME)
+    return numbers.num_steps(games())
 
 
 def engine_gap(numbers: HealthNumbers) -> float | None:
@@ -63,15 +77,15 @@ def num_non_finite(numbers: HealthNumbers) -> float | None:
 
 def held_out_loss_of_accuracy(numbers: HealthNumbers) -> float | None:
     """Measure by how much the discriminator is better on its own rows than on held-out ones."""
-    learned = numbers.recent("discriminator/accuracy", SAMPLING)
-    held_out = numbers.newest("evaluation/discriminator_accuracy", SAMPLING)
+    learned = numbers.recent("discriminator/accuracy", taught())
+    held_out = numbers.newest("evaluation/discriminator_accuracy", taught())
     return None if learned is None or held_out is None else learned - held_out
 
 
 def largest_form_probe(numbers: HealthNumbers) -> float | None:
     """Measure the largest size of the changes of form that should not matter."""
     names = ("newline", "space", "no_final_mark")
-    found = [numbers.newest(f"probe/{name}", SAMPLING) for name in names]
+    found = [numbers.newest(f"probe/{name}", taught()) for name in names]
     return max((abs(value) for value in found if value is not None), default=None)
 
 
@@ -89,7 +103,7 @@ RULES = (
     Rule(
         "weak_discriminator",
         "Discriminator too weak: its accuracy in the game",
-        recent("discriminator/accuracy", GAME),
+        recent("discriminator/accuracy", games),
         "%",
         "above 52 %; a perfect student has 50 %",
         low=(0.52, 0.5),
@@ -100,7 +114,7 @@ RULES = (
     Rule(
         "strong_discriminator",
         "Discriminator too strong: its accuracy in the game",
-        recent("discriminator/accuracy", GAME),
+        recent("discriminator/accuracy", games),
         "%",
         "below 90 %",
         high=(0.9, 0.95),
@@ -111,7 +125,7 @@ RULES = (
     Rule(
         "discriminator_margin",
         "Discriminator margin, end of the game",
-        recent("discriminator/margin", GAME),
+        recent("discriminator/margin", games),
         "",
         "0 to 5",
         low=(0.0, -1.0),
@@ -146,7 +160,7 @@ RULES = (
     Rule(
         "zero_advantages",
         "Groups whose advantages are all zero",
-        recent("advantage/zero_share", GAME),
+        recent("advantage/zero_share", games),
         "%",
         "below 30 %",
         high=(0.3, 0.6),
@@ -156,7 +170,7 @@ RULES = (
     Rule(
         "kl",
         "KL to the reference, end of the game",
-        recent("student/kl", GAME),
+        recent("student/kl", games),
         "nats a token",
         "below 0.5",
         high=(0.5, 2.0),
@@ -192,7 +206,7 @@ RULES = (
     Rule(
         "truncated",
         "Responses cut at the length cap",
-        recent("response/truncated_share", SAMPLING),
+        recent("response/truncated_share", taught),
         "%",
         "below 10 %",
         high=(0.1, 0.3),
@@ -202,7 +216,7 @@ RULES = (
     Rule(
         "retokenized",
         "Rollouts that read back as other tokens",
-        recent("response/retokenized_share", SAMPLING),
+        recent("response/retokenized_share", taught),
         "%",
         "below 5 %",
         high=(0.05, 0.25),
@@ -261,7 +275,7 @@ RULES = (
     Rule(
         "repetition",
         "Held-out responses that repeat themselves",
-        newest("evaluation/repetition", SAMPLING),
+        newest("evaluation/repetition", taught),
         "%",
         "below 10 %",
         high=(0.1, 0.3),

@@ -85,8 +85,8 @@ EVALUATION_MUTANTS = (
     ),
     Mutant(
         "the held-out accuracy is compared with itself",
-        'learned = numbers.recent("discriminator/accuracy", SAMPLING)',
-        'learned = numbers.recent("evaluation/discriminator_accuracy", SAMPLING)',
+        'learned = numbers.recent("discriminator/accuracy", taught())',
+        'learned = numbers.recent("evaluation/discriminator_accuracy", taught())',
         (
             "tests/unit/reporting/test_failing_runs.py::"
             "test_a_discriminator_that_knows_its_rows_by_heart_is_seen_on_others",
