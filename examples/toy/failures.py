@@ -35,7 +35,7 @@ from megatron_gad.algorithms.advantages import (
 )
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
-from megatron_gad.types import ScorerOutput
+from megatron_gad.types import Loss, ScorerOutput
 
 NUM_STEPS = 800
 NUM_END_STEPS = 300
@@ -51,6 +51,11 @@ class Setting:
     kl_coef: of the KL to the student as it was at the start.
     bias: added to the score for every e-fold of a response's length, as by a discriminator that
         finds longer better. The class stands for the length: class k has k + 1 tokens.
+    entropy_coef: of a bonus for the student's entropy.
+    smoothing: of the labels: the share of the discriminator's loss in which the sides are swapped.
+    average: decay of an average of discriminators that scores in its place.
+
+    The last three are options of this page alone: they are here to be tried.
     """
 
     student_rate: float = 0.01
@@ -63,6 +68,9 @@ class Setting:
     group_size: int = GROUP_SIZE
     bias: float = 0.0
     corrects_length: bool = False
+    entropy_coef: float = 0.0
+    smoothing: float = 0.0
+    average: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,9 @@ CURES: dict[str, dict[str, float | bool | str]] = {
     "persistent negatives": {"pool_share": 0.5},
     "KL 0.3 to the start": {"kl_coef": 0.3},
     "Dr. GRPO": {"advantage": "dr_grpo"},
+    "entropy bonus .1": {"entropy_coef": 0.1},
+    "labels smoothed by .1": {"smoothing": 0.1},
+    "average of D at .99": {"average": 0.99},
     "length correction": {"corrects_length": True},
     "groups of 32": {"group_size": 32},
 }
@@ -186,6 +197,7 @@ class _Game:
 
     def __post_init__(self) -> None:
         self.past: list[Tensor] = []
+        self.scorer = self.table.params()[0].detach().clone()
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Return [P] classes of the teacher and [P * G] of the student."""
@@ -201,7 +213,8 @@ class _Game:
         learned = self._with_past(responses)
         self.past.append(responses)
         if not (self.setting.is_frozen and len(self.past) > NUM_WARMUP_STEPS):
-            self.table.descend(self._loss(taught, learned))
+            self.table.descend(self._loss(taught, learned, self.setting.smoothing))
+            self.scorer.lerp_(self.table.params()[0].detach(), 1.0 - self.setting.average)
         return (fresh.total / fresh.count).item()
 
     def step(self) -> tuple[float, float, float, float, float]:
@@ -214,9 +227,10 @@ class _Game:
         reference = student_output(self.start, responses[None]).logprobs
         output = student_output(logprobs, responses[None])
         batch = batch.with_ref_logprobs(reference)
-        self.student.descend(
-            policy_loss(output, batch, PolicyOptions(kl_coef=self.setting.kl_coef))
-        )
+        loss = policy_loss(output, batch, PolicyOptions(kl_coef=self.setting.kl_coef))
+        entropy = -(logprobs.exp() * logprobs).sum()
+        bonus = self.setting.entropy_coef * entropy * loss.count
+        self.student.descend(Loss(loss.total - bonus, loss.count))
         zeros, groups = zero_advantage_share(advantages)
         chances = logprobs.detach()[0].exp()
         return (
@@ -227,15 +241,17 @@ class _Game:
             (zeros / groups).item(),
         )
 
-    def _loss(self, taught: Tensor, responses: Tensor):
+    def _loss(self, taught: Tensor, responses: Tensor, smoothing: float = 0.0) -> Loss:
         pairs = pairs_of(taught, responses)
         scores = self.table.params()[0][pairs.tokens[:, 1]]
-        return discriminator_loss(ScorerOutput(scores), pairs, "bradley_terry")
+        loss = discriminator_loss(ScorerOutput(scores), pairs, "bradley_terry")
+        swapped = discriminator_loss(ScorerOutput(-scores), pairs, "bradley_terry")
+        return Loss(torch.lerp(loss.total, swapped.total, smoothing), loss.count)
 
     def _rewards(self, responses: Tensor) -> Tensor:
         """Return [P, G] float32: the scores, with their bias, and corrected if asked."""
         lengths = (1.0 + responses.float()).view(-1, self.setting.group_size)
-        scores = self.table.params()[0].detach()[responses].view_as(lengths)
+        scores = self.scorer[responses].view_as(lengths)
         rewards = scores + self.setting.bias * lengths.log()
         if not self.setting.corrects_length:
             return rewards
