@@ -266,4 +266,16 @@ RESUME_MUTANTS = (
         "(item, tensor) for item, tensor in tensors",
         (f"{BACKGROUND}test_it_holds_what_was_there_when_it_began_and_shows_once_it_is_whole",),
     ),
+    Mutant(
+        "nobody looks whether every part of a checkpoint has a writer",
+        "        validate_sharding_integrity(held)\n",
+        "",
+        ("tests/unit/training/test_shared_writes.py",),
+    ),
+    Mutant(
+        "a save in the background is planned as if it kept one model at a time",
+        "return sum(self.parts.values()) if self.in_background else max(self.parts.values())",
+        "return max(self.parts.values())",
+        ("tests/unit/planning/test_saving.py",),
+    ),
 )
