@@ -4,11 +4,12 @@ Whole storages move, not tensors: a storage is emptied and filled again in place
 view of it, such as the pieces of Megatron's flat buffers, is right again without being told.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor, UntypedStorage
 
 from megatron_gad.training.optimizer import torch_optimizers
@@ -131,7 +132,12 @@ class DeviceBytes:
 class TrainerMemory:
     """Weights, gradients and optimizer of one trainer, each on the device or not."""
 
-    def __init__(self, modules: list[Any], optimizer: Any, device: torch.device) -> None:
+    def __init__(
+        self,
+        modules: Sequence[torch.nn.Module],
+        optimizer: MegatronOptimizer,
+        device: torch.device,
+    ) -> None:
         self._modules = modules
         self._optimizer = optimizer
         self._device = device

@@ -40,7 +40,7 @@ def build_optimizer(
     return optimizer
 
 
-def gradient_norm(optimizer: Any) -> float:
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
     """Prepare all gradients of the model for an update, and return their norm.
 
     optimizer: from ``build_optimizer``.
@@ -49,7 +49,7 @@ def gradient_norm(optimizer: Any) -> float:
     return float(optimizer.get_grad_norm())
 
 
-def clip_and_update(optimizer: Any, grad_norm: float) -> None:
+def clip_and_update(optimizer: MegatronOptimizer, grad_norm: float) -> None:
     """Update the weights by the gradients that ``gradient_norm`` prepared.
 
     Megatron's own ``step`` would prepare them and take their norm once more.
@@ -76,7 +76,7 @@ def forget_moments(optimizer: MegatronOptimizer) -> None:
             group.pop("step", None)  # Transformer Engine's optimizer counts there.
 
 
-def torch_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
+def torch_optimizers(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
     """Return the optimizers inside Megatron's wrappers; a rank may have parameters for none."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part.optimizer for part in parts if part.optimizer is not None]

@@ -19,6 +19,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -263,12 +264,12 @@ class Trainer:
         self.memory.weights.note_change()
         return self._modules
 
-    def optimizer_to_read(self) -> Any:
+    def optimizer_to_read(self) -> MegatronOptimizer:
         """Bring weights and optimizer states to the device and return Megatron's optimizer."""
         self.memory.wake_states()
         return self._optimizer
 
-    def optimizer_to_write(self) -> Any:
+    def optimizer_to_write(self) -> MegatronOptimizer:
         """Bring weights and optimizer states, count both as changed, and return the optimizer."""
         self.memory.wake_states()
         self.memory.note_change()
