@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from megatron_gad.checks.resume import changes_since, settings
 from megatron_gad.runtime.newest_checkpoint import find_checkpoint
@@ -140,7 +141,17 @@ def _take_student(run: Run, folder: Path) -> None:
 
 def _stage_state(state: dict) -> dict:
     """Return what a checkpoint holds of its stage; version 0.1 kept it beside the rest."""
-    return state.get("stage", {**state["progress"], "ahead": state.get("ahead", [])})
+    return _Stored(state.get("stage", {**state["progress"], "ahead": state.get("ahead", [])}))
+
+
+class _Stored(dict[str, Any]):
+    """What a checkpoint holds of its stage; what it should hold and does not is named."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"its run_state.json lacks {key!r} of the stage; go on from another checkpoint, with "
+            "--ckpt-step"
+        )
 
 
 def _check_stages(run: Run, source: Path, state: dict) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_gad.resume import load_latest, save
+from megatron_gad.resume import _stage_state, load_latest, save
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.stop_request import StopRequest
 from megatron_gad.stages.begin import begin_stage
@@ -170,3 +170,9 @@ def test_a_criterion_met_in_the_step_of_a_stop_ends_the_stage(
     assert resumed is not None
     assert _run_stage(again, resumed, StopRequest(), health_of(again)) == reason
     assert again.progress.iteration == 20
+
+
+def test_what_a_checkpoint_lacks_of_its_stage_is_named() -> None:
+    """Found by a checkpoint without a count, from which a run went on with a traceback."""
+    with pytest.raises(ValueError, match=r"lacks 'num_evals_since_best' .* --ckpt-step"):
+        _stage_state({"progress": {}, "stage": {"best_eval_loss": 0.5}})["num_evals_since_best"]
