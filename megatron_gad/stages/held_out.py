@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.engines.base import SamplingConfig, request_seed
+from megatron_gad.evaluation.calibration import expected_accuracy
 from megatron_gad.evaluation.ngram_f1 import ngram_f1, split_words
 from megatron_gad.evaluation.probes import variants
 from megatron_gad.evaluation.repetition import distinct_ngrams, repetition
@@ -99,7 +98,7 @@ def _discriminator_metrics(run: Run, sampled: Sequence[Group]) -> Metrics:
     """Return how well the discriminator tells held-out pairs apart, and what sways its score."""
     judged = judge_groups(run, sampled, learns=False)
     margins_PG = judged.teacher_scores_P[:, None] - judged.scores_PG
-    expected = (float(torch.sigmoid(margins_PG).sum()), float(margins_PG.numel()))
+    expected = (float(expected_accuracy(margins_PG).sum()), float(margins_PG.numel()))
     spreads = judged.scores_PG.std(dim=1)
     spread = run.parallel.mean_over_data({"_": (float(spreads.sum()), float(len(spreads)))})["_"]
     metrics = {

@@ -12,6 +12,12 @@ def _in(file: str, name: str) -> tuple[str, ...]:
 
 EVALUATION_MUTANTS = (
     Mutant(
+        "the expected accuracy knows which response is the teacher's",
+        "return torch.sigmoid(margins.abs())",
+        "return torch.sigmoid(margins)",
+        _in("calibration", "calibrated_scores_are_as_often_right_as_they_expect"),
+    ),
+    Mutant(
         "the win rate at equal length keeps the length term",
         "return float(expit(features[:, [0, 2]] @ weights[[0, 2]]).mean())",
         "return float(expit(features @ weights).mean())",
