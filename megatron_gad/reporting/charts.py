@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_gad.config.stage_section import StudentLoss
+from megatron_gad.evaluation.calibration import BINS
 
 CHANCE_LOSS = 0.6931  # ln 2: a discriminator that tosses a coin
 
@@ -337,10 +338,11 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("Tokens trained on", (Line("tokens/trained", "tokens", "student"),), unit="a step"),
     ),
 }
-# Shown as one number or as part of a curve, so no curve of their own.
+# Shown as one number, in a table or as part of a curve, so no curve of their own.
 WITHOUT_CURVE = (
     *("data/epoch", "engine/weights_lag", "moves/bytes", "swap/bytes"),
     *("time/step_s", "time/evaluation_s"),
+    *(f"calibration/{kind}_{name}" for name in BINS for kind in ("pairs", "expected", "observed")),
 )
 
 

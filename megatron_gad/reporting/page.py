@@ -16,6 +16,7 @@ from megatron_gad.reporting.run_record import RunRecord, finite_values, read_run
 from megatron_gad.reporting.samples import choose_samples
 from megatron_gad.reporting.summary import (
     best_student,
+    calibration,
     config_facts,
     final_numbers,
     result_seconds,
@@ -98,6 +99,7 @@ def _render_run(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
         numbers=final_numbers(run),
         notes=notes,
         best=best_student(run.results),
+        calibration=calibration(run),
         results=results_table(run.results),
         verdicts=verdicts,
         seconds=result_seconds(run.results),

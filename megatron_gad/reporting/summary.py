@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from megatron_gad.evaluation.calibration import BINS
 from megatron_gad.reporting.formatting import format_duration, format_number
 from megatron_gad.reporting.run_record import RunRecord, finite_values, is_finite_number
 from megatron_gad.runtime.metrics import BEST, BEST_FOLDER
@@ -79,6 +80,17 @@ class ResultsTable:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[ResultCell, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Wins of a discriminator on held-out pairs.
+
+    rows: score difference, share of the pairs, expected accuracy, accuracy; as text.
+    """
+
+    step: int
+    rows: tuple[tuple[str, ...], ...]
 
 
 def timeline(run: RunRecord) -> list[StageBar]:
@@ -158,6 +170,23 @@ def best_student(results: dict[str, Any]) -> str:
         if key.startswith("evaluation/") and is_finite_number(value)
     )
     return f"{BEST_FOLDER} is of step {best['step']} ({best['stage']}), {best['rule']}: {numbers}"
+
+
+def calibration(run: RunRecord) -> Calibration | None:
+    """Return expected and observed wins of the newest evaluation of a discriminator, if any."""
+    keys = [f"calibration/pairs_{name}" for name in BINS]
+    measured = (record for record in reversed(run.records) if any(key in record for key in keys))
+    record = next(measured, None)
+    if record is None:
+        return None
+    rows: list[tuple[str, ...]] = []
+    for name in BINS:
+        kinds = ("pairs", "expected", "observed")
+        values = [record.get(f"calibration/{kind}_{name}") for kind in kinds]
+        numbers = [format_number(value, "%") for value in values if is_finite_number(value)]
+        if len(numbers) == len(kinds):
+            rows.append((name.replace("_", " "), *numbers))
+    return Calibration(record["step"], tuple(rows)) if rows else None
 
 
 def result_seconds(results: dict[str, Any]) -> list[Fact]:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.engines.base import SamplingConfig, request_seed
-from megatron_gad.evaluation.calibration import expected_accuracy
+from megatron_gad.evaluation.calibration import BINS, expected_accuracy, wins_by_difference
 from megatron_gad.evaluation.ngram_f1 import ngram_f1, split_words
 from megatron_gad.evaluation.probes import variants
 from megatron_gad.evaluation.repetition import distinct_ngrams, repetition
@@ -27,8 +29,8 @@ Sums = dict[str, tuple[float, float]]
 def evaluate_held_out(run: Run) -> Metrics:
     """Measure the student as it is. All ranks call it, in a stage that has an engine.
 
-    Returns ``evaluation/*`` and, if there is a discriminator, ``probe/*``; equal on all ranks. The
-    discriminator does not learn.
+    Returns ``evaluation/*`` and, if there is a discriminator, ``calibration/*`` and ``probe/*``;
+    equal on all ranks. The discriminator does not learn.
     """
     if run.data.ahead is not None:
         with run.turn("rollout"):
@@ -106,10 +108,21 @@ def _discriminator_metrics(run: Run, sampled: Sequence[Group]) -> Metrics:
         "evaluation/discriminator_margin": judged.step.output.metrics["margin"],
         "evaluation/group_std": spread,
         **run.parallel.mean_over_data({"evaluation/discriminator_expected_accuracy": expected}),
+        **_calibration(run, margins_PG),
     }
     if spread == 0:  # all samples of every prompt are alike: the probes have no unit
         return metrics
     return metrics | _probe_metrics(run, [group.prompt for group in sampled], spread)
+
+
+def _calibration(run: Run, margins_PG: Tensor) -> Metrics:
+    """Return ``calibration/*``, of the bins that have a pair."""
+    found = run.parallel.mean_over_data(wins_by_difference(margins_PG))
+    bins = [name for name in BINS if found[f"pairs_{name}"] > 0]
+    kinds = ("pairs", "expected", "observed")
+    return {
+        f"calibration/{kind}_{name}": found[f"{kind}_{name}"] for name in bins for kind in kinds
+    }
 
 
 def _probe_metrics(run: Run, prompts: Sequence[Prompt], spread: float) -> Metrics:

@@ -18,6 +18,12 @@ EVALUATION_MUTANTS = (
         _in("calibration", "calibrated_scores_are_as_often_right_as_they_expect"),
     ),
     Mutant(
+        "all wins of a range of differences are counted as expected",
+        'sums[f"observed_{name}"] = (float(right[inside].sum()), count)',
+        'sums[f"observed_{name}"] = (float(expected[inside].sum()), count)',
+        _in("calibration", "wins_of_pairs_with_about_the_same_difference"),
+    ),
+    Mutant(
         "the win rate at equal length keeps the length term",
         "return float(expit(features[:, [0, 2]] @ weights[[0, 2]]).mean())",
         "return float(expit(features @ weights).mean())",

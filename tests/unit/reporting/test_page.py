@@ -104,6 +104,17 @@ def test_the_page_tells_the_story(whole_run):
         assert expected in page.words
 
 
+def test_the_newest_calibration_is_a_table(tmp_path):
+    row = {"pairs_1_to_3": 0.75, "expected_1_to_3": 0.875, "observed_1_to_3": 0.625}
+    newest = {f"calibration/{key}": value for key, value in row.items()}
+    old = {"calibration/pairs_from_3": 0.5, "calibration/expected_from_3": 0.99}
+    folder = write_metrics(tmp_path, "warmup", [old, newest, {"reward/mean": 0.0}])
+    page, _ = read_page(folder)
+    assert "Held-out pairs at step 2," in page.words
+    assert "observed 1 to 3 75.0 % 87.5 % 62.5 %" in page.words
+    assert "from 3" not in page.words
+
+
 def test_text_of_a_run_cannot_become_markup(tmp_path):
     run = tmp_path / "<b>run"
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

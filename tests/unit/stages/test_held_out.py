@@ -119,11 +119,15 @@ def test_the_discriminator_is_read_on_pairs_and_on_changed_texts(start, assets: 
         )
     margins, spread = teachers[:, None] - students, students.std(dim=1).mean()
     sure = torch.maximum(margins.sigmoid(), (-margins).sigmoid())
+    small = sure < 1 / (1 + math.exp(-1))
     expected = {
         "evaluation/discriminator_margin": margins.mean(),
         "evaluation/discriminator_accuracy": (margins > 0).float().mean(),
         "evaluation/discriminator_expected_accuracy": sure.mean(),
         "evaluation/group_std": spread,
+        "calibration/pairs_0_to_1": small.float().mean(),
+        "calibration/expected_0_to_1": sure[small].mean(),
+        "calibration/observed_0_to_1": (margins[small] > 0).float().mean(),
         "probe/same": torch.tensor(0.0),
         "probe/no_end_token": (without_end - teachers).mean() / spread,
     }
@@ -207,7 +211,9 @@ def test_two_data_ranks_measure_what_one_does(assets: Path, tmp_path: Path) -> N
         steps = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
         # Every second step is measured, and the stage's last.
         assert ["evaluation/loss" in step for step in steps] == [False, True, True]
-        measured = [{k: v for k, v in s.items() if k.startswith(("eval", "probe"))} for s in steps]
+        measured = [
+            {k: v for k, v in s.items() if k.startswith(("eval", "calib", "probe"))} for s in steps
+        ]
         found.append(measured)
     for one, two in zip(*found, strict=True):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
