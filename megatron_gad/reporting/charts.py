@@ -207,6 +207,8 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             (
                 Line("evaluation/discriminator_accuracy", "accuracy", "discriminator"),
                 Line("evaluation/discriminator_expected_accuracy", "as it expects", "third"),
+                Line("evaluation/length_only_accuracy", "by length alone", "teacher"),
+                Line("evaluation/length_only_agreement", "agrees with length", "fourth"),
             ),
             unit="%",
             guides=((0.5, "chance"),),

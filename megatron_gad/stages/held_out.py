@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.data.batching import teacher_batch
 from megatron_gad.engines.base import SamplingConfig, request_seed
 from megatron_gad.evaluation.calibration import BINS, expected_accuracy, wins_by_difference
+from megatron_gad.evaluation.length_only import LengthSums, length_only, length_sums
 from megatron_gad.evaluation.ngram_f1 import ngram_f1, split_words
 from megatron_gad.evaluation.probes import variants
 from megatron_gad.evaluation.repetition import distinct_ngrams, repetition
@@ -109,6 +111,7 @@ def _discriminator_metrics(run: Run, sampled: Sequence[Group]) -> Metrics:
         "evaluation/group_std": spread,
         **run.parallel.mean_over_data({"evaluation/discriminator_expected_accuracy": expected}),
         **_calibration(run, margins_PG),
+        **_length_metrics(run, sampled, margins_PG),
     }
     if spread == 0:  # all samples of every prompt are alike: the probes have no unit
         return metrics
@@ -123,6 +126,20 @@ def _calibration(run: Run, margins_PG: Tensor) -> Metrics:
     return {
         f"calibration/{kind}_{name}": found[f"{kind}_{name}"] for name in bins for kind in kinds
     }
+
+
+def _length_metrics(run: Run, sampled: Sequence[Group], margins_PG: Tensor) -> Metrics:
+    """Return how well the lengths that a discriminator sees tell the pairs apart."""
+    own = [LengthSums(), LengthSums()]
+    for group, margins in zip(sampled, margins_PG, strict=True):
+        lengths = torch.tensor([len(rollout.text_ids) for rollout in group.rollouts])
+        half = group.prompt.index % 2
+        sums = length_sums(len(group.prompt.teacher_ids) - lengths, margins)
+        own[half] = own[half].plus(sums)
+    halves = [LengthSums(), LengthSums()]
+    for share in run.parallel.gather_over_data(own):
+        halves = [half.plus(part) for half, part in zip(halves, share, strict=True)]
+    return {f"evaluation/{name}": value for name, value in length_only(halves).items()}
 
 
 def _probe_metrics(run: Run, prompts: Sequence[Prompt], spread: float) -> Metrics:

@@ -24,6 +24,12 @@ EVALUATION_MUTANTS = (
         _in("calibration", "wins_of_pairs_with_about_the_same_difference"),
     ),
     Mutant(
+        "the rule of lengths comes from the pairs that it is tried on",
+        "zip(halves, reversed(halves), strict=True)",
+        "zip(halves, halves, strict=True)",
+        _in("length_only", "the_rule_comes_from_the_other_half"),
+    ),
+    Mutant(
         "the win rate at equal length keeps the length term",
         "return float(expit(features[:, [0, 2]] @ weights[[0, 2]]).mean())",
         "return float(expit(features @ weights).mean())",

@@ -69,6 +69,23 @@ def scorer_of(student: Path) -> Scorer:
     return Scorer(network, OPTIONS)
 
 
+def by_length(groups: list[Any], margins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How often the rule of the other half is right, and agrees with the scores, pair by pair."""
+    pairs = [
+        (number % 2, len(group.prompt.teacher_ids) - len(rollout.text_ids), float(margin))
+        for number, group in enumerate(groups)
+        for rollout, margin in zip(group.rollouts, margins[number], strict=True)
+    ]
+    right, agreeing = [], []
+    for half, difference, margin in pairs:
+        others = [each[1] for each in pairs if each[0] != half]
+        votes = sum(each > 0 for each in others) - sum(each < 0 for each in others)
+        guess = votes * difference  # above 0: the rule names the teacher's response
+        right.append(0.5 if guess == 0 else float(guess > 0))
+        agreeing.append(0.5 if guess == 0 else float((guess > 0) == (margin > 0)))
+    return torch.tensor(right).mean(), torch.tensor(agreeing).mean()
+
+
 def test_texts_and_likelihood_are_of_the_first_held_out_rows(start, assets: Path) -> None:
     run, _ = start()
     seen = sampled_by(run)
@@ -120,7 +137,10 @@ def test_the_discriminator_is_read_on_pairs_and_on_changed_texts(start, assets: 
     margins, spread = teachers[:, None] - students, students.std(dim=1).mean()
     sure = torch.maximum(margins.sigmoid(), (-margins).sigmoid())
     small = sure < 1 / (1 + math.exp(-1))
+    alone, agreement = by_length(groups, margins)
     expected = {
+        "evaluation/length_only_accuracy": alone,
+        "evaluation/length_only_agreement": agreement,
         "evaluation/discriminator_margin": margins.mean(),
         "evaluation/discriminator_accuracy": (margins > 0).float().mean(),
         "evaluation/discriminator_expected_accuracy": sure.mean(),
