@@ -260,3 +260,6 @@ def test_a_discriminator_that_knows_its_rows_by_heart_is_seen_on_others(
     assert "(held_out_accuracy)" in log
     assert steps[-1]["discriminator/accuracy"] == 1.0
     assert abs(steps[-1]["evaluation/discriminator_accuracy"] - 0.5) <= 0.25
+    # It is as sure of itself there as on its own rows.
+    sure, right = (steps[-1][f"calibration/{kind}_from_3"] for kind in ("expected", "observed"))
+    assert sure - right > 0.25
