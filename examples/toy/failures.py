@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+import tyro
 from torch import Tensor
 
 from examples.toy.mixture import CASES, NUM_CLASSES, kl_divergence, teacher_logprobs
@@ -272,7 +273,11 @@ class _Game:
 
 
 def main(seed: int = 0) -> None:
-    """Print the number of every failure under every cure; a star where it is cured."""
+    """Print the number of every failure under every cure; a star where it is cured.
+
+    Args:
+        seed: of all games.
+    """
     print(f"| failure, and its number | {' | '.join(CURES)} |")
     print("|---" * (len(CURES) + 1) + "|")
     for failure in FAILURES:
@@ -286,4 +291,4 @@ def main(seed: int = 0) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    tyro.cli(main)

@@ -51,7 +51,8 @@ class _CommandLine:
 
     The file has one table per section. Every key is also a flag, which overrides the file: flat
     under Megatron's name, or dotted with the table's name before it. --sglang-<argument> VALUE
-    passes any argument of an SGLang server on.
+    passes any argument of an SGLang server on. "megatron-gad evaluate --help" is about measuring
+    students, "megatron-gad report --help" about the page of a run.
     """
 
     options: Annotated[CliOptions, FLAT]
