@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gad.config.command_line import load_config
-from megatron_gad.config.run import RunConfig
+from megatron_gad.config.run import RunConfig, StageName
 from megatron_gad.config.run_control import ScheduleConfig
 from megatron_gad.config.stages import AdversarialConfig, SeqkdConfig, WarmupConfig
 from megatron_gad.config.toml import to_toml
@@ -53,7 +53,7 @@ def test_each_stage_passes_the_rows_that_its_step_does() -> None:
 
 def test_the_cost_of_a_prompt_is_what_the_documentation_says() -> None:
     """Samples and rows that only pass forward count once, rows that train three times."""
-    by_hand = {
+    by_hand: dict[StageName, int] = {
         "seqkd": 3,
         "preference": 1 + 2 + 2 * 3,
         "white_box": 1 + 3,
@@ -62,11 +62,13 @@ def test_the_cost_of_a_prompt_is_what_the_documentation_says() -> None:
         "adversarial": 8 + 9 * 3 + 8 + 8 * 3,
     }
     table = (ROOT / "docs/objectives.md").read_text().split("## The stage")[1]
-    for work in stage_works(RunConfig(stages=tuple(by_hand))):
+    for work, expected in zip(
+        stage_works(RunConfig(stages=tuple(by_hand))), by_hand.values(), strict=True
+    ):
         forwards = work.num_samples + work.student_forwards + work.discriminator_forwards
         trained = work.student_trained + work.discriminator_trained
         cost = (forwards + 3 * trained) / work.num_prompts
-        assert cost == by_hand[work.kind]
+        assert cost == expected
         (row,) = (line for line in table.splitlines() if line.startswith(f"| `{work.kind}` "))
         assert row.split("|")[4].split()[0].rstrip(",") == f"{cost:g}"
         assert work.teacher_forwards == work.num_prompts * (work.kind == "white_box")
