@@ -40,10 +40,14 @@ def load_hf_config(folder: str | Path) -> PretrainedConfig:
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; name the folder of a Hugging Face model")
     try:
+        fields, _ = PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
+        for key in ("dtype", "torch_dtype"):
+            if not isinstance(fields.get(key), str | None):
+                raise TypeError(f"{key} = {fields[key]!r} is no name, such as 'bfloat16'")
         config = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
+    except (AttributeError, LookupError, TypeError, StrictDataclassError) as error:
         raise ValueError(
             f"{folder}/config.json cannot be read ({error}); take the model's own"
         ) from error

@@ -1,5 +1,6 @@
 """Which models are taken, and what is read from their configuration."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def test_a_config_without_what_its_rotary_scaling_needs_is_refused(tmp_path: Pat
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"factor": 4.0,', ""))
     with pytest.raises(ValueError, match=r"config\.json cannot be read \(.*'factor'"):
+        load_hf_config(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", ["Infinity", "3", "true", '["float32"]', '{"text": "float32"}'])
+def test_a_dtype_that_is_no_name_is_refused(tmp_path: Path, key: str, value: str) -> None:
+    file = config_folder(tmp_path, "qwen2") / "config.json"
+    fields = json.loads(file.read_text())
+    fields.pop("dtype", None)
+    file.write_text(f'{{"{key}": {value}, {json.dumps(fields)[1:]}')
+    with pytest.raises(ValueError, match=rf"cannot be read \({key} = .* is no name"):
         load_hf_config(tmp_path)
 
 
