@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from megatron_gad.config.run import RunConfig
 from megatron_gad.models.families import load_hf_config
 from megatron_gad.planning.devices import GIB
-from megatron_gad.planning.from_config import configured_layout
+from megatron_gad.planning.from_config import configured_layout, stage_works
 from megatron_gad.planning.layout import Layout, stage_parameters
 from megatron_gad.planning.shapes import ModelShape, shape_from_config
 
@@ -83,14 +83,12 @@ def copies_of_run(config: RunConfig, world_size: int) -> SaveCopies:
     student = _shape(config.student.path)
     discriminator = _shape(config.discriminator.path or config.student.path)
     layout = configured_layout(config, world_size, has_experts=discriminator.num_experts > 0)
-    split = config.discriminator.split_groups
-    works = [section.work(config.gad, split) for section in config.stage_sections]
     return save_copies(
         student,
         discriminator if config.uses_discriminator else None,
         layout,
         config.compute.bf16,
-        has_reference=any(work.has_reference for work in works),
+        has_reference=any(work.has_reference for work in stage_works(config)),
         in_background=config.checkpoint.async_save,
     )
 
