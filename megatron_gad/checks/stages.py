@@ -36,7 +36,7 @@ def check_ranking(
     """
     taught = bool(load)
     for section in sections:
-        is_asked = score_weight(rewards) != 0 or getattr(section, "min_margin", None) is not None
+        is_asked = score_weight(rewards) != 0 or section.compares_scores
         if section.ranks_by_discriminator and is_asked and not taught:
             yield (
                 f"stages has {section.name!r}, which ranks by a discriminator that no stage before "

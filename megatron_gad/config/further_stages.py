@@ -38,6 +38,11 @@ class BestOfNConfig(OwnRateSection):
     keep: int = 1
     min_margin: float | None = None
 
+    @property
+    def compares_scores(self) -> bool:
+        """A margin is between the discriminator's scores, whatever the rewards are."""
+        return self.min_margin is not None
+
     def work(self, gad: GadConfig, split_groups: bool) -> StageWork:
         """All samples are scored, and the best are trained on."""
         num_samples = self.prompts_per_step * self.group_size

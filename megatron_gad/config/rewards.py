@@ -42,6 +42,15 @@ class RewardConfig:
         return self.function.startswith(("http://", "https://"))
 
 
+SCORE = RewardConfig(name=DISCRIMINATOR)
+
+
+def with_score(configs: Sequence[RewardConfig]) -> list[RewardConfig]:
+    """Return the rewards with the discriminator's score among them, as it is by default."""
+    has_score = any(each.name == DISCRIMINATOR for each in configs)
+    return [*configs] if has_score else [SCORE, *configs]
+
+
 def score_weight(configs: Sequence[RewardConfig]) -> float:
     """Return the weight of the discriminator's score."""
-    return next((each.weight for each in configs if each.name == DISCRIMINATOR), 1.0)
+    return next(each.weight for each in with_score(configs) if each.name == DISCRIMINATOR)

@@ -117,6 +117,11 @@ class StageSection(ABC):
         return False
 
     @property
+    def compares_scores(self) -> bool:
+        """Whether it needs the discriminator's scores even if they are no part of the rewards."""
+        return False
+
+    @property
     def shared_keys(self) -> tuple[str, ...]:
         """The fields whose number all data ranks share evenly."""
         return (self.batch_key,)

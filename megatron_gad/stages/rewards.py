@@ -10,13 +10,11 @@ from torch import Tensor
 from megatron_gad.algorithms.advantages import length_sums, without_length
 from megatron_gad.algorithms.kl import sequence_kl
 from megatron_gad.algorithms.rewards import weighed_reward
-from megatron_gad.config.rewards import DISCRIMINATOR, RewardConfig
+from megatron_gad.config.rewards import DISCRIMINATOR, with_score
 from megatron_gad.engines.rewards.client import Answered
 from megatron_gad.errors import RunStoppedError
 from megatron_gad.runtime.run import Run
 from megatron_gad.types import Batch, Group, Metrics, Rollout
-
-SCORE = RewardConfig(name=DISCRIMINATOR)
 
 
 @dataclass(frozen=True)
@@ -99,12 +97,6 @@ def sum_rewards(run: Run, groups: Sequence[Group], scores_PG: Tensor) -> Rewarde
     total_PG = total_PG.masked_fill(is_dropped_P[:, None], 0.0)
     is_left_out_PG = is_dropped_P[:, None].expand_as(scores_PG)
     return Rewarded(total_PG, is_left_out_PG, parts, run.parallel.mean_over_data(sums))
-
-
-def with_score(configs: Sequence[RewardConfig]) -> list[RewardConfig]:
-    """Return the rewards with the discriminator's score among them, as it is by default."""
-    has_score = any(each.name == DISCRIMINATOR for each in configs)
-    return [*configs] if has_score else [SCORE, *configs]
 
 
 def reward_row(group: Group, rollout: Rollout) -> dict[str, Any]:
