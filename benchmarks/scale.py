@@ -25,7 +25,10 @@ from benchmarks.traffic import (
     save_traffic,
     swap_traffic,
 )
+from megatron_gad.config.run import RunConfig
+from megatron_gad.config.stages import AdversarialConfig
 from megatron_gad.planning.devices import GIB, Assumptions, Device, device_of
+from megatron_gad.planning.from_config import stage_works
 from megatron_gad.planning.layout import Layout, stage_parameters
 from megatron_gad.planning.memory import precision_of
 from megatron_gad.planning.published import PUBLISHED
@@ -41,7 +44,7 @@ from megatron_gad.planning.request import (
 from megatron_gad.planning.saving import saved_bytes
 from megatron_gad.planning.search import Plan, find_plans
 from megatron_gad.planning.shapes import shape_from_config
-from megatron_gad.planning.work import Lengths, StageWork
+from megatron_gad.planning.work import Lengths
 
 # Metrics of a loss; they are a few bytes each.
 NUM_METRICS = 8
@@ -109,25 +112,14 @@ def main() -> None:
 
 def _request(arguments: Arguments, model: str, num_gpus: int) -> Request:
     """Return a step of the game in bf16."""
-    shape, rows = shape_from_config(PUBLISHED[model]), arguments.prompts * arguments.samples
-    work = StageWork(
-        kind="adversarial",
-        is_game=True,
-        has_reference=True,
-        num_prompts=arguments.prompts,
-        group_size=arguments.samples,
-        num_samples=rows,
-        student_forwards=rows,
-        student_trained=rows,
-        discriminator_forwards=0,
-        discriminator_trained=rows + arguments.prompts,
-    )
+    shape = shape_from_config(PUBLISHED[model])
+    game = AdversarialConfig(prompts_per_step=arguments.prompts, group_size=arguments.samples)
     return Request(
         student=shape,
         discriminator=shape,
         device=device_of(arguments.gpu_type),
         num_gpus=num_gpus,
-        stages=(work,),
+        stages=stage_works(RunConfig(stages=("adversarial",), adversarial=game)),
         lengths=Lengths(arguments.prompt_tokens, arguments.response_tokens, 2048, 1536),
         precision=precision_of(bf16=True, fp8=False),
         shares_prompts=True,
@@ -145,7 +137,7 @@ def _step_row(arguments: Arguments, request: Request, plan: Plan) -> list[str]:
     parts = max(stages, key=lambda stage: time_of(each for part in stage.values() for each in part))
     passes = [*parts["discriminator"], *parts["reference"], *parts["student"]]
     columns: list[list[Traffic]] = [
-        [each for each in passes if each.group in ("tensor",)],
+        [each for each in passes if each.group == "tensor"],
         [each for each in passes if each.group in ("pipeline", "ends")],
         [each for each in passes if each.group in ("data", "model", "world")],
         parts["swap"],
