@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from examples.compare.arms import ARMS
+from examples.compare.arms import ARMS, BASE
 from examples.compare.figure import draw
-from examples.compare.play import BASE, Seed
+from examples.compare.play import Seed
 from examples.compare.results import Results, summary
 from examples.compare.tasks import TASKS
 

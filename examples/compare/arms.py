@@ -10,6 +10,13 @@ from typing import Literal
 
 # What an arm goes on from: nothing, the student that SeqKD leaves, or that and a discriminator.
 Start = Literal["nothing", "seqkd", "warmup"]
+BASE = "seqkd"  # the arm that is the shared beginning
+# The stages that are over where an arm begins.
+OVER: dict[Start, tuple[str, ...]] = {
+    "nothing": (),
+    "seqkd": ("seqkd",),
+    "warmup": ("seqkd", "warmup"),
+}
 GAME = ("seqkd", "warmup", "adversarial")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.compare.arms import ARMS, Arm
+from examples.compare.arms import ARMS, BASE, OVER, Arm
 from examples.compare.costs import Lengths, run_flops, step_flops
 from examples.compare.measure import measure
 from examples.compare.tasks import TEACHER_SEED, Task
@@ -21,7 +21,6 @@ from megatron_gad.planning.shapes import ModelShape, read_shape
 CONFIG = Path(__file__).with_name("run.toml")
 RESULT = "result.json"
 TEACHER_STEPS = 3000
-BASE = "seqkd"  # the arm that is the shared beginning
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,10 @@ class Seed:
     def play(self, name: str) -> dict[str, Any]:
         """Return the result of an arm, which is not run again if it is there."""
         arm, base = ARMS[name], self.begin()
-        spent = {"nothing": 0.0, "seqkd": base["stages"]["seqkd"]["flops"]}
-        spent["warmup"] = spent["seqkd"] + base["stages"]["warmup"]["flops"]
+        spent = {
+            start: sum(base["stages"][each]["flops"] for each in over)
+            for start, over in OVER.items()
+        }
         # Every warm-up is as long as the shared one turned out to be.
         warmup = base["stages"]["warmup"]["last_step"] - base["stages"]["seqkd"]["last_step"]
         same = {"warmup.steps": str(warmup), "warmup.stop_below": "0"}
@@ -83,9 +84,9 @@ class Seed:
             arguments += ["--load", str(self.folder / BASE), "--ckpt-step", str(begun)]
         arguments += ["--finetune"] * arm.is_fresh
         found = self._finished(name, arguments) or self._run(name, arguments, "student_hf")
-        own = {"nothing": [], "seqkd": ["seqkd"], "warmup": ["seqkd", "warmup"]}[arm.start]
         for key in ("flops", "seconds"):
-            found[key] = found[f"own_{key}"] + sum(base["stages"][each][key] for each in own)
+            before = sum(base["stages"][each][key] for each in OVER[arm.start])
+            found[key] = found[f"own_{key}"] + before
         return found
 
     def _budget(self, spent: float) -> float:
@@ -100,7 +101,7 @@ class Seed:
     def _num_steps(self, arm: Arm, config: RunConfig, left: float) -> int:
         """Return the steps of the last stage that are paid for with what the others leave."""
         *before, last = config.stage_sections
-        first = {"nothing": 0, "seqkd": 1, "warmup": 2}[arm.start] if not arm.is_fresh else 0
+        first = 0 if arm.is_fresh else len(OVER[arm.start])
         for section in before[first:]:
             left -= section.num_steps(_count(self.data.train)) * self._step(config, section)
         return max(1, round(arm.share * left / self._step(config, last)))

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from examples.compare.arms import ARMS
+from examples.compare.arms import ARMS, BASE
 from examples.compare.tasks import TASKS, Task
 from megatron_gad.evaluation.intervals import Interval, seeds_interval, seeds_mean_interval
 
 # task -> arm -> seed -> what ``result.json`` holds
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]
-BASE = "seqkd"
 BASE_TITLE = "SeqKD, where the others begin"
 FLOPS_UNIT = 1e12
 

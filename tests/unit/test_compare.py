@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from examples.compare import play
-from examples.compare.arms import ARMS
+from examples.compare.arms import ARMS, BASE
 from examples.compare.costs import Lengths, row_flops, run_flops, step_flops
-from examples.compare.play import BASE, RESULT, Seed
+from examples.compare.play import RESULT, Seed
 from examples.compare.results import gains, summary
 from examples.compare.running_totals import answer_of, draw_prompts, grade, report
 from examples.compare.tasks import TASKS
