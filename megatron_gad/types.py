@@ -74,6 +74,15 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Instructed:
+    """A prompt and what can be checked of its answer. checks: {"check": name, parameters ...}."""
+
+    id: str
+    prompt: str
+    checks: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows that the student trains on, right-padded.
 

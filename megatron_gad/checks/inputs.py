@@ -1,6 +1,6 @@
 """What a run reads, as it was checked: the tokenizers opened once, the rows read once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_gad.checks.found import Models, read_models
@@ -11,6 +11,7 @@ from megatron_gad.data.cache import fill_cache, find_cache, read_cache
 from megatron_gad.data.chat import ChatCodec
 from megatron_gad.data.codecs import Codecs
 from megatron_gad.data.dataset import LoadedPrompts, load_prompts
+from megatron_gad.types import Instructed, Prompt
 
 PROMPTS_FOLDER = "prompts"
 # What the first process of a run has read: the rows to train on, and under True the held-out ones.
@@ -71,6 +72,7 @@ def read_all_rows(config: RunConfig, codecs: Codecs) -> ReadRows:
     Raises:
         ValueError: rows cannot be used; names data and row.
     """
+    read_instructed(config, codecs)
     sets = [False, True] if config.data.eval_path else [False]
     return {held_out: read_rows(config, codecs, held_out, may_write=True) for held_out in sets}
 
@@ -97,3 +99,26 @@ def read_rows(
     for problem in check_texts(codecs.student, loaded.prompts):
         raise ValueError(f"{path}: {problem}")
     return loaded
+
+
+def read_instructed(
+    config: RunConfig, codecs: Codecs
+) -> tuple[Sequence[Instructed], Sequence[Prompt]]:
+    """Return the instructions of a run's evaluations, and the prompts that ask for them.
+
+    Raises:
+        ValueError: they cannot be used; names the file and the line, or the prompt.
+    """
+    own = config.evaluation
+    if not (own.instructions and own.interval):
+        return (), ()
+    # What only runs with instructions need, and what the extra [evaluate] installs.
+    from megatron_gad.evaluation.instructions.accuracy import read_instructions  # noqa: PLC0415
+    from megatron_gad.evaluation.instructions.prompts import instruction_prompts  # noqa: PLC0415
+
+    try:
+        instructions = read_instructions(own.instructions)
+        prompts = instruction_prompts(instructions, codecs.student, config.data.system_prompt)
+    except ValueError as error:
+        raise ValueError(f"evaluation.instructions = {own.instructions!r}: {error}") from error
+    return instructions, prompts

@@ -13,7 +13,7 @@ LARGEST = 2**53
 PATH_BYTES, NAME_BYTES = 4096, 255
 PATHS = (
     *("checkpoint.save", "checkpoint.load", "data.path", "data.eval_path", "student.path"),
-    *("discriminator.path", "rollout.replay", "sglang.python"),
+    *("discriminator.path", "rollout.replay", "sglang.python", "evaluation.instructions"),
 )
 
 

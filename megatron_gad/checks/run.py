@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_gad.checks.compute import check_compute
+from megatron_gad.checks.evaluation import check_evaluation
 from megatron_gad.checks.found import Found, find
 from megatron_gad.checks.layout import (
     check_experts,
@@ -17,7 +18,6 @@ from megatron_gad.checks.sections import (
     check_algorithm,
     check_data,
     check_embedded,
-    check_evaluation,
     check_exports,
     check_optimizer,
     check_replay,

@@ -24,7 +24,6 @@ from megatron_gad.config.gad import GadConfig
 from megatron_gad.config.models import DiscriminatorConfig, OptimizerConfig, StudentConfig
 from megatron_gad.config.output import CheckpointConfig, LogConfig
 from megatron_gad.config.rollout import EMBEDDED_BLOCK, RolloutConfig
-from megatron_gad.config.run import RunConfig
 from megatron_gad.config.run_control import ScheduleConfig, WatchdogConfig
 
 
@@ -238,35 +237,3 @@ def check_watchdog(watchdog: WatchdogConfig) -> Iterator[str]:
 def check_schedule(schedule: ScheduleConfig) -> Iterator[str]:
     """Yield what is wrong with the memory that decides who leaves the device."""
     yield from violations("schedule", schedule, {"device_memory_gib": GIBIBYTES})
-
-
-def check_evaluation(config: RunConfig, num_data_ranks: int) -> Iterator[str]:
-    """Yield what is wrong with the evaluations of a run.
-
-    num_data_ranks: of the model that has more; each has to be given a row.
-    """
-    own = config.evaluation
-    rules = {"interval": NOT_NEGATIVE, "num_prompts": POSITIVE, "max_length_ratio": POSITIVE}
-    yield from violations("evaluation", own, rules)
-    if own.select and not own.interval:
-        yield (
-            f"evaluation.select = {own.select!r}, but evaluation.interval = 0 never evaluates; "
-            "set it, or leave select out"
-        )
-    if own.interval <= 0:
-        return
-    if not config.data.eval_path:
-        yield (
-            f"evaluation.interval = {own.interval} measures held-out rows, but data.eval_path is "
-            "not set; set it, or leave interval at 0"
-        )
-    if not config.uses_engine:
-        yield (
-            f"evaluation.interval = {own.interval} with stages = {list(config.stages)}: no stage "
-            "has an engine that would answer; leave interval at 0"
-        )
-    if 0 < own.num_prompts < num_data_ranks:
-        yield (
-            f"evaluation.num_prompts = {own.num_prompts} are fewer than the {num_data_ranks} "
-            f"data-parallel ranks that answer and score them; make it at least {num_data_ranks}"
-        )

@@ -16,11 +16,7 @@ from megatron_gad.data.forms import with_system
 from megatron_gad.environment import environment_variable
 from megatron_gad.errors import BAD_INPUT, FAILED, INTERRUPTED
 from megatron_gad.evaluation.answers import Answered
-from megatron_gad.evaluation.instructions.accuracy import (
-    PACKAGED,
-    instruction_accuracy,
-    read_instructions,
-)
+from megatron_gad.evaluation.instructions.accuracy import instruction_accuracy, read_instructions
 from megatron_gad.evaluation.items import Item, read_items
 from megatron_gad.evaluation.judge.calls import Judge
 from megatron_gad.evaluation.judge.prompt_files import JudgePrompts, conversation_text
@@ -188,8 +184,7 @@ def _add_likelihood(
 def _add_instructions(
     found: Measured, student: Student, options: EvaluateOptions, key: str
 ) -> None:
-    is_packaged = options.instructions == "packaged"
-    instructions = read_instructions(PACKAGED if is_packaged else Path(options.instructions))
+    instructions = read_instructions(options.instructions)
     items = [Item(({"role": "user", "content": each.prompt},)) for each in instructions]
     try:
         answers = answers_of(student, items, options, key, "instructions")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from megatron_gad.checks.compute import describe_kernels, this_machine
 from megatron_gad.checks.found import Models, read_models
-from megatron_gad.checks.inputs import open_codecs, read_rows
+from megatron_gad.checks.inputs import open_codecs, read_instructed, read_rows
 from megatron_gad.checks.models import model_warnings
 from megatron_gad.checks.weights import describe_types
 from megatron_gad.config.layout import ParallelConfig
@@ -49,7 +49,7 @@ def describe_run(
         *_model_lines(config, models),
     ]
     data, num_prompts = _data_lines(config, models)
-    lines += data
+    lines += [*data, *_evaluation_lines(config, models)]
     if num_prompts is not None:
         config.check_rows(num_prompts)
     reason, *held = describe_residency(plan_residency(config, world_size, gpu_type))
@@ -181,6 +181,18 @@ def _data_lines(config: RunConfig, models: Models) -> tuple[list[str], int | Non
                 seen = describe_reading_of(models, codecs, loaded.prompts[0])
                 lines += [_line(*each) for each in seen]
     return lines, num_prompts
+
+
+def _evaluation_lines(config: RunConfig, models: Models) -> Iterator[str]:
+    """Yield what is measured while the run goes on, and what that takes."""
+    own = config.evaluation
+    if not own.interval:
+        return
+    _, instructions = read_instructed(config, open_codecs(config, models))
+    parts = [f"up to {own.num_prompts} held-out prompts"]
+    if instructions:
+        parts.append(f"{len(instructions)} checkable instructions ({own.instructions})")
+    yield _line("evaluation", f"every {own.interval} steps: {', '.join(parts)}")
 
 
 def _describe_stage(config: RunConfig, section: StageSection, num_prompts: int | None) -> str:

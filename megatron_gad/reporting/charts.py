@@ -203,6 +203,14 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             unit="%",
         ),
         Chart(
+            "Checkable instructions that are followed, greedy",
+            (
+                Line("evaluation/instructions_strict", "strict", "student"),
+                Line("evaluation/instructions_loose", "loose", "teacher"),
+            ),
+            unit="%",
+        ),
+        Chart(
             "Discriminator on held-out pairs",
             (
                 Line("evaluation/discriminator_accuracy", "accuracy", "discriminator"),

@@ -51,6 +51,8 @@ LOG_LINE_KEYS = (
     "teacher/length_mean",
     "engine/tokens_per_s",
     "engine/logprob_gap_max",
+    "evaluation/instructions_strict",
+    "evaluation/instructions_loose",
 )
 PROGRESS_KEYS = {
     "student/loss": "loss",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from megatron_gad.checks.inputs import ReadRows, read_rows
+from megatron_gad.checks.inputs import ReadRows, read_instructed, read_rows
 from megatron_gad.config.run import RunConfig
 from megatron_gad.data.cache import read_cache
 from megatron_gad.data.codecs import Codecs
@@ -16,7 +16,7 @@ from megatron_gad.data.order import PromptOrder, State
 from megatron_gad.runtime.run_folder import ask_first_rank
 from megatron_gad.runtime.sampler import Ahead
 from megatron_gad.training.parallel import Parallel
-from megatron_gad.types import Prompt
+from megatron_gad.types import Instructed, Prompt
 
 NOTHING: ReadRows = {}
 MOST_FINGERPRINTED = 10_000
@@ -28,6 +28,7 @@ class RunData:
     """All prompts of a run, and which of them come next.
 
     prompts: to train on. eval_prompts: held out. The same on every rank.
+    instructions: those that evaluations check. instruction_prompts: what asks for each.
     ahead: rollouts for the next step, whose prompts were taken already; None if there are none.
     """
 
@@ -46,6 +47,7 @@ class RunData:
                 f"data.eval_path = {config.data.eval_path!r} has {len(self.eval_prompts)} "
                 f"usable rows for {size} data-parallel ranks; give at least one row per rank"
             )
+        self.instructions, self.instruction_prompts = _load_instructions(config, codecs, parallel)
         self._config = config
         self._parallel = parallel
         self.start_stage(0)
@@ -137,6 +139,22 @@ def load_run_prompts(
         for warning in loaded.warnings:
             logger.warning("%s: %s", path, warning)
     return loaded.prompts
+
+
+def _load_instructions(
+    config: RunConfig, codecs: Codecs, parallel: Parallel
+) -> tuple[Sequence[Instructed], Sequence[Prompt]]:
+    """Return the instructions of the evaluations, and their prompts. All ranks call it."""
+    own = config.evaluation
+    if not own.instructions:
+        return (), ()
+    instructions, prompts = ask_first_rank(parallel, lambda: read_instructed(config, codecs))
+    if own.interval and len(prompts) < parallel.data_size:
+        raise ValueError(
+            f"evaluation.instructions = {own.instructions!r} has {len(prompts)} prompts for "
+            f"{parallel.data_size} data-parallel ranks; give at least one prompt per rank"
+        )
+    return instructions, prompts
 
 
 def fingerprint_of(prompts: Sequence[Prompt]) -> str:

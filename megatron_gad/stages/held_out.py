@@ -17,6 +17,7 @@ from megatron_gad.evaluation.repetition import distinct_ngrams, repetition
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Request
 from megatron_gad.stages.discriminator_step import judge_groups
+from megatron_gad.stages.graded import instruction_metrics
 from megatron_gad.stages.rollouts import sample_now
 from megatron_gad.types import Group, Metrics, Prompt, Rollout
 
@@ -40,7 +41,7 @@ def evaluate_held_out(run: Run) -> Metrics:
     prompts = _own_prompts(run)
     with run.turn("evaluate"):
         loss = run.student.evaluate(teacher_batch(prompts), supervised_loss).metrics["loss"]
-    greedy, sampled = _sample(run, prompts)
+    greedy, sampled, instructed = _sample(run, prompts)
     found = run.parallel.mean_over_data(
         {f"greedy_{name}": each for name, each in _text_measures(greedy).items()}
         | _text_measures(sampled)
@@ -49,6 +50,7 @@ def evaluate_held_out(run: Run) -> Metrics:
     every = [text for share in run.parallel.gather_over_data(texts) for text in share]
     found |= {"loss": loss, "distinct_bigrams": distinct_ngrams(every, 2) or 0.0}
     metrics = {f"evaluation/{name}": value for name, value in found.items()}
+    metrics |= instruction_metrics(run, instructed)
     if run.has_discriminator:
         metrics |= _discriminator_metrics(run, sampled)
     return metrics
@@ -61,8 +63,9 @@ def _own_prompts(run: Run) -> list[Prompt]:
     return list(own)
 
 
-def _sample(run: Run, prompts: Sequence[Prompt]) -> tuple[list[Group], list[Group]]:
-    """Return the greedy response to every prompt, and some at the sampling temperature."""
+def _sample(run: Run, prompts: Sequence[Prompt]) -> tuple[list[Group], list[Group], list[Group]]:
+    """Return the greedy response to every prompt, some at the sampling temperature, and the
+    greedy response to this data rank's share of the instructions."""
     step = run.progress.iteration
     sampled = SamplingConfig.of_step(run.config, step, NUM_SAMPLES, SAMPLED_DRAW)
     greedy = replace(
@@ -73,8 +76,13 @@ def _sample(run: Run, prompts: Sequence[Prompt]) -> tuple[list[Group], list[Grou
         name=f"evaluation_{step:07d}_greedy",
     )
     sampled = replace(sampled, name=f"evaluation_{step:07d}_sampled")
-    groups, _ = sample_now(run, [Request(prompts, sampled), Request(prompts, greedy)])
-    return groups[1], groups[0]
+    requests = [Request(prompts, sampled), Request(prompts, greedy)]
+    if run.data.instructions:
+        own = run.data.instruction_prompts[run.parallel.data_rank :: run.parallel.data_size]
+        named = replace(greedy, name=f"evaluation_{step:07d}_instructions")
+        requests.append(Request(own, named))
+    (of_prompts, likeliest, *further), _ = sample_now(run, requests)
+    return likeliest, of_prompts, further[0] if further else []
 
 
 def _text_measures(groups: Sequence[Group]) -> Sums:

@@ -78,6 +78,18 @@ EVALUATION_MUTANTS = (
         _in("instructions", "accuracy_counts_prompts_of_which_all_is_fulfilled"),
     ),
     Mutant(
+        "instructions in a run are not checked loosely",
+        "(float(sum(found.each_loose)), count)",
+        "(float(sum(found.each_strict)), count)",
+        ("tests/unit/stages/test_graded.py::test_greedy_answers_are_checked_strictly_and_loosely",),
+    ),
+    Mutant(
+        "an instruction of a run is asked though its prompt is too long",
+        "too_long = [prompt for prompt in prompts if len(prompt.ids) > limit]",
+        "too_long = [prompt for prompt in prompts if len(prompt.ids) > 2 * limit]",
+        ("tests/unit/stages/test_graded.py::test_instructions_that_cannot_be_asked_are_refused",),
+    ),
+    Mutant(
         "the likelihood of a token is read one place too late",
         "logits = model(input_ids=ids[:, :-1], logits_to_keep=len(response))",
         "logits = model(input_ids=ids, logits_to_keep=len(response))",

@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from megatron_gad.config.evaluation import PACKAGED
 from megatron_gad.evaluation.instructions.checkers import CHECKERS, fulfils, fulfils_loosely
 from megatron_gad.evaluation.intervals import Interval, count_interval
+from megatron_gad.types import Instructed
 
-PACKAGED = Path(__file__).with_name("instructions.jsonl")
-
-
-@dataclass(frozen=True)
-class Instructed:
-    """A prompt and what can be checked of its answer. checks: {"check": name, parameters ...}."""
-
-    id: str
-    prompt: str
-    checks: tuple[Mapping[str, Any], ...]
+PACKAGED_FILE = Path(__file__).with_name("instructions.jsonl")
 
 
 @dataclass(frozen=True)
@@ -37,21 +32,30 @@ class InstructionAccuracy:
     each_loose: Sequence[bool]
 
 
-def read_instructions(path: Path = PACKAGED) -> list[Instructed]:
+def read_instructions(source: str | Path = PACKAGED) -> list[Instructed]:
     """Read a set: JSON lines with "id", "prompt" and "checks".
 
-    Raises ValueError: a row of another form, a checker that does not exist, or parameters that it
-    does not take.
+    source: a file, or "packaged".
+
+    Raises ValueError: no such file, a row of another form, a checker that does not exist, or
+    parameters that it does not take.
     """
+    path = PACKAGED_FILE if source == PACKAGED else Path(source)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); name a file of instructions, or {PACKAGED!r}"
+        ) from error
     found: list[Instructed] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             read = Instructed(str(row["id"]), row["prompt"], tuple(row["checks"]))
+            if not (isinstance(read.prompt, str) and read.prompt.strip() and read.checks):
+                raise ValueError("the prompt is no text, or nothing is checked")
             for check in read.checks:
-                inspect.signature(CHECKERS[check["check"]]).bind(
-                    "", **{name: value for name, value in check.items() if name != "check"}
-                )
+                _check_parameters(check)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number}: {type(error).__name__}: {error}; a row has id, prompt and "
@@ -89,3 +93,12 @@ def instruction_accuracy(
         each_strict=strict,
         each_loose=loose,
     )
+
+
+def _check_parameters(check: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError for what no checker takes."""
+    signature = inspect.signature(CHECKERS[check["check"]], eval_str=True)
+    given = {name: value for name, value in check.items() if name != "check"}
+    signature.bind("", **given)
+    for name, value in given.items():
+        TypeAdapter(signature.parameters[name].annotation).validate_python(value, strict=True)

@@ -356,3 +356,32 @@ def test_an_evaluation_needs_rows_an_engine_and_a_row_for_each_rank(good: RunCon
         "evaluation.num_prompts = 0 is not allowed; give a value above 0",
         "evaluation.max_length_ratio = 0.0 is not allowed; give a value above 0",
     ]
+
+
+def test_instructions_in_a_run_need_a_file_and_an_interval(
+    good: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def messages(**keys: Any) -> list[str]:
+        own = replace(good.evaluation, **keys)
+        data = replace(good.data, eval_path=good.data.path)
+        return check_config(replace(good, data=data, evaluation=own), world_size=1)
+
+    assert messages(instructions="packaged") == [
+        "evaluation.instructions = 'packaged', but evaluation.interval = 0 never evaluates; set "
+        "it, or leave instructions out"
+    ]
+    assert messages(interval=5, select="evaluation/instructions_loose") == [
+        "evaluation.select = 'evaluation/instructions_loose', but evaluation.instructions is not "
+        "set; set it to 'packaged' or a file, or choose by another metric"
+    ]
+    nowhere = str(tmp_path / "nowhere.jsonl")
+    assert messages(interval=5, instructions=nowhere) == [
+        f"evaluation.instructions = {nowhere!r} does not exist; name a file of instructions, or "
+        "'packaged' for those of the package"
+    ]
+    assert messages(interval=5, instructions="packaged") == []
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    assert messages(interval=5, instructions="packaged") == [
+        "evaluation.instructions = 'packaged', but py3langid is not installed; install "
+        "megatron-gad[evaluate], or leave it out"
+    ]

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gad.evaluation.instructions.accuracy import (
-    Instructed,
-    instruction_accuracy,
-    read_instructions,
-)
+from megatron_gad.evaluation.instructions.accuracy import instruction_accuracy, read_instructions
 from megatron_gad.evaluation.instructions.checkers import CHECKERS, fulfils, fulfils_loosely
+from megatron_gad.types import Instructed
 
 GERMAN = "Der Wald ist im Herbst bunt, und die Blätter fallen langsam zu Boden."
 TABLE = "| a | b |\n|---|:-:|\n| 1 | 2 |"
@@ -103,6 +100,17 @@ def test_a_bad_set_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(row))
     with pytest.raises(ValueError, match="unexpected keyword argument 'most'"):
         read_instructions(path)
+    # A number as text would fail at the first answer that is long enough.
+    row["checks"] = [{"check": "words", "at_least": 120, "at_most": "140"}]
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"line 1: ValidationError: .*\n.*valid integer"):
+        read_instructions(path)
+    row |= {"prompt": 7, "checks": [{"check": "lowercase"}]}
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="the prompt is no text"):
+        read_instructions(path)
     path.write_text("")
     with pytest.raises(ValueError, match="no instructions"):
         read_instructions(path)
+    with pytest.raises(ValueError, match=r"nowhere.jsonl cannot be read"):
+        read_instructions(tmp_path / "nowhere.jsonl")
