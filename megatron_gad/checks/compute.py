@@ -73,7 +73,7 @@ def check_compute(compute: ComputeConfig, machine: Machine) -> Iterator[str]:
 
 
 def _check_share_prompts(compute: ComputeConfig) -> Iterator[str]:
-    """Yield why the attention that is chosen does not let responses share their prompt."""
+    """Yield why responses cannot share their prompt."""
     if not compute.share_prompts:
         return
     if compute.pack_sequences is False:
@@ -81,10 +81,11 @@ def _check_share_prompts(compute: ComputeConfig) -> Iterator[str]:
             "compute.share_prompts = True with pack_sequences = False: a padded row holds its "
             "whole prompt; leave one of them out"
         )
-    if compute.transformer_impl == "transformer_engine":
+    if compute.transformer_impl == "transformer_engine" and not compute.bf16:
         yield (
-            "compute.share_prompts = True with transformer_impl = 'transformer_engine': its "
-            "attention gives every row keys of its own; use 'local', or leave share_prompts out"
+            "compute.share_prompts = True with transformer_impl = 'transformer_engine' and bf16 = "
+            "False: it takes padded rows only in float32, each with its whole prompt; set "
+            "compute.bf16 = true, or leave share_prompts out"
         )
 
 

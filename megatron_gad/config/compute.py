@@ -36,8 +36,8 @@ class ComputeConfig:
             attention supports it, which it does without context parallelism, and not in fp32 with
             Transformer Engine.
         share_prompts: compute the prompt of a group once in each microbatch instead of once for
-            each response; default: if attention supports it, which it does for packed rows with
-            transformer_impl = "local".
+            each response; default: for packed rows with transformer_impl = "local". Transformer
+            Engine does so if told to.
         logprob_chunk_size: response tokens whose logits are held in memory at the same time.
     """
 

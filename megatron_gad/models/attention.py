@@ -7,7 +7,7 @@ their positions and a table shared by the layers are at hand.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -31,7 +31,7 @@ class PackedLengths(PackedSeqParams):
     there, the host would wait for the device in every layer.
 
     A sequence may go on from the beginning of an earlier one, whose tokens it then lacks: responses
-    to one prompt have it once.
+    to one prompt have it once. Megatron's fields count these tokens among the keys.
 
     lengths: tokens of each sequence.
     starts: position of each sequence's first token; so many tokens of another stand before it.
@@ -41,6 +41,16 @@ class PackedLengths(PackedSeqParams):
     lengths: tuple[int, ...] = ()
     starts: tuple[int, ...] = ()
     sources: tuple[int, ...] = ()
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """Which tokens each sequence attends to, one sequence behind the other, [keys] int64."""
+        parts = [
+            torch.arange(*bounds)
+            for begin, end, *before in spans_of(self.lengths, self.starts, self.sources)
+            for bounds in (before, (begin, end))
+        ]
+        return torch.cat(parts).to(self.cu_seqlens_q.device)
 
 
 def packed_lengths(
@@ -53,18 +63,23 @@ def packed_lengths(
 
     starts, sources: see PackedLengths; None: every sequence stands for itself.
     """
-    ends = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
     alone = (0,) * len(lengths)
+    starts = alone if starts is None else tuple(starts)
+    num_keys = [start + length for start, length in zip(starts, lengths, strict=True)]
     return PackedLengths(
         qkv_format="thd",
-        cu_seqlens_q=ends,
-        cu_seqlens_kv=ends,
+        cu_seqlens_q=_ends(lengths, device),
+        cu_seqlens_kv=_ends(num_keys, device),
         max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
+        max_seqlen_kv=max(num_keys),
         lengths=tuple(lengths),
-        starts=alone if starts is None else tuple(starts),
+        starts=starts,
         sources=alone if sources is None else tuple(sources),
     )
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
 class RotaryTable:

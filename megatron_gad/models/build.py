@@ -7,7 +7,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
     get_num_layers_to_build,
@@ -19,6 +18,7 @@ from transformers import PretrainedConfig
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.models.attention import RotaryTable
 from megatron_gad.models.families import (
     family_of,
     head_dim,
@@ -26,6 +26,7 @@ from megatron_gad.models.families import (
     mixture_of,
     softmax_scale,
 )
+from megatron_gad.models.gathering import with_gathered_keys
 from megatron_gad.models.language_model import LanguageModel
 from megatron_gad.models.layers import local_block_spec
 from megatron_gad.models.layout_rules import layer_problems, shape_problems, size_problems
@@ -229,7 +230,8 @@ def _build_chunks(
     """Build one chunk per virtual stage, with the arguments that both kinds of model share."""
     config = transformer_config(hf_config, layout, compute)
     virtual_size = layout.virtual_pipeline_model_parallel_size
-    is_local = compute.transformer_impl == "local"
+    # The local attention does so, and the one of rows that share prompts.
+    rotates_by_itself = compute.transformer_impl == "local" or bool(compute.share_prompts)
     chunks: list[torch.nn.Module] = []
     for index in range(virtual_size or 1):
         vp_stage = None if virtual_size is None else index
@@ -237,11 +239,12 @@ def _build_chunks(
         chunk = build(
             {
                 "config": config,
-                "transformer_layer_spec": _block_spec(config, hf_config, vp_stage),
+                "transformer_layer_spec": _block_spec(
+                    config, hf_config, bool(compute.share_prompts), vp_stage
+                ),
                 "vocab_size": padded_vocab_size(hf_config, layout),
                 "max_sequence_length": hf_config.max_position_embeddings,
-                # The local attention rotates by itself.
-                "position_embedding_type": "none" if is_local else "rope",
+                "position_embedding_type": "none" if rotates_by_itself else "rope",
                 "pre_process": parallel_state.is_pipeline_first_stage(
                     ignore_virtual=False, vp_stage=vp_stage
                 ),
@@ -249,7 +252,7 @@ def _build_chunks(
                 "vp_stage": vp_stage,
             }
         )
-        if not is_local:
+        if not rotates_by_itself:
             chunk.rotary_pos_emb.inv_freq = inverse_frequencies(hf_config)
         mark_sharded_weights(chunk)
         mark_experts(chunk)
@@ -259,11 +262,16 @@ def _build_chunks(
 
 
 def _block_spec(
-    config: TransformerConfig, hf_config: PretrainedConfig, vp_stage: int | None
-) -> ModuleSpec | TransformerBlockSubmodules:
+    config: TransformerConfig,
+    hf_config: PretrainedConfig,
+    shares_prompts: bool,
+    vp_stage: int | None,
+) -> TransformerBlockSubmodules:
     """Name the classes a stage is made of: Transformer Engine's, or the local ones."""
     if config.transformer_impl == "transformer_engine":
-        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        block = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        rotary = RotaryTable(inverse_frequencies(hf_config))
+        return with_gathered_keys(block, rotary) if shares_prompts else block
     first = get_transformer_layer_offset(config, vp_stage)
     mixture = mixture_of(hf_config)
     dense = (False,) * config.num_layers

@@ -56,8 +56,11 @@ class TrainerSettings:
             return "context parallelism cuts every row into as many chunks"
         if not self.is_packed:
             return "rows are not packed"
-        if compute.transformer_impl != "local":
-            return "Transformer Engine's attention gives every row its own keys"
+        if compute.transformer_impl != "local" and not compute.share_prompts:
+            return (
+                "Transformer Engine's way was never compared on a GPU; "
+                "compute.share_prompts = true asks for it"
+            )
         return ""
 
     def microbatch_bound(self) -> MicrobatchBound:

@@ -13,6 +13,9 @@ VOCABULARY = (f"{TRAINING}test_vocab_parallel.py",)
 GRADIENTS = f"{TRAINING}test_trainer_gradients.py::"
 STUDENT = (f"{GRADIENTS}test_the_students_loss_and_gradients_equal_those_of_transformers",)
 SCORER = (f"{GRADIENTS}test_the_discriminators_loss_and_gradients_equal_those_of_transformers",)
+GATHERED = (
+    f"{TRAINING}test_shared_prompts.py::test_with_gathered_keys_gradients_are_those_of_whole_rows",
+)
 PACKED = (f"{GRADIENTS}test_packing_keeps_the_students_gradient",)
 
 NETWORK_MUTANTS = (
@@ -30,6 +33,24 @@ NETWORK_MUTANTS = (
             "tests/unit/training/test_shared_prompts.py::"
             "test_the_students_gradients_are_those_of_whole_rows",
         ),
+    ),
+    Mutant(
+        "a kernel aligns the mask of responses with their first keys",
+        "KernelMask.padding_causal_bottom_right, packed)",
+        "AttnMaskType.padding_causal, packed)",
+        GATHERED,
+    ),
+    Mutant(
+        "a kernel gets a response's own keys before those of its prompt",
+        "for bounds in (before, (begin, end))",
+        "for bounds in ((begin, end), before)",
+        ATTENTION,
+    ),
+    Mutant(
+        "a kernel is told that there are as many keys as queries",
+        'arguments = {**arguments, "attention_type": "cross"}',
+        "arguments = {**arguments}",
+        GATHERED,
     ),
     Mutant(
         "tokens attend to those behind them",

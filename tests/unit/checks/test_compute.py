@@ -41,7 +41,8 @@ def test_the_defaults_bf16_and_full_recompute_run_anywhere(machine: Machine) -> 
 )
 def test_a_recipe_is_taken_by_the_cards_that_have_it(recipe: str, fitting: list[Machine]) -> None:
     for machine in (A100, ADA, H100, B200, RTX):
-        assert (problems(machine, **fp8(recipe)) == []) == (machine in fitting)
+        for options in (fp8(recipe), fp8(recipe, share_prompts=True)):
+            assert (problems(machine, **options) == []) == (machine in fitting)
 
 
 CASES: list[tuple[Machine, dict[str, Any], str]] = [
@@ -73,8 +74,9 @@ CASES: list[tuple[Machine, dict[str, Any], str]] = [
     (
         H100,
         {"transformer_impl": "transformer_engine", "share_prompts": True},
-        "compute.share_prompts = True with transformer_impl = 'transformer_engine': its attention "
-        "gives every row keys of its own; use 'local', or leave share_prompts out",
+        "compute.share_prompts = True with transformer_impl = 'transformer_engine' and bf16 = "
+        "False: it takes padded rows only in float32, each with its whole prompt; set "
+        "compute.bf16 = true, or leave share_prompts out",
     ),
     (
         H100,

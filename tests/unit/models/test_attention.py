@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 
 from megatron_gad.config.compute import ComputeConfig
@@ -17,6 +18,8 @@ from megatron_gad.models.attention import (
 )
 from megatron_gad.models.build import transformer_config
 from megatron_gad.models.families import load_hf_config
+from megatron_gad.models.gathering import GatheringAttention, with_gathered_keys
+from megatron_gad.models.layers import local_block_spec
 from megatron_gad.models.shared_attention import _by_gathering, attend_shared, spans_of
 from tests.tiny import make_hf_folder
 
@@ -146,3 +149,29 @@ def test_what_is_kept_does_not_grow_with_the_responses_to_a_prompt() -> None:
         attend_shared(query, key, value, spans_of(lengths, starts, sources), None)
     per_token = (2 * HEADS + 2 * GROUPS) * WIDTH + HEADS
     assert sum(tensor.numel() for tensor in kept) == 108 * per_token
+
+
+def test_the_keys_of_a_sequence_are_those_before_it_and_its_own() -> None:
+    """The sequences ab, c behind ab, def, and g behind d."""
+    packed = packed_lengths([2, 1, 3, 1], torch.device("cpu"), (0, 2, 0, 1), (0, 0, 0, 2))
+    assert packed.seen.tolist() == [0, 1, 0, 1, 2, 3, 4, 5, 3, 6]
+    assert packed.cu_seqlens_q.tolist() == [0, 2, 3, 6, 7]
+    assert packed.cu_seqlens_kv.tolist() == [0, 2, 5, 8, 10]
+    assert (packed.max_seqlen_q, packed.max_seqlen_kv) == (3, 3)
+
+
+def test_every_layer_gets_its_attention_wrapped_once(attention: CoreAttention) -> None:
+    """Megatron may give layers one specification, and models share it."""
+    config, rotary = attention.config, attention.rotary
+    block = local_block_spec(config, (False, False), rotary.inverse_frequencies)
+    assert block.layer_specs is not None
+    block.layer_specs[1] = block.layer_specs[0]
+    for _ in range(2):
+        layers: Any = with_gathered_keys(block, rotary).layer_specs
+        for layer in layers:
+            parts = layer.submodules.self_attention.submodules
+            built = parts.core_attention(config, softmax_scale=0.5, attention_type="self")
+            assert isinstance(built, GatheringAttention)
+            assert isinstance(built.core_attention, CoreAttention)
+            assert (built.rotary, built.core_attention.softmax_scale) == (rotary, 0.5)
+            assert parts.linear_qkv is ColumnParallelLinear

@@ -59,6 +59,10 @@ def test_the_plan_tells_whose_prompts_are_shared(good: RunConfig) -> None:
     assert "once for the responses of a group (student, discriminator)" in describe_run(good, 1)
     alone = replace(good, compute=replace(good.compute, share_prompts=False))
     assert "(student: compute.share_prompts = false)" in describe_run(alone, 1)
+    te = replace(good.compute, transformer_impl="transformer_engine", bf16=True)
+    assert "(student: Transformer Engine's way was never compared on a GPU" in describe_run(
+        replace(good, compute=te), 1
+    )
 
 
 def test_the_plan_tells_a_layout_of_the_discriminators_own(good: RunConfig) -> None:

@@ -7,19 +7,24 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.models.gathering import GatheringAttention
 from megatron_gad.stages.discriminator_step import judge
+from megatron_gad.training.checkpoint import Residents, load_model, save_checkpoint
+from megatron_gad.training.checkpoint_files import iteration_folder
 from megatron_gad.training.packing import pack_rows
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, PairBatch
 from tests.hf_reference import HfScorer, HfStudent, reference_gradients
+from tests.kernel_by_hand import KernelByHand
 from tests.tiny import make_hf_folder
 from tests.tiny_training import (
     gradients,
@@ -75,6 +80,27 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_hf_folder(tmp_path_factory.mktemp("shared"), **FAMILIES[request.param])
 
 
+def gather_keys(trainer: Trainer) -> list[list[str]]:
+    """Give every layer the attention that is put around Transformer Engine's.
+
+    Returns a list of each layer that grows by the masks of its calls.
+    """
+    masks = []
+    for layer in trainer.modules_to_read()[0].decoder.layers:
+        local = layer.self_attention.core_attention
+        layer.self_attention.core_attention = GatheringAttention(
+            local.rotary,
+            KernelByHand,
+            local.config,
+            layer_number=layer.layer_number,
+            attn_mask_type=AttnMaskType.causal,
+            attention_type="self",
+            softmax_scale=local.softmax_scale,
+        )
+        masks.append(layer.self_attention.core_attention.core_attention.masks)
+    return masks
+
+
 def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
@@ -105,6 +131,46 @@ def test_the_students_gradients_are_those_of_whole_rows(
     expected_loss, truth = reference_gradients(HfStudent(folder), groups(), POLICY, 0.8)
     assert output.metrics["loss"] == pytest.approx(expected_loss, rel=1e-5)
     assert_same(gradients(shared), truth, 1e-5)
+
+
+@pytest.mark.parametrize("bound", ["all", "by fewer tokens"])
+def test_with_gathered_keys_gradients_are_those_of_whole_rows(
+    place: Parallel, folder: Path, bound: str
+) -> None:
+    compute = replace(SHARED, **BOUNDS[bound])
+    alone = replace(compute, share_prompts=False)
+    shared, whole = (make_student(folder, place, compute=each) for each in (compute, alone))
+    masks, causal = gather_keys(shared), gather_keys(whole)
+    output, expected = (each.train(groups(), POLICY, 0.8) for each in (shared, whole))
+    assert output.metrics == pytest.approx(expected.metrics, rel=2e-6, abs=1e-6)
+    torch.testing.assert_close(output.rows, expected.rows)
+    assert_same(gradients(shared), gradients(whole), 2e-6)
+    _, truth = reference_gradients(HfStudent(folder), groups(), POLICY, 0.8)
+    assert_same(gradients(shared), truth, 1e-5)
+    assert all("padding_causal_bottom_right" in of_layer for of_layer in masks)
+    assert {name for of_layer in causal for name in of_layer} == {"padding_causal"}
+    judges = [make_discriminator(folder, place, compute=each) for each in (compute, alone)]
+    for each in judges:
+        gather_keys(each)
+        judge(each, pairs(), "bradley_terry", split_groups=True)
+    assert_same(*map(gradients, judges), 2e-6)
+
+
+def test_a_model_with_gathered_keys_reads_what_it_and_the_local_one_saved(
+    place: Parallel, tmp_path: Path
+) -> None:
+    """Transformer Engine's attention has a state that Megatron does not save."""
+    folder = make_hf_folder(tmp_path)
+    local, gathering, loaded = (make_student(folder, place, compute=SHARED) for _ in range(3))
+    local.train(groups(), POLICY)
+    for each in (gathering, loaded):
+        gather_keys(each)
+    for iteration, saved, taken in ((1, local, gathering), (2, gathering, loaded)):
+        residents = Residents({"student": saved})
+        save_checkpoint(tmp_path, iteration, residents, {}, place, keep_last=0)
+        load_model(iteration_folder(tmp_path, iteration) / "student", taken)
+        expected = dict(local.hf_weights())
+        assert all(torch.equal(value, expected[name]) for name, value in taken.hf_weights())
 
 
 @pytest.mark.parametrize("score", ["last_token", "sum"])
@@ -216,6 +282,12 @@ def test_the_discriminator_reads_a_prompt_once_and_equal_texts_once(
         ({"context_parallel_size": 2}, {}, "context parallelism cuts every row"),
         ({}, {"pack_sequences": False}, "rows are not packed"),
         ({}, {"transformer_impl": "transformer_engine", "bf16": True}, "Transformer Engine's"),
+        ({}, {"transformer_impl": "transformer_engine"}, "rows are not packed"),
+        (
+            {},
+            {"transformer_impl": "transformer_engine", "bf16": True, "share_prompts": True},
+            "",
+        ),
     ],
 )
 def test_prompts_are_shared_where_attention_takes_it(
