@@ -204,9 +204,7 @@ def _record(run: Run, stage: Stage, result: StepResult, last_step: int) -> dict[
     record = run.writer.write(
         where.iteration, name, result.metrics, where.consumed_samples, last_step
     )
-    interval = run.config.log.samples_interval
-    is_due = interval and (where.step_in_stage == 1 or where.step_in_stage % interval == 0)
-    if result.samples and is_due:
+    if result.samples and run.config.log.writes_samples(where.step_in_stage):
         run.writer.write_samples(where.iteration, name, result.samples)
     return record
 

@@ -50,15 +50,21 @@ class HfScorer:
     def read(self, batch: PairBatch, temperature: float = 1.0) -> ScorerOutput:
         """Scores, [R]; row by row, without padding."""
         scores = []
+        for values in self.response_values(batch):
+            kinds = {"last_token": values[-1], "sum": values.sum(), "mean": values.mean()}
+            scores.append(kinds[self.kind])
+        return ScorerOutput(torch.stack(scores))
+
+    def response_values(self, batch: PairBatch) -> list[torch.Tensor]:
+        """What the head makes of every response token, of every row."""
+        found = []
         for tokens, length, mask in zip(
             batch.tokens, batch.lengths, batch.response_mask, strict=True
         ):
             hidden = self.model(tokens[None, :length]).last_hidden_state[0]
             values = hidden @ self.parameters["score.weight"][0]
-            of_response = values[mask[:length]]
-            kinds = {"last_token": values[-1], "sum": of_response.sum(), "mean": of_response.mean()}
-            scores.append(kinds[self.kind])
-        return ScorerOutput(torch.stack(scores))
+            found.append(values[mask[:length]])
+        return found
 
 
 def reference_gradients(

@@ -61,3 +61,8 @@ class LogConfig:
     samples_interval: int = 10
     tensorboard: bool = True
     wandb_project: str = ""
+
+    def writes_samples(self, step_in_stage: int) -> bool:
+        """Return whether a step writes samples: the first of a stage, and every so many."""
+        interval = self.samples_interval
+        return bool(interval) and (step_in_stage == 1 or step_in_stage % interval == 0)

@@ -215,6 +215,26 @@ class ChatCodec:
         """
         return self._decode(ids[:-1] if len(ids) > 0 and ids[-1] in self.stop_ids else ids)
 
+    def token_texts(self, ids: Sequence[int]) -> list[str | None]:
+        """Return what each id of a response adds to its text; of the end token it is None.
+
+        Joined, they are the text. An id that ends inside a character adds nothing, and the one that
+        completes it adds all of it.
+        """
+        texts: list[str | None] = []
+        is_ended = len(ids) > 0 and ids[-1] == self.end_id
+        own = ids[: len(ids) - is_ended]
+        # Decoding goes on from the id before, since that decides about a space between the two.
+        start = done = 0
+        for end in range(1, len(own) + 1):
+            text = self._decode(own[start:end])
+            if text.endswith(REPLACEMENT) and end < len(own):
+                texts.append("")
+                continue
+            texts.append(text[len(self._decode(own[start:done])) :])
+            start, done = done, end
+        return [*texts, None] if is_ended else texts
+
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False

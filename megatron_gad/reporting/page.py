@@ -13,7 +13,7 @@ from megatron_gad.reporting.drawing import DrawnChart, draw_chart
 from megatron_gad.reporting.formatting import format_duration
 from megatron_gad.reporting.health import ACTIONS, assess, configured, episodes
 from megatron_gad.reporting.run_record import RunRecord, finite_values, read_run
-from megatron_gad.reporting.samples import choose_samples
+from megatron_gad.reporting.samples import SampledStep, choose_samples
 from megatron_gad.reporting.summary import (
     best_student,
     calibration,
@@ -84,7 +84,7 @@ def render(template: str, groups: dict[str, list[DrawnChart]], **parts: Any) -> 
 def _render_run(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
     findings = assess(run)
     health = configured(run.config)
-    notes = list(run.notes)
+    notes, samples = list(run.notes), choose_samples(run)
     verdicts = read_verdicts(run.folder, notes)
     times = finite_values(run.records, "time")
     return render(
@@ -110,8 +110,18 @@ def _render_run(run: RunRecord, groups: dict[str, list[DrawnChart]]) -> str:
             level: sum(finding.level == level for finding in findings)
             for level in ("act", "watch", "healthy")
         },
-        samples=choose_samples(run),
+        samples=samples,
+        score_of_tokens=_score_of_tokens(run, samples),
     )
+
+
+def _score_of_tokens(run: RunRecord, samples: list[SampledStep]) -> str:
+    """Return whether a score is the sum or the mean of its tokens; "" if none are shown."""
+    if not any(prompt.scale for sampled in samples for prompt in sampled.prompts):
+        return ""
+    section = run.config.get("discriminator")
+    is_mean = isinstance(section, dict) and section.get("score") == "mean"
+    return "mean" if is_mean else "sum"
 
 
 def _own_file(name: str) -> Markup:

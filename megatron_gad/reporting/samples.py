@@ -5,6 +5,7 @@ from typing import Any
 
 from megatron_gad.files import read_records
 from megatron_gad.reporting.run_record import RunRecord, is_finite_number
+from megatron_gad.reporting.tokens import Scale, ShownToken, read_tokens, scale_of, shown_tokens
 
 # A page of long texts is some megabytes with these; all samples are in the run's files.
 STEPS_PER_STAGE = 12
@@ -16,11 +17,13 @@ MAX_ROLLOUTS = 4
 class SampledRollout:
     """A rollout as shown; numbers are text, "" where the run did not record them.
 
+    tokens: of its text, with their colours; none if the discriminator has no value for each.
     rewards: what each other reward gave.
     direction: "up" or "down" by the sign of the advantage, "" for none.
     """
 
     text: str
+    tokens: tuple[ShownToken, ...]
     score: str
     rewards: str
     advantage: str
@@ -34,12 +37,16 @@ class SampledPrompt:
     """A prompt with the teacher's text and some rollouts, best score first.
 
     teacher_score: the discriminator's of the teacher's text, "" if the run did not record it.
+    teacher_tokens: of the teacher's text, as those of a rollout.
+    scale: of the colours of all its tokens; None without any.
     num_hidden: rollouts between the best and the worst that are not shown.
     """
 
     prompt: str
     teacher: str
     teacher_score: str
+    teacher_tokens: tuple[ShownToken, ...]
+    scale: Scale | None
     rollouts: tuple[SampledRollout, ...]
     num_hidden: int
 
@@ -98,11 +105,19 @@ def _sampled_prompt(row: dict[str, Any]) -> SampledPrompt:
     shown = rollouts
     if len(rollouts) > MAX_ROLLOUTS:
         shown = rollouts[:half] + rollouts[-half:]
+    teacher, of_teacher = str(row.get("teacher", "")), read_tokens(row.get("teacher_tokens"))
+    of_rollouts = [read_tokens(rollout.get("tokens")) for rollout in shown]
+    scale = scale_of([of_teacher, *of_rollouts])
     return SampledPrompt(
         prompt=str(row.get("prompt", "")),
-        teacher=str(row.get("teacher", "")),
+        teacher=teacher,
         teacher_score=_signed(row.get("teacher_score")),
-        rollouts=tuple(_sampled_rollout(rollout) for rollout in shown),
+        teacher_tokens=shown_tokens(teacher, of_teacher, scale),
+        scale=scale,
+        rollouts=tuple(
+            _sampled_rollout(rollout, shown_tokens(str(rollout.get("text", "")), tokens, scale))
+            for rollout, tokens in zip(shown, of_rollouts, strict=True)
+        ),
         num_hidden=len(rollouts) - len(shown),
     )
 
@@ -112,13 +127,14 @@ def _score_or_lowest(rollout: dict[str, Any]) -> float:
     return score if is_finite_number(score) else float("-inf")
 
 
-def _sampled_rollout(rollout: dict[str, Any]) -> SampledRollout:
+def _sampled_rollout(rollout: dict[str, Any], tokens: tuple[ShownToken, ...]) -> SampledRollout:
     advantage = rollout.get("advantage")
     direction = ""
     if is_finite_number(advantage) and advantage != 0:
         direction = "up" if advantage > 0 else "down"
     return SampledRollout(
         text=str(rollout.get("text", "")),
+        tokens=tokens,
         score=_signed(rollout.get("score")),
         rewards=", ".join(f"{name} {_signed(value)}" for name, value in _rewards(rollout)),
         advantage=_signed(advantage),

@@ -135,7 +135,7 @@ class MetricsWriter:
         """Write ``samples/step_<step>.jsonl``, one line a prompt.
 
         rows: {"prompt": str, "teacher": str, "rollouts": [{"text", "score", "advantage", "length",
-            "finish_reason"}]}; step and stage are added to each.
+            "finish_reason"}]}, and what docs/metrics.md tells besides; step and stage are added.
         """
         if not self.is_writer:
             return

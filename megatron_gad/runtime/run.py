@@ -100,6 +100,11 @@ class Run:
         return self.config.stages[self.progress.stage_index]
 
     @property
+    def writes_samples(self) -> bool:
+        """Whether the step that is next writes samples."""
+        return self.config.log.writes_samples(self.progress.step_in_stage + 1)
+
+    @property
     def has_discriminator(self) -> bool:
         """Whether a discriminator was built already."""
         return self._discriminator is not None

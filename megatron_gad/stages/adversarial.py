@@ -86,10 +86,10 @@ class AdversarialStage(Stage[AdversarialConfig]):
         is_on_turn = self.settings.discriminator_learns(run.progress.step_in_stage)
         learns = is_on_turn and not run.restraint.pauses_discriminator
         practice = self._practice(run, sampled.groups, learns)
-        own = (sampled.groups, learns, self.settings.discriminator_samples, practice)
+        num_trained, shows = self.settings.discriminator_samples, run.writes_samples
+        judged = judge_groups(run, sampled.groups, learns, num_trained, practice, shows)
         extra_groups = [] if run.restraint.pauses_discriminator else sampled.extra_groups
-        passes = [own, *((groups, True, 0, None) for groups in extra_groups)]
-        judged, *extra = (judge_groups(run, *each) for each in passes)
+        extra = [judge_groups(run, groups) for groups in extra_groups]
 
         batch = sampled.batch
         if not self.settings.resample_rounds:
@@ -119,7 +119,7 @@ class AdversarialStage(Stage[AdversarialConfig]):
             sampled.metrics | judged.metrics | agreement,
             judged=[each.step for each in (judged, *extra)],
             learned=learned,
-            samples=sample_rows(*shown, teacher_scores_P=of_teachers),
+            samples=sample_rows(*shown, teacher_scores_P=of_teachers, tokens=judged.tokens),
             rewards=rewards,
         )
 

@@ -34,7 +34,7 @@ class BestOfNStage(Stage[BestOfNConfig]):
         own = self.settings
         prompts = run.data.take(own.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, own.group_size)
-        judged = judge_groups(run, groups, learns=False)
+        judged = judge_groups(run, groups, learns=False, shows=run.writes_samples)
         rewarded = sum_rewards(run, groups, judged.scores_PG)
         is_chosen_PG = best(rewarded.total_PG, own.keep) & ~rewarded.is_left_out_PG
         if own.min_margin is not None:
@@ -50,6 +50,7 @@ class BestOfNStage(Stage[BestOfNConfig]):
             judged.scores_PG,
             rewards=rewarded.parts,
             teacher_scores_P=judged.teacher_scores_P,
+            tokens=judged.tokens,
         )
         return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)
 

@@ -1,6 +1,6 @@
 """The discriminator's turn: groups to its ranks, scores and a step there, scores back."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +18,8 @@ from megatron_gad.algorithms.discriminator import (
 from megatron_gad.data.balance import group_cost
 from megatron_gad.data.batching import pair_batch
 from megatron_gad.runtime.run import Run
-from megatron_gad.stages.step_result import ModelStep
+from megatron_gad.stages.step_result import SHOWN_GROUPS, ModelStep
+from megatron_gad.stages.token_values import Tokens, read_tokens
 from megatron_gad.training.exchange import move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.trainer import Trainer
@@ -41,6 +42,7 @@ class _Item(NamedTuple):
     group: Group
     is_trained: bool
     is_past: bool
+    is_shown: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ class Judged:
     scores_PG: [P, G] float32 of the student's responses, from before any update.
     teacher_scores_P: [P] float32 of the teacher's.
     metrics: of past groups, if there may be any, apart from those of the step.
+    tokens: of groups that are shown, by the row of the data: what the discriminator makes of every
+        token of the teacher's response, and of each rollout; before any update.
     """
 
     scores_PG: Tensor
     teacher_scores_P: Tensor
     step: ModelStep
     metrics: Metrics = field(default_factory=dict[str, float])
+    tokens: Mapping[int, Sequence[Tokens]] = field(default_factory=dict[int, Sequence[Tokens]])
 
 
 def cost_of_group(run: Run) -> Callable[[Group], int]:
@@ -75,6 +80,7 @@ def judge_groups(
     learns: bool = True,
     trained_samples: int = 0,
     practice: Practice | None = None,
+    shows: bool = False,
 ) -> Judged:
     """Score every response and, if the discriminator learns, take one step.
 
@@ -83,27 +89,38 @@ def judge_groups(
 
     trained_samples: of a group that the loss is of; 0: all of them.
     practice: None trains on the groups alone.
+    shows: read the first groups by token as well, if scores are made of tokens. It takes a pass
+        over them.
     """
     discriminator, kind = run.discriminator, run.config.gad.discriminator_loss
     past, resting = (practice.past, practice.resting) if practice else ((), ())
-    items = [_Item(group, group.prompt.index not in resting, False) for group in groups]
+    by_token = shows and run.config.discriminator.score != "last_token"
+    num_shown = SHOWN_GROUPS if by_token and run.parallel.data_rank == 0 else 0
+    items = [
+        _Item(group, group.prompt.index not in resting, is_past=False, is_shown=place < num_shown)
+        for place, group in enumerate(groups)
+    ]
     items += [_Item(group, is_trained=True, is_past=True) for group in past]
     cost = cost_of_group(run)
     moved = move(items, lambda item: cost(item.group), run.parallel, discriminator.parallel)
     judged = [item.group for item in moved.items]
     pairs = pair_batch(judged, trained_samples, [item.is_trained for item in moved.items])
-    if learns:
-        with run.turn("discriminator"):
+    tokens = {}
+    with run.turn("discriminator" if learns else "score"):
+        if by_token:
+            codec = run.codecs.scorer or run.codecs.student
+            is_shown = [item.is_shown for item in moved.items]
+            tokens = read_tokens(discriminator, codec, judged, is_shown)
+        if learns:
             split_groups = run.config.discriminator.split_groups
             output = judge(discriminator, pairs, kind, split_groups)
-    else:
-        with run.turn("score"):
+        else:
             output = discriminator.evaluate(pairs, partial(discriminator_loss, kind=kind))
     metrics = _accuracies(discriminator, moved.items, output.rows, pairs) if practice else {}
     teacher_P, scores_PG = split_scores(moved.back(output.rows), pairs.group_size)
     rows = [group.prompt.index for group in judged for _ in range(1 + pairs.group_size)]
     step = ModelStep.of("discriminator", output, pairs, rows)
-    return Judged(scores_PG[: len(groups)], teacher_P[: len(groups)], step, metrics)
+    return Judged(scores_PG[: len(groups)], teacher_P[: len(groups)], step, metrics, tokens)
 
 
 def _accuracies(

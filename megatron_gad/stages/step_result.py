@@ -9,9 +9,12 @@ from torch import Tensor
 
 from megatron_gad.algorithms.advantages import zero_advantage_share
 from megatron_gad.config.output import ModelName
+from megatron_gad.stages.token_values import Tokens
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.types import Batch, Group, Metrics, PairBatch
+
+SHOWN_GROUPS = 4  # of a step, in its samples
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,20 @@ def sample_rows(
     advantages_PG: Tensor | None = None,
     rewards: Mapping[str, Tensor] | None = None,
     teacher_scores_P: Tensor | None = None,
-    most: int = 4,
+    tokens: Mapping[int, Sequence[Tokens]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the first groups as rows for the samples file.
 
     scores_PG, advantages_PG: [P, G] float32; None in stages without. teacher_scores_P: [P] float32.
     rewards: name -> the same shape; what each gave, if there are any beside the score.
+    tokens: of the teacher's response and of the rollouts, by the row of the data; of some groups.
     """
     rows = []
-    for p, group in enumerate(groups[:most]):
+    for p, group in enumerate(groups[:SHOWN_GROUPS]):
+        prompt = group.prompt
+        of_teacher, *of_rollouts = (tokens or {}).get(
+            prompt.index, [[]] * (1 + len(group.rollouts))
+        )
         rollouts = [
             {
                 "text": rollout.text,
@@ -137,13 +145,15 @@ def sample_rows(
                 **({"rewards": {n: float(v[p, g]) for n, v in rewards.items()}} if rewards else {}),
                 "length": len(rollout.ids),
                 "finish_reason": rollout.finish_reason,
+                **({"tokens": of_rollouts[g]} if of_rollouts[g] else {}),
             }
             for g, rollout in enumerate(group.rollouts)
         ]
-        prompt = group.prompt
         asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt.messages)
         row: dict[str, Any] = {"prompt": asked, "teacher": prompt.teacher_text}
         if teacher_scores_P is not None:
             row["teacher_score"] = float(teacher_scores_P[p])
+        if of_teacher:
+            row["teacher_tokens"] = of_teacher
         rows.append({**row, "rollouts": rollouts})
     return rows

@@ -42,9 +42,15 @@ class WarmupStage(Stage[WarmupConfig]):
         """Sample, let the discriminator learn, then fit the teacher's responses."""
         prompts = run.data.take(self.settings.prompts_per_step)
         groups, metrics = sample_groups(run, prompts, self.settings.group_size)
-        judged = judge_groups(run, groups, learns=not run.restraint.pauses_discriminator)
+        learns, shows = not run.restraint.pauses_discriminator, run.writes_samples
+        judged = judge_groups(run, groups, learns, shows=shows)
         learned = learn_from_teacher(run, prompts) if self.student_learns(run) else None
-        samples = sample_rows(groups, judged.scores_PG, teacher_scores_P=judged.teacher_scores_P)
+        samples = sample_rows(
+            groups,
+            judged.scores_PG,
+            teacher_scores_P=judged.teacher_scores_P,
+            tokens=judged.tokens,
+        )
         return StepResult.of(metrics, judged=[judged.step], learned=learned, samples=samples)
 
     def after_step(self, run: Run, metrics: Metrics) -> None:

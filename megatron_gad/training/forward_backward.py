@@ -86,14 +86,16 @@ class ForwardBackward:
         temperature: float,
         forward_only: bool,
         taught: Taught | None = None,
+        head: Head | None = None,
     ) -> StepOutput:
         """Pass all microbatches through; return mean metrics and joined rows.
 
         batch: this data rank's rows. temperature: divides the logits of a language model. Without a
         loss nothing but the rows is computed. taught: lets the loss have the divergence from a
-        teacher; on a rank that is not of the last stage it is not read.
+        teacher; on a rank that is not of the last stage it is not read. head: reads the output
+        instead of the model's own.
         """
-        head = self._head
+        head = head or self._head
         if taught is not None and self._parallel.is_last_stage:
             assert isinstance(head, LanguageHead), head
             head = DivergenceHead(head, taught)
@@ -159,6 +161,8 @@ class ForwardBackward:
         read = task.head.read(found, reading.rows, task.temperature)
         if isinstance(read, ScorerOutput):
             read = ScorerOutput(read.scores[reading.row_of])
+        elif isinstance(read, Tensor):
+            read = read[reading.row_of]
         rows = task.head.rows(read)
         if task.loss is None:
             return output.new_zeros(()), torch.zeros((), dtype=torch.int), ({}, rows)

@@ -136,8 +136,7 @@ class ScoreHead:
         self, output: Tensor | PackedOutput, piece: PairBatch, temperature: float
     ) -> ScorerOutput:
         """output: [R, T / CP] float32; temperature is without meaning here. Returns [R] scores."""
-        is_packed = isinstance(output, PackedOutput)
-        values = output[:] if is_packed else whole_rows(output, context_group())
+        values = token_values(output)
         if self.kind != "last_token":
             sums = torch.where(piece.response_mask, values, 0.0).sum(dim=1)
             num_tokens = piece.response_mask.sum(dim=1).clamp(min=1)
@@ -148,3 +147,21 @@ class ScoreHead:
     def rows(self, read: ScorerOutput) -> Tensor:
         """Return what a step reports per row: [R] scores."""
         return read.scores.detach()
+
+
+@dataclass(frozen=True)
+class TokenValueHead:
+    """Reads the values of response tokens, of which a score is the sum or mean."""
+
+    def read(self, output: Tensor | PackedOutput, piece: PairBatch, temperature: float) -> Tensor:
+        """output: [R, T / CP] float32. Returns [R, T] float32, 0 where there is no response."""
+        return torch.where(piece.response_mask, token_values(output), 0.0)
+
+    def rows(self, read: Tensor) -> Tensor:
+        """Return what was read."""
+        return read.detach()
+
+
+def token_values(output: Tensor | PackedOutput) -> Tensor:
+    """Return a scorer's value of every token, [R, T] float32; output: [R, T / CP] or packed."""
+    return output[:] if isinstance(output, PackedOutput) else whole_rows(output, context_group())

@@ -29,7 +29,7 @@ from megatron_gad.models.hf_weights import export_hf_weights, load_hf_weights
 from megatron_gad.training.divergence import Taught
 from megatron_gad.training.finite import are_finite
 from megatron_gad.training.forward_backward import ForwardBackward, LossFunction, StepOutput
-from megatron_gad.training.heads import Head, LanguageHead, ScoreHead
+from megatron_gad.training.heads import Head, LanguageHead, ScoreHead, TokenValueHead
 from megatron_gad.training.offload import TrainerMemory, to_host
 from megatron_gad.training.optimizer import (
     Schedule,
@@ -182,6 +182,12 @@ class Trainer:
         return self._pass_forward(batch, None, 1.0).rows
 
     @in_own_layout
+    @torch.no_grad()
+    def token_values(self, batch: PairBatch) -> Tensor:
+        """Return [R, T] float32, the values whose sum or mean over the response is the score."""
+        return self._pass_forward(batch, None, 1.0, TokenValueHead()).rows
+
+    @in_own_layout
     def load_hf_weights(self, source: str | Path | Iterable[tuple[str, Tensor]]) -> None:
         """Take weights under their Hugging Face names from a folder or an iterator.
 
@@ -290,14 +296,18 @@ class Trainer:
         return all(self.parallel.gather_over_world(own))
 
     def _pass_forward(
-        self, batch: Batch | PairBatch, loss: LossFunction | None, temperature: float
+        self,
+        batch: Batch | PairBatch,
+        loss: LossFunction | None,
+        temperature: float,
+        head: Head | None = None,
     ) -> StepOutput:
         self.memory.wake_weights()
         # While it trains, a full recompute in FP8 keeps every scale until the backward pass.
         for chunk in self._chunks:
             chunk.eval()
         try:
-            return self._forward_backward(batch, loss, temperature, forward_only=True)
+            return self._forward_backward(batch, loss, temperature, forward_only=True, head=head)
         finally:
             for chunk in self._chunks:
                 chunk.train()

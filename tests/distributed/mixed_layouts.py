@@ -11,13 +11,15 @@ from torch import Tensor
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.base import SamplingConfig
 from megatron_gad.stages.discriminator_step import judge
+from megatron_gad.stages.token_values import Tokens, read_tokens
 from megatron_gad.training.exchange import Moved, move
 from megatron_gad.training.forward_backward import StepOutput
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
-from megatron_gad.types import Prompt
+from megatron_gad.types import Group, Prompt, Rollout
 from tests.tiny_training import (
     GROUP_SIZE,
     PAIR_ROWS,
@@ -56,6 +58,14 @@ PROMPTS = [
     for index in (5, 0, 9, 2)
 ]
 SAMPLING = SamplingConfig(num_samples=2, name="step_0000003_0")
+SHOWN = 2  # which of the prompts
+
+
+def group_of(prompt: Prompt) -> Group:
+    """Two responses, one of which names the prompt's row."""
+    responses = ((40, 60 + prompt.index), (70,))
+    rollouts = (Rollout(ids, (-0.5,) * len(ids), "stop", 7, text_ids=ids) for ids in responses)
+    return Group(prompt, tuple(rollouts))
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,15 @@ class Pair:
             _named({name: gradients(trainer) for name, trainer in models.items()}),
             _named({name: weights(trainer) for name, trainer in models.items()}),
         )
+
+    def tokens(self, codec: ChatCodec) -> list[dict[int, list[Tokens]]]:
+        """What every rank is told of the one group that is shown, which one data rank has."""
+        place = self.student.parallel
+        own = place.share(list(range(NUM_GROUPS)))
+        moved = move(own, COSTS.__getitem__, place, self.discriminator.parallel)
+        groups = [group_of(PROMPTS[number]) for number in moved.items]
+        is_shown = [number == SHOWN for number in moved.items]
+        return place.gather_over_world(read_tokens(self.discriminator, codec, groups, is_shown))
 
     def _judge(self, moved: Moved[int]) -> StepOutput:
         groups = pair_rows(VOCAB_SIZE, num_trained=2, rows=PAIR_ROWS * 2)

@@ -64,12 +64,14 @@ def record(folder: Path, name: str, place: Parallel) -> None:
 
 def run(folder: Path) -> dict:
     """Return what came out of every layout, and out of checkpoints moved between them."""
-    results: dict = {"steps": {}, "exchanges": {}}
+    results: dict = {"steps": {}, "exchanges": {}, "tokens": {}}
+    codec = ChatCodec.from_folder(folder / "tokenizer", 64, 64)
     for name, layouts in LAYOUTS.items():
         places = start(name)
         results["exchanges"][name] = exchanges(places, COUNTS[places[0].data_size])
         record(folder, name, places[0])
         pair = Pair(folder / "qwen2-tied", layouts, places)
+        results["tokens"][name] = pair.tokens(codec)
         results["steps"][name] = [pair.step(), pair.step()]
         if name == "tp2, tp1":
             models = {"student": pair.student, "discriminator": pair.discriminator}

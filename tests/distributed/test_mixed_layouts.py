@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from megatron_gad.config.layout import ParallelConfig
+from megatron_gad.data.chat import ChatCodec
 from megatron_gad.engines.replay import ROLLOUTS_FOLDER, write_groups
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
-from megatron_gad.types import Group, Prompt, Rollout
 from tests.distributed import mixed_worker
 from tests.distributed.mixed_layouts import (
     COSTS,
     LAYOUTS,
     PROMPTS,
     SAMPLING,
+    SHOWN,
     VOCAB_SIZE,
     Learned,
     Pair,
+    group_of,
 )
 from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
@@ -36,13 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tokenizer(folder / "tokenizer")
     write_groups(folder / ROLLOUTS_FOLDER, SAMPLING.name, map(group_of, PROMPTS))
     return folder
-
-
-def group_of(prompt: Prompt) -> Group:
-    """Two responses, one of which names the prompt's row."""
-    responses = ((40, 60 + prompt.index), (70,))
-    rollouts = (Rollout(ids, (-0.5,) * len(ids), "stop", weights_version=7) for ids in responses)
-    return Group(prompt, tuple(rollouts))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +116,22 @@ def test_items_are_shared_out_by_cost_and_rows_come_back_to_where_items_came_fro
     assert all(share == sorted(share) for share in shares.values())
     largest = max(sum(COSTS[item] for item in share) for share in shares.values())
     assert largest == {1: 24, 2: 12, 4: 9}[len(shares)]
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS)
+def test_all_ranks_are_told_of_the_tokens_that_one_data_rank_reads(
+    results, folder, place, layouts
+) -> None:
+    pair = Pair(folder / "qwen2-tied", (ParallelConfig(), ParallelConfig()), (place, place))
+    (expected,) = pair.tokens(ChatCodec.from_folder(folder / "tokenizer", 64, 64))
+    assert list(expected) == [PROMPTS[SHOWN].index]
+    assert [len(tokens) for tokens in expected[9]] == [1, 2, 1]
+    for told in results["tokens"][layouts]:
+        assert told.keys() == expected.keys()
+        for ours, theirs in zip(told[9], expected[9], strict=True):
+            assert [text for text, _ in ours] == [text for text, _ in theirs]
+            values = [value for _, value in theirs]
+            assert [value for _, value in ours] == pytest.approx(values, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("layouts", LAYOUTS)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.training.parallel import Parallel, initialize, shut_down
+from megatron_gad.types import PairBatch
 from tests.distributed import training_worker
 from tests.distributed.results import assert_close, assert_updated_alike, load
 from tests.distributed.training_cases import (
@@ -27,6 +28,7 @@ from tests.distributed.training_cases import (
     cases_of,
     run_case,
 )
+from tests.hf_reference import HfScorer
 from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
 from tests.tiny_training import student_batch
@@ -45,6 +47,9 @@ EVERYWHERE = [
     pytest.param(case, layout, marks=() if layout in COVERING else pytest.mark.layouts)
     for layout in LAYOUTS
     for case in cases_of(layout)
+]
+SCORED = [
+    each for each in EVERYWHERE if str(each.values[0]).startswith(("bradley", "cross-entropy"))
 ]
 
 
@@ -85,6 +90,18 @@ def test_rows_equal_those_of_one_rank(results, expected, case, layout) -> None:
     torch.testing.assert_close(
         torch.cat(found.rows), torch.cat(expected[case].rows), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(("case", "layout"), SCORED)
+def test_values_of_tokens_equal_those_of_transformers(results, case, layout) -> None:
+    found: Trained = load(results / f"{case}-{layout}.pt")
+    pairs = CASES[case].batch()
+    assert isinstance(pairs, PairBatch)
+    expected = HfScorer(results / CASES[case].folder).response_values(pairs)
+    values = torch.cat(found.token_values)
+    for own, mask, wanted in zip(values, pairs.response_mask, expected, strict=True):
+        torch.testing.assert_close(own[mask], wanted.detach(), atol=1e-5, rtol=1e-5)
+        assert not own[~mask].any()
 
 
 @pytest.mark.parametrize(("case", "layout"), EVERYWHERE)

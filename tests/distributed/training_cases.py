@@ -1,7 +1,7 @@
 """What test_training.py trains on one rank, and its worker on four at every layout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,12 +242,13 @@ def cases_of(layout: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a step left behind."""
+    """What a step left behind. token_values: of a discriminator, from before it."""
 
     metrics: dict[str, float]
     rows: list[Tensor]
     gradients: dict[str, Tensor]
     weights: dict[str, Tensor]
+    token_values: list[Tensor] = field(default_factory=list[Tensor])
 
 
 def run_case(name: str, folder: Path, layout_name: str, place: Parallel) -> Trained:
@@ -266,9 +267,11 @@ def train_case(
     """Take one step; every rank gets the whole result."""
     trainer = case.make(folder / case.folder, place, layout, compute, **OPTIMIZER)
     part = share_of(case.batch(), place)
+    is_scorer = isinstance(part, PairBatch)
+    token_values = place.gather_over_data(trainer.token_values(part)) if is_scorer else []
     output = case.step(trainer, part, *([folder / case.teacher] if case.teacher else []))
     rows = place.gather_over_data(output.rows)
-    return Trained(output.metrics, rows, gradients(trainer), weights(trainer))
+    return Trained(output.metrics, rows, gradients(trainer), weights(trainer), token_values)
 
 
 def share_of(batch: Any, place: Parallel) -> Any:

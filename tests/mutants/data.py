@@ -298,6 +298,12 @@ TEXT_MUTANTS = (
         FORMS,
     ),
     Mutant(
+        "a token that ends inside a character has the rest of it for its text",
+        "if text.endswith(REPLACEMENT) and end < len(own):",
+        "if False:",
+        ("tests/unit/data/test_chat.py",),
+    ),
+    Mutant(
         "a mark of every response is not told",
         "if len(found) > share * len(sample):",
         "if len(sample) > len(found) > share * len(sample):",

@@ -85,8 +85,8 @@ FURTHER_MUTANTS = (
     ),
     Mutant(
         "the discriminator learns from the samples that it ranks",
-        "judged = judge_groups(run, groups, learns=False)\n        rewarded = ",
-        "judged = judge_groups(run, groups)\n        rewarded = ",
+        "judged = judge_groups(run, groups, learns=False, shows=run.writes_samples)",
+        "judged = judge_groups(run, groups, shows=run.writes_samples)",
         oracle("those above the teacher's"),
     ),
     Mutant(

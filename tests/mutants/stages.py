@@ -268,9 +268,21 @@ TURN_MUTANTS = (
     ),
     Mutant(
         "adversarial.discriminator_samples is ignored",
-        "sampled.groups, learns, self.settings.discriminator_samples, practice",
-        "sampled.groups, learns, 0, practice",
+        "judge_groups(run, sampled.groups, learns, num_trained, practice, shows)",
+        "judge_groups(run, sampled.groups, learns, 0, practice, shows)",
         PUBLISHED,
+    ),
+    Mutant(
+        "tokens of a discriminator with its own tokenizer are told in the student's",
+        "run.codecs.scorer or run.codecs.student",
+        "run.codecs.student",
+        ("tests/unit/stages/test_own_tokenizer.py",),
+    ),
+    Mutant(
+        "the data ranks that read none of the tokens that are shown are not told of them",
+        "shares = discriminator.parallel.gather_over_data(own)",
+        "shares = [own]",
+        ("tests/distributed/test_mixed_layouts.py",),
     ),
     Mutant(
         "extra steps take the prompts of the order that the step itself takes",

@@ -12,6 +12,7 @@ from tests.oracle.further_stages import Oracle
 from tests.oracle.models import Learner
 from tests.oracle.product import Product, Step
 from tests.oracle.reference import Outcome
+from tests.oracle.tokens import other_tokens
 
 RELATIVE = 1e-5
 LOGPROB = 1e-4
@@ -68,6 +69,7 @@ def _problems(step: Step, oracle: Oracle) -> Iterator[str]:
             yield f"{learned}: {step.metrics[learned]}, but the oracle lets the {who} rest"
     yield from _other_logprobs(step, outcome)
     yield from _other_samples(step, outcome, oracle)
+    yield from other_tokens(step, oracle)
 
 
 def _asked_otherwise(step: Step, oracle: Oracle) -> Iterator[str]:

@@ -87,6 +87,7 @@ class Scorer:
     def __init__(self, network: Any, options: Options) -> None:
         self._network = network
         self._kind = options["discriminator.score"]
+        self._values: dict[tuple[int, ...], Tensor] = {}
         drawn = torch.Generator().manual_seed(options["seed"])
         head = torch.randn(1, network.config.hidden_size, generator=drawn)
         self.head = torch.nn.Parameter(head * options["discriminator.head-std"])
@@ -101,6 +102,7 @@ class Scorer:
         for of_tokens, (prompt, ids) in zip(values, rows, strict=True):
             end = len(prompt) + len(ids)
             of_response = of_tokens[len(prompt) : end]
+            self._values[(*prompt, *ids)] = of_response.detach()
             kinds = {
                 "last_token": of_tokens[end - 1],
                 "sum": of_response.sum(),
@@ -108,6 +110,11 @@ class Scorer:
             }
             scores.append(kinds[self._kind])
         return torch.stack(scores)
+
+    def values(self, row: Row) -> Tensor:
+        """Return what every token of a response was worth when its row was scored last."""
+        prompt, ids = row
+        return self._values[(*prompt, *ids)]
 
 
 def load(kind: Any, folder: Path) -> Any:

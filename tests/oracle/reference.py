@@ -171,8 +171,8 @@ class Reference:
     def _make_discriminator(self) -> None:
         path = self.options["discriminator.path"]
         network = load(AutoModel, Path(path)) if path else copy.deepcopy(self._student.model)
-        self._scorer = Scorer(network, self.options)
-        self.discriminator = Learner(self._scorer.named, self.options)
+        self.scorer = Scorer(network, self.options)
+        self.discriminator = Learner(self.scorer.named, self.options)
 
     def _turns(self, stage: str, steps: int) -> tuple[int, int]:
         """Return how many steps student and discriminator take in a stage."""
@@ -232,7 +232,7 @@ class Reference:
         for group in (*groups, *(again or ())):
             prompt, (teacher, students) = self.texts.prompt(group.row), self.texts.read(group)
             rows += [(prompt, ids) for ids in (teacher, *students)]
-        scores = self._scorer(rows).view(len(groups) + len(again or ()), -1)
+        scores = self.scorer(rows).view(len(groups) + len(again or ()), -1)
         trained = [p for p, group in enumerate(groups) if group.row not in resting]
         trained += range(len(groups), len(scores))
         students = scores[trained, 1:][:, : num_trained or None]

@@ -73,7 +73,7 @@ class Texts:
 
     def text(self, response: Response) -> str:
         """Return a sampled response as text, without its end token."""
-        return self._decode(response.ids if response.is_cut else response.ids[:-1])
+        return self.decode(response.ids if response.is_cut else response.ids[:-1])
 
     def _response(self, text: str, was_cut: bool) -> tuple[list[int], bool]:
         """Return the ids of a text, and whether it is cut, and so without an end token."""
@@ -86,7 +86,7 @@ class Texts:
         """Cut, decode and encode until the ids stay: what is cut reads like a text that ended."""
         before, ids = None, ids[:limit]
         while ids != before:
-            text = self._decode(ids).rstrip(BROKEN)
+            text = self.decode(ids).rstrip(BROKEN)
             before, ids = ids, self._encode(text, is_text=True)[:limit]
         return ids
 
@@ -96,7 +96,8 @@ class Texts:
             "input_ids"
         ]
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, whichever they are."""
         return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
 

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_gad.data.chat import ChatCodec
@@ -266,6 +267,43 @@ def test_a_response_in_other_pieces_is_cut_where_those_end(tmp_path: Path) -> No
 def test_a_replacement_character_in_a_whole_text_is_kept(codec: ChatCodec) -> None:
     ids, _ = codec.encode_response("broken \ufffd")
     assert codec.decode_response(ids) == "broken \ufffd"
+
+
+@pytest.mark.parametrize("response", [*RESPONSES, "a \ufffd\ufffd in between", "\ufffd", ""])
+def test_the_texts_of_tokens_are_what_each_adds_to_the_text(
+    codec: ChatCodec, folder: Path, response: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    whole, _ = codec.encode_response(response)
+    for ids in (whole, whole[:-1]):  # with its end token, and cut before it
+        texts = codec.token_texts(ids)
+        ended = len(ids) == len(whole)
+        assert [text is None for text in texts] == [False] * (len(whole) - 1) + [True] * ended
+        own = [text for text in texts if text is not None]
+        assert "".join(own) == response
+        for end in range(len(own) + 1):
+            so_far = tokenizer.decode(whole[:end], clean_up_tokenization_spaces=False)
+            if "\ufffd" not in so_far:  # no character is begun and not complete
+                assert "".join(own[:end]) == so_far
+
+
+def test_the_texts_of_tokens_keep_the_spaces_between_words(tmp_path: Path) -> None:
+    # As in sentencepiece, which takes the first space of a text off, and has bytes of its own.
+    vocabulary = ["<unk>", "</s>", "▁a", "▁", "b", "<0xC3>", "<0xA9>"]
+    model = models.BPE({text: n for n, text in enumerate(vocabulary)}, [], byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    codec = write(tmp_path, fast, STYLES["minimal"].template)
+    ids = [2, 2, 4, 3, 5, 6, 1]
+    assert codec.token_texts(ids) == ["a", " a", "b", " ", "", "é", None]
 
 
 def test_texts_far_over_a_cap_give_the_ids_of_the_whole_text(folder: Path) -> None:

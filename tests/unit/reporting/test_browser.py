@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,14 @@ def write_hostile_run(folder: Path) -> Path:
     rollouts = [{"text": text, **numbers} for text in texts]
     row = {"prompt": HOSTILE, "teacher": HOSTILE, "teacher_score": 2.0, "rollouts": rollouts}
     other = {"prompt": "another prompt", "teacher": "its answer", "rollouts": []}
-    writer.write_samples(12, "adversarial", [row, other])
+    # Tokens of a text that tries to be more than text, of every colour, and an end token.
+    values = [(number - 5) / 5 for number in range(11)]
+    cut = [HOSTILE[number * 15 : (number + 1) * 15] for number in range(10)] + [HOSTILE[150:]]
+    tokens = [*([*each] for each in zip(cut, values, strict=True)), [None, -0.5]]
+    coloured = {"text": HOSTILE, **numbers, "tokens": tokens}
+    read = {"prompt": "read by token", "teacher": "its answer", "rollouts": [coloured]}
+    read["teacher_tokens"] = [["its", 1.0], [" answer", -1.0], [None, 0.25]]
+    writer.write_samples(12, "adversarial", [row, other, read])
     (run / "verdict").mkdir()
     share = {"mean": 0.5, "low": 0.25, "high": 0.75, "count": 9}
     means = {"win": share, "auc_text": share}
@@ -107,8 +114,9 @@ def test_hostile_text_stays_text(page: Any) -> None:
     assert page.evaluate("document.scripts.length") == 2
     # As written, in prompt, teacher's text, rollout and answers.
     texts = page.evaluate("[...document.querySelectorAll('.text')].map(e => e.textContent)")
-    assert texts.count(HOSTILE) == 6
-    assert page.evaluate("document.querySelectorAll('.text *').length") == 0
+    assert texts.count(HOSTILE) == 7
+    assert page.evaluate("document.querySelectorAll('.text *:not(i[title])').length") == 0
+    assert page.evaluate("document.querySelectorAll('.text i *').length") == 0
     assert page.locator("#evaluation thead th").nth(2).text_content() == HOSTILE
 
 
@@ -123,7 +131,7 @@ def test_samples_are_searched_and_chosen_by_step(page: Any) -> None:
     assert "needle in the hay" in visible(page, "#samples .rollout .text")
     search.fill("")
     step.select_option("12")
-    assert output.text_content() == f"2 of {total} prompts"
+    assert output.text_content() == f"3 of {total} prompts"
     assert "another prompt" in visible(page, "#samples .prompt > .text")
     search.fill("no such words")
     assert output.text_content() == f"0 of {total} prompts"
@@ -182,6 +190,51 @@ def test_a_comparison_of_hostile_runs_fits_every_width(page: Any, tmp_path: Path
 def luminance(color: str) -> float:
     """Return the mean of red, green and blue of "rgb(...)"."""
     return sum(map(float, color[4:-1].split(","))) / 3
+
+
+def contrast(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the contrast of two colours as WCAG 2.1 defines it; 4.5 is what text needs."""
+    weights = (0.2126, 0.7152, 0.0722)
+    lights = []
+    for color in (first, second):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+        lights.append(sum(w * c for w, c in zip(weights, linear, strict=True)) + 0.05)
+    return max(lights) / min(lights)
+
+
+def channels(color: str) -> list[float]:
+    """Return red, green, blue and, if it is there, the opacity of a computed colour, 0 to 1."""
+    *rgb, alpha = [*map(float, color.partition("(")[2].rstrip(")").split(",")), 1.0][:4]
+    return [*(each / 255 for each in rgb), alpha]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tokens_can_be_read_on_every_colour(page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    prompt = page.locator("#samples .prompt:has-text('read by token')")
+    style = "e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).color]"
+    under = channels(prompt.locator(".rollout .text").evaluate(style)[0])[:3]
+    marked = prompt.locator(".rollout .text i").all()
+    values = [each.get_attribute("title") for each in marked]
+    sizes = ("1", "0.8", "0.6", "0.4", "0.2")
+    assert values == [*(f"-{x}" for x in sizes), "+0", *(f"+{x}" for x in sizes[::-1]), "-0.5"]
+    seen = []
+    for each in marked:
+        background, text = map(channels, each.evaluate(style))
+        *over, alpha = background
+        mixed = [alpha * a + (1 - alpha) * b for a, b in zip(over, under, strict=True)]
+        seen.append(tuple(mixed))
+        assert contrast(mixed, text[:3]) > 4.5
+    # Each value has a colour of its own, bluer the higher it is; zero has none.
+    assert len(set(seen[:11])) == 11
+    blues = [blue - red for red, _, blue in seen[:11]]
+    assert blues == sorted(blues)
+    assert seen[5] == tuple(under)
+    ends = prompt.locator(".scale").text_content().split()
+    assert ends == ["-1", "+1"]
+    # The end token is told in words.
+    end = prompt.locator(".rollout .text i.end")
+    assert "end" in end.evaluate("e => getComputedStyle(e, '::after').content")
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])

@@ -1,5 +1,9 @@
 """The samples shown are those in which one sees the student change."""
 
+from typing import Any
+
+import pytest
+
 from megatron_gad.config.output import LogConfig
 from megatron_gad.reporting.run_record import read_run
 from megatron_gad.reporting.samples import choose_samples
@@ -74,6 +78,79 @@ def test_what_every_other_reward_gave_is_shown(tmp_path):
     write_samples(tmp_path, 3, [{"prompt": "p", "teacher": "t", "rollouts": rollouts}])
     shown = choose_samples(read_run(tmp_path))[0].prompts[0].rollouts
     assert [each.rewards for each in shown] == ["format +1.00, tests nan", ""]
+
+
+def sampled_tokens(folder, text: str, tokens: Any) -> Any:
+    """Return the only prompt, whose only rollout has these tokens."""
+    rollouts = [rollout(text, 1.0) | {"tokens": tokens}]
+    write_samples(folder, 3, [{"prompt": "p", "teacher": "t", "rollouts": rollouts}])
+    return choose_samples(read_run(folder))[0].prompts[0]
+
+
+def test_tokens_are_coloured_by_their_value_against_the_others_of_the_prompt(tmp_path):
+    tokens = [["a", 2.0], [" b", -1.0], ["c", 0.1], [None, -2.0]]
+    prompt = sampled_tokens(tmp_path, "a bc", tokens)
+    shown = prompt.rollouts[0].tokens
+    assert [(each.text, each.value, each.level, each.is_end) for each in shown] == [
+        ("a", "+2", "u5", False),
+        (" b", "-1", "d2", False),  # half of 2.0 is 2.5 steps of 5
+        ("c", "+0.1", "", False),
+        ("", "-2", "d5", True),
+    ]
+    assert prompt.scale.ends == ("-2", "+2")
+    assert prompt.teacher_tokens == ()
+
+
+def test_one_token_beyond_all_others_does_not_take_their_colours(tmp_path):
+    prompt = sampled_tokens(tmp_path, "a" * 40, [["a", 1.0]] * 39 + [["a", 100.0]])
+    assert prompt.scale.ends == ("-1", "+1")
+    assert {each.level for each in prompt.rollouts[0].tokens} == {"u5"}
+
+
+def test_tokens_of_one_character_are_shown_as_one(tmp_path):
+    tokens = [["a", 1.0], ["", 0.5], ["", -2.0], ["é", 1.0]]
+    shown = sampled_tokens(tmp_path, "aé", tokens).rollouts[0].tokens
+    assert [(each.text, each.value) for each in shown] == [("a", "+1"), ("é", "-0.5")]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<think>ab</think>ab", ["<think>ab</think>", "a", "b"]),
+        ("abab and what was cut", ["a", "b", "ab and what was cut"]),
+        ("other letters", ["a", "b"]),
+    ],
+)
+def test_what_the_discriminator_did_not_read_has_no_colour(tmp_path, text, shown):
+    found = sampled_tokens(tmp_path, text, [["a", 1.0], ["b", 1.0]]).rollouts[0].tokens
+    assert [each.text for each in found] == shown
+    assert [each.text for each in found if each.value] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        None,
+        3,
+        {"a": 1},
+        [["a"]],
+        [["a", "b"]],
+        [[1, 1.0]],
+        [["a", True]],
+        ["ab"],
+        [["a", float("nan")]],
+        [],
+    ],
+)
+def test_tokens_that_cannot_be_read_leave_the_text(tmp_path, tokens):
+    prompt = sampled_tokens(tmp_path, "text", tokens)
+    assert (prompt.rollouts[0].text, prompt.rollouts[0].tokens) == ("text", ())
+    assert prompt.scale is None
+
+
+def test_tokens_that_are_worth_nothing_have_no_colour(tmp_path):
+    prompt = sampled_tokens(tmp_path, "a", [["a", 0.0]])
+    assert [(each.value, each.level) for each in prompt.rollouts[0].tokens] == [("+0", "")]
 
 
 def test_samples_that_are_no_list_are_left_out(tmp_path):

@@ -122,6 +122,34 @@ def test_scores_are_those_of_transformers_on_the_discriminators_own_ids(
         run.close()
 
 
+def test_tokens_that_are_shown_are_those_of_the_discriminators_own_tokenizer(
+    place: Parallel, tmp_path: Path
+) -> None:
+    config = configure(tmp_path)
+    of_scorer = dataclasses.replace(config.discriminator, score="mean")
+    run = open_run(dataclasses.replace(config, discriminator=of_scorer), place)
+    try:
+        begin_stage(run)
+        own: Any = AutoTokenizer.from_pretrained(config.discriminator.path)
+        text = "東京, turn right 🙂"
+        groups = run.sampler.with_text(
+            [Group(prompt, (rollout(run, text),)) for prompt in run.data.prompts]
+        )
+        judged = judge_groups(run, groups, shows=True)
+        assert set(judged.tokens) == {0, 1}
+        for group, scores in zip(groups, judged.scores_PG.tolist(), strict=True):
+            _, tokens = judged.tokens[group.prompt.index]
+            ids = own(text, add_special_tokens=False)["input_ids"]
+            assert "".join(piece or "" for piece, _ in tokens) == text
+            assert (len(tokens), tokens[-1][0]) == (len(ids) + 1, None)
+            mean = sum(value for _, value in tokens) / len(tokens)
+            assert mean == pytest.approx(scores[0], abs=2e-5)
+        # Nothing is read by token without need.
+        assert judge_groups(run, groups).tokens == {}
+    finally:
+        run.close()
+
+
 def test_prompts_that_its_template_or_the_cap_does_not_take_are_left_out(tmp_path: Path) -> None:
     rows = [*ROWS, ([{"role": "user", "content": "no"}, {"role": "tool", "content": "x"}], "y")]
     config = configure(tmp_path, [*rows, ("7" * 90, "seven")])
