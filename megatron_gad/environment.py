@@ -5,6 +5,8 @@ from pathlib import Path
 
 # The key that SGLang servers at URLs ask for.
 SERVER_KEY = "SGLANG_API_KEY"
+# The key of a judge, and of other endpoints that are asked.
+ENDPOINT_KEY = "OPENAI_API_KEY"
 
 
 def environment_variable(name: str) -> str:

@@ -1,8 +1,10 @@
 """Checks of what a run measures of its student while it goes on."""
 
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.evaluation import PACKAGED, EvaluationConfig
@@ -17,7 +19,7 @@ def check_evaluation(config: RunConfig, num_data_ranks: int) -> Iterator[str]:
     own = config.evaluation
     rules = {"interval": NOT_NEGATIVE, "num_prompts": POSITIVE, "max_length_ratio": POSITIVE}
     yield from violations("evaluation", own, rules)
-    for key in ("select", "instructions"):
+    for key in ("select", "instructions", "judge_url"):
         if getattr(own, key) and not own.interval:
             yield (
                 f"evaluation.{key} = {getattr(own, key)!r}, but evaluation.interval = 0 never "
@@ -26,6 +28,7 @@ def check_evaluation(config: RunConfig, num_data_ranks: int) -> Iterator[str]:
     if own.interval <= 0:
         return
     yield from _check_instructions(own)
+    yield from _check_judge(own)
     if not config.data.eval_path:
         yield (
             f"evaluation.interval = {own.interval} measures held-out rows, but data.eval_path is "
@@ -62,3 +65,42 @@ def _check_instructions(own: EvaluationConfig) -> Iterator[str]:
             f"evaluation.instructions = {own.instructions!r}, but py3langid is not installed; "
             "install megatron-gad[evaluate], or leave it out"
         )
+
+
+def _check_judge(own: EvaluationConfig) -> Iterator[str]:
+    """Yield why no judge could be asked."""
+    if own.select == "evaluation/judge_win_rate" and not own.judge_url:
+        yield (
+            f"evaluation.select = {own.select!r}, but evaluation.judge_url is not set; set it, or "
+            "choose by another metric"
+        )
+    if bool(own.judge_url) != bool(own.judge_model):
+        yield (
+            f"evaluation.judge_url = {own.judge_url!r} with evaluation.judge_model = "
+            f"{own.judge_model!r}; a judge has both an endpoint and a model there"
+        )
+    if own.judge_url and not _is_address(own.judge_url):
+        yield (
+            f"evaluation.judge_url = {own.judge_url!r} is no address; give one like https://host/v1"
+        )
+    if not _is_json_object(own.judge_extra_body):
+        yield (
+            f"evaluation.judge_extra_body = {own.judge_extra_body!r} is no JSON object; give one "
+            "like '{\"max_tokens\": 4096}'"
+        )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for one that is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -73,7 +73,8 @@ RULES: dict[Change, dict[str, str]] = {
         "discriminator": TENSOR_AND_PIPELINE + " split_groups",
         "rollout": "max_total_tokens logprob_gap_bound record",
         "health": "ignore stop",
-        "evaluation": "interval num_prompts select max_length_ratio instructions",
+        "evaluation": "interval num_prompts select max_length_ratio instructions "
+        "judge_url judge_model judge_extra_body",
         "sglang": "urls python num_servers tensor_parallel_size mem_fraction_static "
         "weight_transport update_weight_buffer_size verify_interval "
         "max_running_requests start_timeout_s request_timeout_s "

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_gad.checks.resume import settings
 from megatron_gad.config.run import RunConfig
-from megatron_gad.environment import SERVER_KEY, secret
+from megatron_gad.environment import ENDPOINT_KEY, SERVER_KEY, secret
 
 # Arguments of an SGLang server that are secrets.
 SECRET_ARGUMENTS = ("api_key", "admin_api_key", "ssl_keyfile_password")
@@ -17,7 +17,7 @@ SECRET_ARGUMENTS = ("api_key", "admin_api_key", "ssl_keyfile_password")
 USER_IN_URL = re.compile(r"(?<=://)[^/\s@]*@")
 HOW_TO_GIVE = (
     f"give the key of servers at sglang.urls in the environment variable {SERVER_KEY}, or in a "
-    f"file that {SERVER_KEY}_FILE names"
+    f"file that {SERVER_KEY}_FILE names, and that of a judge likewise in {ENDPOINT_KEY}"
 )
 
 
@@ -41,10 +41,11 @@ def check_secrets(config: RunConfig) -> Iterator[str]:
                     f"{key} = {masked(text)!r} names a user or a password, which would be written "
                     f"into files; leave both out; {HOW_TO_GIVE}"
                 )
-    try:
-        secret(SERVER_KEY)
-    except ValueError as error:
-        yield str(error)
+    for name in (SERVER_KEY, *((ENDPOINT_KEY,) if config.evaluation.judge_url else ())):
+        try:
+            secret(name)
+        except ValueError as error:
+            yield str(error)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -4,14 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PACKAGED = "packaged"  # names the package's own instructions
-# What a student may be chosen by, and whether more of it is better.
-SELECTABLE = {
-    "evaluation/greedy_ngram_f1": True,
-    "evaluation/ngram_f1": True,
-    "evaluation/loss": False,
-    "evaluation/instructions_strict": True,
-    "evaluation/instructions_loose": True,
-}
+# Metrics that a student may be chosen by.
 Selectable = Literal[
     "",
     "evaluation/greedy_ngram_f1",
@@ -19,7 +12,9 @@ Selectable = Literal[
     "evaluation/loss",
     "evaluation/instructions_strict",
     "evaluation/instructions_loose",
+    "evaluation/judge_win_rate",
 ]
+LESS_IS_BETTER = ("evaluation/loss",)
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,12 @@ class EvaluationConfig:
             may be chosen.
         instructions: instructions that a program checks, answered greedily at every evaluation:
             "packaged", or a file; empty: none.
+        judge_url: URL of a judge's endpoint, with its version: https://api.openai.com/v1. At every
+            evaluation it compares the greedy responses with the teacher's, in both orders. Its key
+            is in OPENAI_API_KEY. Empty: none.
+        judge_model: name of the judge at the endpoint.
+        judge_extra_body: JSON object with further fields of every request to the judge; null leaves
+            out "temperature" (0) or "max_tokens" (2048).
     """
 
     interval: int = 0
@@ -42,3 +43,6 @@ class EvaluationConfig:
     select: Selectable = ""
     max_length_ratio: float = 1.5
     instructions: str = ""
+    judge_url: str = ""
+    judge_model: str = ""
+    judge_extra_body: str = "{}"

@@ -13,7 +13,7 @@ import tyro
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from megatron_gad.data.forms import with_system
-from megatron_gad.environment import environment_variable
+from megatron_gad.environment import ENDPOINT_KEY, environment_variable
 from megatron_gad.errors import BAD_INPUT, FAILED, INTERRUPTED
 from megatron_gad.evaluation.answers import Answered
 from megatron_gad.evaluation.instructions.accuracy import instruction_accuracy, read_instructions
@@ -27,7 +27,7 @@ from megatron_gad.evaluation.measures import (
     named_generator,
     tell_apart,
 )
-from megatron_gad.evaluation.options import TEACHER, USUAL_KEY, EvaluateOptions
+from megatron_gad.evaluation.options import TEACHER, EvaluateOptions
 from megatron_gad.evaluation.plot import draw_lengths
 from megatron_gad.evaluation.record_file import RecordFile
 from megatron_gad.evaluation.results import gather, judge_totals
@@ -110,7 +110,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 def _key(name: str) -> str:
     key = environment_variable(name)
-    if not key and name != USUAL_KEY:
+    if not key and name != ENDPOINT_KEY:
         raise ValueError(f"{name} is not set in the environment; put the endpoint's key there")
     return key
 

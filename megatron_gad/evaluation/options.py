@@ -11,9 +11,9 @@ import tyro
 
 from megatron_gad.engines.asking.endpoint import Patience, Target
 from megatron_gad.engines.asking.pool import Limits
+from megatron_gad.environment import ENDPOINT_KEY
 
 TEACHER = "teacher"
-USUAL_KEY = "OPENAI_API_KEY"
 Protocol = Literal["rating", "pairwise"]
 
 
@@ -46,7 +46,7 @@ class EndpointOptions:
 
     judge_url: str = ""
     judge_model: str = ""
-    judge_key_env: str = USUAL_KEY
+    judge_key_env: str = ENDPOINT_KEY
     protocols: tuple[Protocol, ...] = ("rating", "pairwise")
     against: str = TEACHER
     judge_prompts: Path | None = None
@@ -135,7 +135,7 @@ class EvaluateOptions:
     seed: int = 0
     engine: Literal["embedded", "sglang"] = "embedded"
     sglang_python: str = ""
-    student_key_env: str = USUAL_KEY
+    student_key_env: str = ENDPOINT_KEY
     discriminator: bool = True
     likelihood: bool = False
     instructions: str = ""

@@ -192,6 +192,8 @@ def _evaluation_lines(config: RunConfig, models: Models) -> Iterator[str]:
     parts = [f"up to {own.num_prompts} held-out prompts"]
     if instructions:
         parts.append(f"{len(instructions)} checkable instructions ({own.instructions})")
+    if own.judge_url:
+        parts.append(f"up to {2 * own.num_prompts} calls to the judge {own.judge_model}")
     yield _line("evaluation", f"every {own.interval} steps: {', '.join(parts)}")
 
 

@@ -211,6 +211,16 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
             unit="%",
         ),
         Chart(
+            "Judge's preference over the teacher, greedy",
+            (
+                Line("evaluation/judge_win_rate", "wins, ties half", "student"),
+                Line("evaluation/judge_order_disagreement", "orders disagree", "third"),
+                Line("evaluation/judge_missing_share", "without a verdict", "discriminator"),
+            ),
+            unit="%",
+            guides=((0.5, "even"),),
+        ),
+        Chart(
             "Discriminator on held-out pairs",
             (
                 Line("evaluation/discriminator_accuracy", "accuracy", "discriminator"),

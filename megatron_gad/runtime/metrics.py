@@ -53,6 +53,7 @@ LOG_LINE_KEYS = (
     "engine/logprob_gap_max",
     "evaluation/instructions_strict",
     "evaluation/instructions_loose",
+    "evaluation/judge_win_rate",
 )
 PROGRESS_KEYS = {
     "student/loss": "loss",

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from megatron_gad.config.evaluation import SELECTABLE
+from megatron_gad.config.evaluation import LESS_IS_BETTER
 from megatron_gad.files import replace_text
 from megatron_gad.runtime.export import export_model
 from megatron_gad.runtime.metrics import BEST, BEST_FOLDER, RESULTS_FILE
@@ -25,12 +25,13 @@ def keep_best(run: Run, metrics: Metrics) -> None:
     metrics: of an evaluation, the same on all ranks. All ranks call it.
     """
     key, limit = run.config.evaluation.select, run.config.evaluation.max_length_ratio
-    if not key:
+    if not key or key not in metrics:  # a judge that failed gives no number
         return
     results = ask_first_rank(run.parallel, lambda: _read(run.folder / RESULTS_FILE))
     before = results.get(BEST, {}).get(key)
     value, ratio = metrics[key], metrics[RATIO]
-    is_better = before is None or (value > before if SELECTABLE[key] else value < before)
+    less_is_better = key in LESS_IS_BETTER
+    is_better = before is None or (value < before if less_is_better else value > before)
     if not (math.isfinite(value) and is_better and ratio <= limit):
         return
     # First: a crash between the two leaves a better student than the numbers say, not a worse one.
@@ -38,7 +39,7 @@ def keep_best(run: Run, metrics: Metrics) -> None:
     if not run.parallel.is_writer:
         return
     chosen = {"step": run.progress.iteration, "stage": run.stage_name}
-    rule = f"{'highest' if SELECTABLE[key] else 'lowest'} {key} with {RATIO} at most {limit:g}"
+    rule = f"{'lowest' if less_is_better else 'highest'} {key} with {RATIO} at most {limit:g}"
     numbers = {name: x for name, x in metrics.items() if math.isfinite(x)}
     text = json.dumps({**results, BEST: {**chosen, "rule": rule, **numbers}}, indent=2)
     replace_text(run.folder / RESULTS_FILE, text + "\n")

@@ -17,7 +17,7 @@ from megatron_gad.evaluation.repetition import distinct_ngrams, repetition
 from megatron_gad.runtime.run import Run
 from megatron_gad.runtime.sampler import Request
 from megatron_gad.stages.discriminator_step import judge_groups
-from megatron_gad.stages.graded import instruction_metrics
+from megatron_gad.stages.graded import instruction_metrics, judge_metrics
 from megatron_gad.stages.rollouts import sample_now
 from megatron_gad.types import Group, Metrics, Prompt, Rollout
 
@@ -50,7 +50,7 @@ def evaluate_held_out(run: Run) -> Metrics:
     every = [text for share in run.parallel.gather_over_data(texts) for text in share]
     found |= {"loss": loss, "distinct_bigrams": distinct_ngrams(every, 2) or 0.0}
     metrics = {f"evaluation/{name}": value for name, value in found.items()}
-    metrics |= instruction_metrics(run, instructed)
+    metrics |= instruction_metrics(run, instructed) | judge_metrics(run, greedy)
     if run.has_discriminator:
         metrics |= _discriminator_metrics(run, sampled)
     return metrics

@@ -84,6 +84,21 @@ EVALUATION_MUTANTS = (
         ("tests/unit/stages/test_graded.py::test_greedy_answers_are_checked_strictly_and_loosely",),
     ),
     Mutant(
+        "a judge that went away in the middle gives a rate of the pairs before",
+        "if noise is None or spent.stopped:",
+        "if noise is None:",
+        (
+            "tests/unit/stages/test_graded.py::"
+            "test_a_run_whose_judge_goes_away_ends_well_on_one_rank_and_on_two",
+        ),
+    ),
+    Mutant(
+        "nothing says that a judge was not waited for to the end",
+        "if len(done) < len(workers) and not any(errors):",
+        "if len(done) > len(workers):",
+        ("tests/unit/engines/asking/test_pool.py::test_what_takes_longer_than_it_may_is_given_up",),
+    ),
+    Mutant(
         "an instruction of a run is asked though its prompt is too long",
         "too_long = [prompt for prompt in prompts if len(prompt.ids) > limit]",
         "too_long = [prompt for prompt in prompts if len(prompt.ids) > 2 * limit]",

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NoReturn, TypeVar
@@ -35,12 +36,14 @@ class Limits:
         and those in flight might reach it, as far as ``Target.most_cost`` and the answers so far
         tell: without a cap of its tokens, one answer can cost more than any before.
     grace_s: the longest wait for answers in flight once no more are asked.
+    most_s: the longest that all questions of one asking take; what is in flight then is lost.
     """
 
     concurrency: int = 16
     stop_after_failures: int = 50
     max_cost: float = math.inf
     grace_s: float = 120.0
+    most_s: float = math.inf
 
 
 @dataclass
@@ -97,14 +100,23 @@ class Pool(Generic[Key]):
             OSError: an answer could not be kept.
         """
         waiting = iter(questions)
+        most_s, grace_s, begin = self._limits.most_s, self._limits.grace_s, time.monotonic()
         workers = [
             asyncio.create_task(self._work(waiting)) for _ in range(self._limits.concurrency)
         ]
         try:
-            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-            if all(isinstance(task.exception(), _Stopped | None) for task in done):
+            done, _ = await asyncio.wait(
+                workers,
+                timeout=most_s if math.isfinite(most_s) else None,
+                return_when=asyncio.FIRST_EXCEPTION,
+            )
+            errors = [task.exception() for task in done]
+            if len(done) < len(workers) and not any(errors):
+                self.tally.stopped = f"not all were answered in {most_s:g} s"
+            elif all(isinstance(error, _Stopped | None) for error in errors):
                 # Answers in flight are paid for: what arrives soon is kept.
-                await asyncio.wait(workers, timeout=self._limits.grace_s)
+                rest_s = max(0.0, begin + most_s - time.monotonic())
+                await asyncio.wait(workers, timeout=min(grace_s, rest_s))
         except asyncio.CancelledError:
             self.tally.stopped = "interrupted"
             raise

@@ -23,6 +23,7 @@ SERVERS = "[rollout]\nengine = 'sglang'\n[sglang]\n"
         ("", ("--sglang.urls", f"http://me:{SECRET}@host:1"), "'http://***@host:1'"),
         (SERVERS + f"urls = ['http://{SECRET}@host:1']", (), "names a user or a password"),
         (SERVERS + f"urls = 'http://me:{SECRET}@host:1'", (), "sglang.urls = 'http://***@host:1'"),
+        ("", ("--evaluation.judge-url", f"https://me:{SECRET}@host/v1"), "'https://***@host/v1'"),
         ("", ("--wandb-project", f"https://me:{SECRET}@host/x"), "log.wandb_project"),
     ],
 )

@@ -4,7 +4,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -329,59 +328,3 @@ def test_the_shape_of_each_model_is_read_once(
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
     assert check_config(replace(good, discriminator=own, parallel=layout), world_size=2) == []
     assert read == [good.student.path, str(other)]
-
-
-def test_an_evaluation_needs_rows_an_engine_and_a_row_for_each_rank(good: RunConfig) -> None:
-    def messages(world_size: int = 1, stages: tuple = ("seqkd",), **keys: Any) -> list[str]:
-        own = replace(good.evaluation, **keys)
-        bare = replace(good, data=replace(good.data, eval_path=""))
-        return check_config(replace(bare, evaluation=own, stages=stages), world_size)
-
-    assert messages(select="evaluation/loss") == [
-        "evaluation.select = 'evaluation/loss', but evaluation.interval = 0 never evaluates; set "
-        "it, or leave select out"
-    ]
-    assert messages(interval=10) == [
-        "evaluation.interval = 10 measures held-out rows, but data.eval_path is not set; set it, "
-        "or leave interval at 0",
-        "evaluation.interval = 10 with stages = ['seqkd']: no stage has an engine that would "
-        "answer; leave interval at 0",
-    ]
-    assert messages(8, stages=("warmup",), interval=10, num_prompts=7)[-1] == (
-        "evaluation.num_prompts = 7 are fewer than the 8 data-parallel ranks that answer and score "
-        "them; make it at least 8"
-    )
-    assert messages(interval=-1, num_prompts=0, max_length_ratio=0.0) == [
-        "evaluation.interval = -1 is not allowed; give a value 0 or more",
-        "evaluation.num_prompts = 0 is not allowed; give a value above 0",
-        "evaluation.max_length_ratio = 0.0 is not allowed; give a value above 0",
-    ]
-
-
-def test_instructions_in_a_run_need_a_file_and_an_interval(
-    good: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def messages(**keys: Any) -> list[str]:
-        own = replace(good.evaluation, **keys)
-        data = replace(good.data, eval_path=good.data.path)
-        return check_config(replace(good, data=data, evaluation=own), world_size=1)
-
-    assert messages(instructions="packaged") == [
-        "evaluation.instructions = 'packaged', but evaluation.interval = 0 never evaluates; set "
-        "it, or leave instructions out"
-    ]
-    assert messages(interval=5, select="evaluation/instructions_loose") == [
-        "evaluation.select = 'evaluation/instructions_loose', but evaluation.instructions is not "
-        "set; set it to 'packaged' or a file, or choose by another metric"
-    ]
-    nowhere = str(tmp_path / "nowhere.jsonl")
-    assert messages(interval=5, instructions=nowhere) == [
-        f"evaluation.instructions = {nowhere!r} does not exist; name a file of instructions, or "
-        "'packaged' for those of the package"
-    ]
-    assert messages(interval=5, instructions="packaged") == []
-    monkeypatch.setitem(sys.modules, "py3langid", None)
-    assert messages(interval=5, instructions="packaged") == [
-        "evaluation.instructions = 'packaged', but py3langid is not installed; install "
-        "megatron-gad[evaluate], or leave it out"
-    ]

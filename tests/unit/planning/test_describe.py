@@ -55,6 +55,20 @@ def test_the_plan_tells_layout_models_stages_and_the_whole_configuration(good: R
     assert plan.endswith(to_toml(config))
 
 
+def test_the_plan_tells_what_an_evaluation_asks(good: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    row = {"id": 1, "prompt": "Be brief.", "checks": [{"check": "words", "at_most": 9}]}
+    file.write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    own = replace(good.evaluation, interval=5, num_prompts=7, instructions=str(file))
+    own = replace(own, judge_url="https://host/v1", judge_model="strict")
+    data = replace(good.data, eval_path=good.data.path)
+    plan = describe_run(replace(good, data=data, evaluation=own), 1)
+    assert (
+        "  evaluation     every 5 steps: up to 7 held-out prompts, 3 checkable instructions "
+        f"({file}), up to 14 calls to the judge strict"
+    ) in plan
+
+
 def test_the_plan_tells_whose_prompts_are_shared(good: RunConfig) -> None:
     assert "once for the responses of a group (student, discriminator)" in describe_run(good, 1)
     alone = replace(good, compute=replace(good.compute, share_prompts=False))

@@ -1,6 +1,7 @@
 """Many questions at once, without a file: as a judge asks them."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,24 @@ def test_answers_without_use_are_listed_and_count_as_failures() -> None:
     assert tally.reasons == dict.fromkeys("abcde", "no verdict")
     assert tally.stopped == "3 questions in a row have no answer; no verdict"
     assert (teacher.asked().total(), num_done) == (6, 6)
+
+
+def test_what_takes_longer_than_it_may_is_given_up() -> None:
+    async def keep(question: Question[str], answer: Answer) -> str:
+        return ""
+
+    is_over = threading.Event()
+
+    def answer(body: dict[str, Any], attempt: int) -> Reply:
+        if body["messages"][-1]["content"] == "slow":
+            is_over.wait()
+        return echo(body, attempt)
+
+    with hostile_teacher(answer) as teacher:
+        tally, num_done = ask(teacher.base_url, ["a", "slow", "b"], keep, Limits(2, most_s=1.5))
+        is_over.set()
+    assert tally.stopped == "not all were answered in 1.5 s"
+    assert (tally.completion_tokens, num_done) == (10, 3)
 
 
 def test_an_answer_that_cannot_be_kept_ends_the_asking_at_once() -> None:
