@@ -11,12 +11,11 @@ import tyro
 
 from examples.quickstart.arms import CONFIG, Assets, EqualComputeArm, run_gad
 from examples.quickstart.data import collect_data
-from examples.quickstart.measure import compare_arms, measure, table
+from examples.quickstart.measure import VERDICT, compare_arms, measure, table
 from examples.quickstart.seeds import run_seeds
 from examples.quickstart.student import make_student
 from megatron_gad.reporting.page import build_report
 
-VERDICT = "verdict"
 ARMS = {
     "untrained": "untrained",
     "seqkd": "SeqKD",

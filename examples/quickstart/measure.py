@@ -16,6 +16,7 @@ from megatron_gad.evaluation.options import EndpointOptions, EvaluateOptions
 MAX_NEW_TOKENS = 24
 NUM_SAMPLES = 4
 BASELINE = "seqkd_equal_compute"
+VERDICT = "verdict"  # folder of what ``compare_arms`` writes, in a run directory
 
 
 def measure(hf_folder: Path, prompts: Sequence[str], seed: int) -> dict[str, Any]:

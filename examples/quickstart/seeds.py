@@ -6,11 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.quickstart.measure import VERDICT
 from examples.quickstart.robot_turns import LAYOUT_WEIGHTS
 from megatron_gad.evaluation.intervals import seeds_interval
+from megatron_gad.evaluation.results import arms_of_verdicts
+from megatron_gad.evaluation.table import RESULTS_FILE, arm_rows
 
 SUMMARY_FILE = "summary.md"
 SETTINGS_FILE = "settings.toml"  # beside the results that were made with them
+# What of the verdict without a checker is shown.
+MEASURES = (
+    *("auc_text", "auc_length", "auc_format", "f1_2", "nats_per_token", "self_bleu", "words"),
+)
 
 
 def run_seeds(
@@ -28,6 +35,7 @@ def run_seeds(
     settings: the text of the configuration file. arms: key of results -> its name.
     """
     results: dict[int, dict[str, Any]] = {}
+    verdicts: list[dict[str, Any]] = []
     failed: list[int] = []
     summary = ""
     for seed in seeds:
@@ -46,7 +54,8 @@ def run_seeds(
             failed.append(seed)
         else:
             results[seed] = finished
-        summary = summarise_seeds(results, failed, arms)
+            verdicts.append(json.loads((folder / VERDICT / RESULTS_FILE).read_text()))
+        summary = summarise_seeds(results, failed, arms) + summarise_verdicts(verdicts, arms)
         out.mkdir(parents=True, exist_ok=True)
         (out / SUMMARY_FILE).write_text(summary)
     return summary
@@ -86,6 +95,27 @@ def summarise_seeds(
             f"Training failed on seed {names}: no row above has it, and the mean leaves it out."
         )
     lines += ["", _layouts(results, arms), ""]
+    return "\n".join(lines)
+
+
+def summarise_verdicts(verdicts: Sequence[dict[str, Any]], arms: dict[str, str]) -> str:
+    """Return Markdown: what the evaluation without a checker says of the arms, as means over seeds.
+
+    verdicts: what ``evaluation.json`` of each seed holds. Empty for fewer than two.
+    """
+    if len(verdicts) < 2:
+        return ""
+    means = arms_of_verdicts(verdicts)
+    shown = {arms[arm]: {name: means[arm][name] for name in MEASURES} for arm in arms}
+    rows = arm_rows({**verdicts[0], "arms": shown})
+    lines = [
+        f"\nThe verdict without a checker: means over {len(verdicts)} seeds with 95 % intervals.",
+        "",
+        f"| | {' | '.join(shown)} |",
+        "|---" * (len(shown) + 1) + "|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows),
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -76,17 +76,37 @@ def _arms(
     arms: dict[str, list[str]] = {}
     for student in students:
         arms.setdefault(student.arm, []).append(student.name)
-    found: dict[str, dict[str, Any]] = {}
-    for arm, names in arms.items():
-        if len(names) < 2:
-            continue
-        found[arm] = {
-            measure: asdict(_over_seeds(measure, [means[name][measure].mean for name in names]))
-            for measure in means[names[0]]
-            if all(measure in means[name] for name in names)
-        }
+    return {
+        arm: _over_seeds([{m: i.mean for m, i in means[name].items()} for name in names])
+        for arm, names in arms.items()
+        if len(names) > 1
+    }
+
+
+def arms_of_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return arm -> measure -> interval over seeds, of a verdict for each seed.
+
+    For seeds that have prompts of their own, so that no evaluation holds all of them.
+
+    verdicts: what ``evaluation.json`` holds of each seed; all have the same students.
+    """
+    return {
+        name: _over_seeds(
+            [
+                {m: each["mean"] for m, each in verdict["students"][name]["means"].items()}
+                for verdict in verdicts
+            ]
+        )
+        for name in verdicts[0]["students"]
+    }
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return measure -> interval of what all seeds have. seeds: measure -> mean of each."""
+    found: dict[str, Any] = {}
+    for measure in seeds[0]:
+        if all(measure in each for each in seeds):
+            values = [each[measure] for each in seeds]
+            is_share = measure in SHARES
+            found[measure] = asdict((seeds_interval if is_share else seeds_mean_interval)(values))
     return found
-
-
-def _over_seeds(measure: str, values: Sequence[float]) -> Interval:
-    return seeds_interval(values) if measure in SHARES else seeds_mean_interval(values)

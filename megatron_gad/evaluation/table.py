@@ -67,6 +67,16 @@ def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def arm_rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return (measure in words, text of every arm's mean over seeds with its interval)."""
+    arms = results["arms"]
+    return [
+        (name, [_interval(arms[a][m], form) if m in arms[a] else "-" for a in arms])
+        for m, (name, form) in _rows(results).items()
+        if any(m in means for means in arms.values())
+    ]
+
+
 def note_lines(results: Mapping[str, Any]) -> list[str]:
     """Return what has to be known of the numbers, a sentence or two each."""
     notes = [
@@ -138,22 +148,12 @@ def _differences(results: Mapping[str, Any]) -> list[str]:
 
 
 def _arms(results: Mapping[str, Any]) -> list[str]:
-    arms = results["arms"]
-    if not arms:
+    if not results["arms"]:
         return []
-    rows = {
-        measure: (name, form)
-        for measure, (name, form) in _rows(results).items()
-        if any(measure in means for means in arms.values())
-    }
-    lines = [
-        (name, [_interval(arms[a][m], form) if m in arms[a] else "-" for a in arms])
-        for m, (name, form) in rows.items()
-    ]
     return [
         "## Means over seeds",
         "Ranges are 95 % intervals over seeds (Student's t; of shares on the log odds).",
-        _table(["", *arms], lines),
+        _table(["", *results["arms"]], arm_rows(results)),
     ]
 
 
