@@ -84,7 +84,7 @@ def _ask(run: Run, groups: Sequence[Group]) -> Metrics:
         if spent.num_unanswered:
             logger.warning(
                 "the judge left %d calls unanswered, whose pairs do not count: %s",
-                *(spent.num_unanswered, spent.reasons[0]),
+                *(spent.num_unanswered, "; ".join(spent.reasons[:1])),
             )
         return {
             "evaluation/judge_win_rate": found.win_rate,
