@@ -304,6 +304,28 @@ def test_a_judge_that_fails_costs_its_number_alone(
     assert reason in warning
 
 
+def test_a_pair_that_the_judge_refuses_is_left_out(
+    build, assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = json.loads((assets / "eval.jsonl").read_text().splitlines()[0])
+
+    def answer(body: dict[str, Any], attempt: int) -> Reply:
+        prompt = body["messages"][-1]["content"]
+        if part(prompt, "conversation") == first["content"][0]["content"]:
+            return Reply(http(400, "such things are not judged"))
+        return ok(completion("[[C]]"))
+
+    with hostile_teacher(answer) as server:
+        run = build(tmp_path / "run", *judge_flags(assets, server.base_url))
+        begin_stage(run)
+        found = evaluate_held_out(run)
+        run.close()
+    assert found["evaluation/judge_win_rate"] == 0.5
+    assert found["evaluation/judge_missing_share"] == pytest.approx(1 / JUDGED)
+    said = "the judge left 2 calls unanswered, whose pairs do not count: HTTP 400: such things are"
+    assert said in caplog.text
+
+
 def test_verdicts_that_are_something_else_end_no_run(
     build, assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
