@@ -99,6 +99,15 @@ EVALUATION_MUTANTS = (
         ("tests/unit/engines/asking/test_pool.py::test_what_takes_longer_than_it_may_is_given_up",),
     ),
     Mutant(
+        "a share's interval over seeds may leave 0 to 1, and other means may not",
+        "is_share = measure in SHARES",
+        "is_share = measure not in SHARES",
+        (
+            "tests/unit/test_quickstart_seeds.py::"
+            "test_the_verdict_without_a_checker_has_means_over_the_seeds",
+        ),
+    ),
+    Mutant(
         "an instruction of a run is asked though its prompt is too long",
         "too_long = [prompt for prompt in prompts if len(prompt.ids) > limit]",
         "too_long = [prompt for prompt in prompts if len(prompt.ids) > 2 * limit]",
