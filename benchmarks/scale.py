@@ -6,7 +6,7 @@ For the planner's fastest layout that fits. docs/scale.md says what the columns 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import tyro
@@ -19,6 +19,8 @@ from benchmarks.traffic import (
     Group,
     Pass,
     Traffic,
+    listed_bytes,
+    load_traffic,
     pass_traffic,
     rollout_bytes,
     rollout_traffic,
@@ -43,7 +45,7 @@ from megatron_gad.planning.request import (
 )
 from megatron_gad.planning.saving import saved_bytes
 from megatron_gad.planning.search import Plan, find_plans
-from megatron_gad.planning.shapes import shape_from_config
+from megatron_gad.planning.shapes import ModelShape, shape_from_config
 from megatron_gad.planning.work import Lengths
 
 # Metrics of a loss; they are a few bytes each.
@@ -80,9 +82,9 @@ class Arguments:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    steps, saves = [], []
+    steps, saves, loads = [], [], []
     for model in arguments.models:
         for num_gpus in arguments.gpus:
             request = _request(arguments, model, num_gpus)
@@ -92,7 +94,8 @@ def main() -> None:
                 steps.append([model, num_gpus, str(error).partition(":")[0], *[""] * 7])
                 continue
             steps.append([model, num_gpus, *_step_row(arguments, request, plan)])
-            saves.append([model, num_gpus, *_save_row(arguments, request, plan)])
+            saves.append([model, num_gpus, *_save_row(arguments, request, plan.layout)])
+            loads.append([model, num_gpus, *_load_row(arguments, request, plan.layout)])
     columns = ("tensor", "pipeline", "data", "swap", "rollouts")
     given = [f"{name}: GiB, s" for name in columns]
     title = ["model", "GPUs", "layout", *given, "calls", "of the step"]
@@ -107,7 +110,18 @@ def main() -> None:
         "write, s",
         "all, s",
     ]
-    print("\n".join(_table(title, saves)))
+    print("\n".join([*_table(title, saves), ""]))
+    title = [
+        "model",
+        "GPUs",
+        "a rank reads, GiB",
+        "receives, GiB",
+        "is told, MiB",
+        "lists, MiB",
+        "read, s",
+        "all, s",
+    ]
+    print("\n".join(_table(title, loads)))
 
 
 def _request(arguments: Arguments, model: str, num_gpus: int) -> Request:
@@ -200,18 +214,36 @@ def _pass(
     )
 
 
-def _save_row(arguments: Arguments, request: Request, plan: Plan) -> list[str]:
-    """Return the columns of a checkpoint: both models with their optimizers, and the reference."""
-    layout, device = plan.layout, request.device
-    models = [(request.student, False), (request.discriminator, True)]
+def _models(request: Request) -> list[tuple[ModelShape, bool]]:
+    return [(request.student, False), (request.discriminator, True)]
+
+
+def _share(request: Request, layout: Layout) -> float:
+    """Return the bytes of a rank in a checkpoint: both models, their optimizers, the reference."""
+    models = _models(request)
     of_rank = sum(saved_bytes(shape, layout, True, is_scorer) for shape, is_scorer in models)
     weights = max(stage.total for stage in stage_parameters(request.student, layout, False))
-    of_rank += weights * request.precision.weight / layout.data
+    return of_rank + weights * request.precision.weight / layout.data
+
+
+def _fullest_stage(
+    traffic: Callable[..., Iterator[Traffic]], request: Request, layout: Layout
+) -> list[Traffic]:
+    """Return what a rank sends for a checkpoint, of the pipeline stage that sends most."""
+    models, width = _models(request), request.precision.weight
+    stages = [[*traffic(models, layout, width, stage)] for stage in range(layout.pipeline)]
+    return max(stages, key=lambda stage: sum(each.num_bytes for each in stage))
+
+
+def _save_row(arguments: Arguments, request: Request, layout: Layout) -> list[str]:
+    """Return the columns of a checkpoint that is written."""
+    device = request.device
+    of_rank = _share(request, layout)
     in_all = of_rank * layout.world
     files = 3 * (FILES_OF_RANK * layout.world + FILES_OF_MODEL) + FILES_OF_SAVE
     host = of_rank * min(layout.world, device.gpus_per_node) / arguments.host_write
     write = max(host, in_all / arguments.storage_write)
-    sent = [*save_traffic([request.student, request.discriminator], layout)]
+    sent = _fullest_stage(save_traffic, request, layout)
     told = sum(each.num_bytes for each in sent if each.kind == "gather") * layout.world
     seconds = write + files / arguments.creates_per_second
     seconds += sum(_seconds(each, layout, device, arguments) for each in sent)
@@ -221,6 +253,32 @@ def _save_row(arguments: Arguments, request: Request, plan: Plan) -> list[str]:
         f"{files:,}",
         f"{told / 2**20:.0f}",
         f"{write:.1f}",
+        f"{seconds:.1f}",
+    ]
+
+
+def _load_row(arguments: Arguments, request: Request, layout: Layout) -> list[str]:
+    """Return the columns of a checkpoint that is read, once for its digests and once to be used.
+
+    The reference is read as the student is, of which it has the weights.
+    """
+    device, width = request.device, request.precision.weight
+    of_rank, models = _share(request, layout), _models(request)
+    lists = sum(listed_bytes(shape, layout, width) for shape, _ in models)
+    # To be checked; and for the objects and the tensors, which are apart if there are copies.
+    in_all = 2 * of_rank * layout.world + lists * (3 if layout.data > 1 else 2) * layout.world
+    host = in_all * min(1, device.gpus_per_node / layout.world) / arguments.host_write
+    read = max(host, in_all / arguments.storage_write)
+    sent = _fullest_stage(load_traffic, request, layout)
+    received = sum(x.num_bytes for x in sent if (x.kind, x.group) == ("broadcast", "data"))
+    told = sum(x.num_bytes for x in sent if (x.kind, x.group) == ("all_gather", "data"))
+    seconds = read + sum(_seconds(each, layout, device, arguments) for each in sent)
+    return [
+        f"{2 * of_rank / GIB:.2f}",
+        f"{received / GIB:.2f}",
+        f"{told * layout.data / 2**20:.0f}",
+        f"{lists / 2**20:.0f}",
+        f"{read:.1f}",
         f"{seconds:.1f}",
     ]
 
@@ -240,6 +298,7 @@ def _seconds(traffic: Traffic, layout: Layout, device: Device, arguments: Argume
         "all_to_all": (ring / size, ring),
         "broadcast": (1, tree),
         "gather": (ring, ring),
+        "scatter": (ring / size, ring),
         "send": (1, 1),
         "barrier": (0, 2 * tree),
     }[traffic.kind]

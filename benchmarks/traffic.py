@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from megatron_gad.planning.layout import Layout, stage_parameters
 from megatron_gad.planning.shapes import ModelShape
@@ -19,6 +19,7 @@ Kind = Literal[
     "all_to_all",
     "broadcast",
     "gather",
+    "scatter",
     "send",
     "barrier",
 ]
@@ -32,8 +33,15 @@ SHAPE_BYTES = 24
 SAMPLED_BYTES, GIVEN_BYTES = 23, 9
 # What a stage tells of one of its tensors before a swap.
 PLACE_BYTES = 70
-# What a rank tells of each of its tensors at a save, with all states and in all messages together.
-TOLD_BYTES = 1_800
+# What a rank tells, at most, of each tensor or state that it holds, or box of one; in two messages
+# of each that it writes; and of each that it reads, beside what it tells of a model.
+HELD_BYTES, WRITTEN_BYTES, READ_BYTES, READS_BYTES = 150, 450, 200, 4_000
+# What is no tensor of a model.
+OBJECTS_BYTES = 1_000
+# A tensor, a state or a box of one in the list of a checkpoint.
+LISTED_BYTES = 450
+# A rank's piece of the optimizer's states cuts two tensors, each into up to so many boxes.
+BOXES = 3
 # What a rank writes of each model, and what the first one writes beside: two files and an index of
 # each model, the run's state, the digests and the name of the newest checkpoint.
 FILES_OF_RANK, FILES_OF_MODEL, FILES_OF_SAVE = 2, 3, 3
@@ -206,19 +214,54 @@ def rollout_traffic(layout: Layout, num_bytes: float) -> Iterator[Traffic]:
         yield Traffic("all_to_all", "data", 1, num_bytes, is_object=True)
 
 
-def num_tensors(shape: ModelShape, layout: Layout) -> int:
-    """Return how many tensors of a model a rank of the fullest stage holds."""
-    # Query, key and value are one tensor, gate and up another.
-    of_layer = 6 + shape.has_qkv_bias + 2 * shape.has_qk_norm
-    return shape.num_layers // layout.pipeline * of_layer + (3 if layout.pipeline == 1 else 2)
+def _num_stored(shape: ModelShape, layout: Layout, stage: int, is_scorer: bool) -> int:
+    """Return how many weights of a rank of a pipeline stage a checkpoint has."""
+    is_first, is_last = stage == 0, stage == layout.pipeline - 1
+    # Query, key and value are one tensor; gate and up are two.
+    of_layer = 7 + shape.has_qkv_bias + 2 * shape.has_qk_norm
+    has_head = is_scorer or not (shape.is_tied and is_first)
+    return shape.num_layers // layout.pipeline * of_layer + is_first + is_last * (1 + has_head)
 
 
-def save_traffic(shapes: Sequence[ModelShape], layout: Layout) -> Iterator[Traffic]:
-    """Yield what a rank sends when a checkpoint is written; tensors go to the disk alone.
+def _num_states(layout: Layout, value_bytes: int) -> int:
+    """Return how many states a checkpoint has of each weight: moments, and main weights."""
+    return 2 + (layout.distributed_optimizer or value_bytes < FLOAT32_BYTES)
 
-    shapes: of the models, one after the other.
+
+class Entries(NamedTuple):
+    """Tensors, states and boxes of states that one rank has something to do with.
+
+    copied: what all data ranks hold. own: what this one alone does.
     """
-    count, told = len(shapes), sum(TOLD_BYTES * num_tensors(each, layout) for each in shapes)
+
+    copied: float
+    own: float
+
+    def of_rank(self, layout: Layout) -> float:
+        """Return what it writes, or reads."""
+        return self.copied / layout.data + self.own
+
+
+def _entries(stored: int, layout: Layout, value_bytes: int) -> Entries:
+    """Return what a rank with so many weights holds of a model and its optimizer."""
+    num_states = _num_states(layout, value_bytes)
+    if not layout.distributed_optimizer:
+        return Entries(stored * (1 + num_states), 0)
+    return Entries(stored, num_states * (stored / layout.data + 2 * BOXES))
+
+
+def save_traffic(
+    shapes: Sequence[tuple[ModelShape, bool]], layout: Layout, value_bytes: int, stage: int
+) -> Iterator[Traffic]:
+    """Yield what a rank of a pipeline stage sends when a checkpoint is written.
+
+    Tensors go to the disk alone. shapes: of the models, and whether each is a scorer.
+    """
+    count = len(shapes)
+    stored = [_num_stored(shape, layout, stage, is_scorer) for shape, is_scorer in shapes]
+    entries = [_entries(each, layout, value_bytes) for each in stored]
+    held = HELD_BYTES * sum(map(sum, entries))
+    told = held + WRITTEN_BYTES * sum(each.of_rank(layout) for each in entries)
     # Draft, digests, publication; written and listed, for each model.
     yield Traffic("barrier", "world", 3 + 2 * count, 0)
     # Whether numbers are finite, and digests; how much is told of what follows.
@@ -229,4 +272,46 @@ def save_traffic(shapes: Sequence[ModelShape], layout: Layout) -> Iterator[Traff
     yield Traffic("broadcast", "world", count, 4 * count)
     if layout.data > 1:
         # Which of the copies writes what.
-        yield Traffic("all_gather", "data", 2 * count, told / 3, is_object=True)
+        yield Traffic("all_gather", "data", 2 * count, held, is_object=True)
+
+
+def listed_bytes(shape: ModelShape, layout: Layout, value_bytes: int) -> int:
+    """Return at most what the list of a model's tensors takes, which every rank reads."""
+    listed = 0.0
+    for stage in range(layout.pipeline):
+        stored = _num_stored(shape, layout, stage, is_scorer=True)
+        of_stage = _entries(stored, layout, value_bytes)
+        listed += layout.tensor * (of_stage.copied + of_stage.own * layout.data)
+    return round(listed) * LISTED_BYTES
+
+
+def load_traffic(
+    shapes: Sequence[tuple[ModelShape, bool]], layout: Layout, value_bytes: int, stage: int
+) -> Iterator[Traffic]:
+    """Yield what a rank of a pipeline stage sends when a checkpoint is read.
+
+    shapes: of the models, and whether each is a scorer.
+    """
+    count = len(shapes)
+    stored = [_num_stored(shape, layout, stage, is_scorer) for shape, is_scorer in shapes]
+    entries = [_entries(each, layout, value_bytes) for each in stored]
+    told = sum(READ_BYTES * each.of_rank(layout) + READS_BYTES for each in entries)
+    # What every rank is going to read, to the first and back; of copies, objects and then tensors.
+    plans = count * (2 if layout.data > 1 else 1)
+    yield Traffic("gather", "world", plans, told, is_object=True)
+    yield Traffic("broadcast", "world", plans, SIZE_BYTES * plans)
+    yield Traffic("scatter", "world", 2 * plans, told * layout.world, is_object=True)
+    yield Traffic("all_gather", "world", 3 * plans, SIZE_BYTES * 3 * plans, is_object=True)
+    if layout.data == 1:
+        return
+    objects = (SIZE_BYTES + OBJECTS_BYTES) * count
+    yield Traffic("all_gather", "world", 2 * count, objects, is_object=True)
+    # Which of the copies reads what; and what it has read.
+    held = HELD_BYTES * sum(map(sum, entries))
+    yield Traffic("all_gather", "data", 2 * count, held, is_object=True)
+    each = value_bytes
+    if not layout.distributed_optimizer:
+        each += _num_states(layout, value_bytes) * FLOAT32_BYTES
+    weights = [stage_parameters(shape, layout, scores)[stage].total for shape, scores in shapes]
+    num_copied = round(sum(each.copied for each in entries))
+    yield Traffic("broadcast", "data", num_copied, each * sum(weights))

@@ -22,7 +22,8 @@ from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.supervised import supervised_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.training.checkpoint import Residents, save_checkpoint
+from megatron_gad.training.checkpoint import Residents, load_model, save_checkpoint
+from megatron_gad.training.checkpoint_files import iteration_folder
 from megatron_gad.training.exchange import rebalance
 from megatron_gad.training.parallel import Parallel, initialize
 from megatron_gad.training.trainer import Trainer
@@ -129,6 +130,8 @@ def count_layout(folder: Path, name: str) -> Counts:
     counts.count("rollouts", lambda: sample(place))
     run, models = folder / name, {"student": student, "discriminator": discriminator}
     counts.count("save", lambda: save_checkpoint(run, 1, Residents(models), {}, place, 0))
+    saved = iteration_folder(run, 1)
+    counts.count("load", lambda: [load_model(saved / name, each) for name, each in models.items()])
     return counts
 
 

@@ -14,6 +14,8 @@ from benchmarks.traffic import (
     FILES_OF_SAVE,
     Pass,
     Traffic,
+    listed_bytes,
+    load_traffic,
     pass_traffic,
     rollout_bytes,
     rollout_traffic,
@@ -161,10 +163,37 @@ def test_save_sends_what_its_formula_says(folder: Path, counted: dict[str, Any],
     shape, layout = read_shape(folder / name.split()[0]), layout_of(name)
     for rank in counted[name]:
         calls, num_bytes = rank["found"]["save"]
-        expected = add_up(save_traffic([shape, shape], layout), rank["ranks"])
+        traffic = save_traffic([(shape, False), (shape, True)], layout, FLOAT32, rank["stage"])
+        expected = add_up(traffic, rank["ranks"])
         assert calls == {key: each.calls for key, each in expected.items()}
         for key, each in expected.items():
             assert each.most / 4 <= num_bytes[key] <= each.most, (key, each, num_bytes[key])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_load_sends_what_its_formula_says(folder: Path, counted: dict[str, Any], name: str) -> None:
+    """As many calls, every byte of the tensors, and at most as many bytes of what is told."""
+    shape, layout = read_shape(folder / name.split()[0]), layout_of(name)
+    for number, rank in enumerate(counted[name]):
+        calls, num_bytes = rank["found"]["load"]
+        traffic = load_traffic([(shape, False), (shape, True)], layout, FLOAT32, rank["stage"])
+        expected = add_up(traffic, rank["ranks"])
+        assert calls == {key: each.calls for key, each in expected.items()}
+        for key, each in expected.items():
+            if key.kind == "scatter" and number > 0:
+                continue  # the first rank's
+            assert each.least / 4 <= num_bytes[key] <= each.most, (key, each, num_bytes[key])
+        if layout.data > 1 and layout.data < WORLD:
+            tensors = Key("broadcast", rank["ranks"]["data"])
+            assert num_bytes[tensors] == expected[tensors].least
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_list_of_tensors_is_as_long_as_its_formula_says(folder: Path, name: str) -> None:
+    shape, layout = read_shape(folder / name.split()[0]), layout_of(name)
+    most = listed_bytes(shape, layout, FLOAT32)
+    for file in (folder / name).rglob(".metadata"):
+        assert most / 4 <= file.stat().st_size <= most + FRAME_BYTES, file
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
