@@ -3,7 +3,6 @@
 The bounds are rules of thumb, not theorems; docs/metrics.md explains each.
 """
 
-import math
 from collections.abc import Callable
 
 from megatron_gad.config.rollout import BF16_GAP_ALARM, FP32_GAP_BOUND
@@ -152,7 +151,7 @@ RULES = (
         growth("discriminator/loss"),
         "x",
         "below 1.15 x, or a student that has become as good as the teacher",
-        high=(1.15, math.inf),
+        high=(1.15, 4.0),
         too_high="Either the student has become hard to tell from the teacher, or the "
         "discriminator forgets: a held-out check decides. Against forgetting: "
         "extra_discriminator_steps with fresh prompts, or a lower adversarial.student_lr.",

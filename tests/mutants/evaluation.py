@@ -138,6 +138,24 @@ EVALUATION_MUTANTS = (
         ),
     ),
     Mutant(
+        "a rule that is ignored acts",
+        'if finding.level == "act" and finding.name not in self._config.ignore',
+        'if finding.level == "act"',
+        (
+            "tests/unit/reporting/test_failing_learning.py::"
+            "test_a_discriminator_whose_rate_is_far_too_high_drives_scores_apart",
+        ),
+    ),
+    Mutant(
+        "a discriminator that is overtaken is only watched",
+        "high=(1.15, 4.0),",
+        "high=(1.15, 400.0),",
+        (
+            "tests/unit/reporting/test_failing_learning.py::"
+            "test_a_discriminator_that_stands_still_is_overtaken",
+        ),
+    ),
+    Mutant(
         "the held-out accuracy is compared with itself",
         'learned = numbers.recent("discriminator/accuracy", taught())',
         'learned = numbers.recent("evaluation/discriminator_accuracy", taught())',

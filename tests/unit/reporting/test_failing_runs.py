@@ -1,75 +1,25 @@
 """Runs that are made to fail: the rules see it, do what they are told to, and say why."""
 
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_gad.__main__ import main
 from megatron_gad.errors import STOPPED
-from tests.ranks import statuses_of_ranks
+from tests.unit.reporting.failing_runs import (
+    NORTH,
+    SOUTH,
+    Played,
+    assert_told,
+    game,
+    read_rows,
+    rewarded_length,
+    short_teacher,
+    write_rows,
+)
 
 pytestmark = pytest.mark.slow
-Played = tuple[int | None, list[dict[str, Any]], str]
-SMALL = {
-    "--adversarial.prompts-per-step": ["1"],
-    "--adversarial.group-size": ["2"],
-    "--adversarial.extra-discriminator-steps": ["0"],
-}
-NORTH, SOUTH = "facing north.", "facing south."
-
-
-def run_command(words: list[str]) -> int:
-    """Run the command in this process."""
-    sys.argv = ["megatron_gad", *words]
-    return main()
-
-
-def game(assets: Path, save: Path, steps: int, *flags: str) -> Played:
-    """Play the game from a student with random weights; return status, metrics and log."""
-    words = [] if flags[0].endswith(".toml") else ["examples/tiny/run.toml"]
-    words += [*flags, "--no-tensorboard", "--adversarial.steps", str(steps), "--save", str(save)]
-    words += ["--student.path", str(assets / "student")]
-    defaults = {"--stages": ["adversarial"], "--data.path": [str(assets / "train.jsonl")]}
-    defaults |= {"--data.eval-path": [str(assets / "eval.jsonl")], **SMALL}
-    words += [x for name, values in defaults.items() if name not in flags for x in (name, *values)]
-    log = save.with_suffix(".log")
-    (status,) = statuses_of_ranks(run_command, 1, words, log=log, timeout_s=600)
-    lines = (save / "metrics.jsonl").read_text().splitlines()
-    return status, [json.loads(line) for line in lines], log.read_text()
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of JSON lines."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write a file of JSON lines."""
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-def short_teacher(assets: Path, folder: Path) -> Path:
-    """Write rows whose teacher says two words: whoever says more is found out by his length."""
-    rows = read_rows(assets / "train.jsonl")
-    return write_rows(folder / "short.jsonl", [{**row, "teacher_response": NORTH} for row in rows])
-
-
-def rewarded_length(folder: Path, factor: float) -> str:
-    """Write the tiny configuration with the response's length for its only reward."""
-    reward = 'function = "tests.unit.engines.rewards.given:lengths"'
-    file = folder / "rewarded.toml"
-    file.write_text(
-        f"{Path('examples/tiny/run.toml').read_text()}\n"
-        f'[[rewards]]\nname = "length"\n{reward}\narguments = {{ factor = {factor} }}\n'
-        '[[rewards]]\nname = "discriminator"\nweight = 0.0\n'
-    )
-    return str(file)
 
 
 def test_a_discriminator_that_has_won_is_paused(assets: Path, tmp_path: Path) -> None:
@@ -80,14 +30,13 @@ def test_a_discriminator_that_has_won_is_paused(assets: Path, tmp_path: Path) ->
     status, steps, log = game(assets, tmp_path / "run", 43, *flags)
     assert status == 0, log
     assert [rule for rule in ("truncated", "length_ratio") if f"({rule})" not in log] == []
-    assert "(strong_discriminator)" in log
-    assert "Therefore the discriminator is paused until this is over" in log
+    paused = "the discriminator is paused until this is over"
+    remedy = "a lower adversarial.discriminator_lr"
+    assert_told(tmp_path / "run", log, "strong_discriminator", remedy, paused)
     learned = ["discriminator/grad_norm" in step for step in steps]
     assert learned == [True] * 40 + [False] * 3
     # It scores on, so that the rule can end; and the student learns on.
     assert all("discriminator/accuracy" in step and "student/loss" in step for step in steps)
-    page = (tmp_path / "run/report.html").read_text()
-    assert "Therefore the discriminator is paused until this is over (health)." in page
 
 
 def test_a_student_without_variety_is_not_trained(assets: Path, tmp_path: Path) -> None:
@@ -95,9 +44,9 @@ def test_a_student_without_variety_is_not_trained(assets: Path, tmp_path: Path) 
     flags += ["--health.skip-student", "zero_advantages"]
     status, steps, log = game(assets, tmp_path / "run", 22, *flags)
     assert status == 0, log
-    assert "(zero_advantages)" in log
+    skipped = "the student is not trained until this is over"
+    assert_told(tmp_path / "run", log, "zero_advantages", "Raise rollout.temperature", skipped)
     assert "(non_finite)" not in log  # without a spread the probes have no unit, and no number
-    assert "Therefore the student is not trained until this is over" in log
     assert "(repetition)" in log  # the likeliest text of random weights goes round in circles
     assert ["student/loss" in step for step in steps] == [True] * 20 + [False] * 2
     assert all("discriminator/grad_norm" in step for step in steps)
@@ -111,9 +60,11 @@ def test_a_discriminator_that_never_learns_stops_the_run(assets: Path, tmp_path:
     assert status == STOPPED, log
     assert len(steps) == 160  # at the first look after 150 steps
     assert "as health.stop says (frozen_discriminator)" in log
-    assert "discriminator_interval = 1" in log
+    remedy = "discriminator_interval = 1"
+    assert_told(tmp_path / "run", log, "frozen_discriminator", remedy, "the run is stopped")
     # The student has found what it likes: rubbish that it puts above the teacher's text.
     assert "(weak_discriminator)" in log
+    assert "(kl)" in log
     assert steps[-1]["reward/mean"] > steps[0]["reward/mean"]
 
 

@@ -70,6 +70,12 @@ def test_a_rule_judges_its_number(tmp_path, title, stage, rows, level, value):
     assert bool(finding.advice) == (level != "healthy")
 
 
+def test_every_rule_has_bounds_from_which_on_it_may_do_something():
+    bounds = [bound for rule in RULES for pair in (rule.low, rule.high) for bound in pair or ()]
+    assert len(bounds) >= 2 * len(RULES)
+    assert all(map(math.isfinite, bounds))
+
+
 def test_only_the_end_of_the_game_is_judged(tmp_path):
     rows = constant("discriminator/accuracy", 0.99, 30) + constant("discriminator/accuracy", 0.7)
     findings = findings_of(tmp_path, "adversarial", rows)
