@@ -105,3 +105,21 @@ def test_the_trained_tokens_are_those_of_every_pass(start) -> None:
         for group in (*groups, *extra)
     )
     assert found == 2 * student + discriminator
+
+
+@pytest.mark.parametrize("stage", ["warmup", "adversarial"])
+def test_what_samples_show_of_tokens_changes_no_number_of_a_step(start, stage: str) -> None:
+    sections = {"warmup": {"prompts_per_step": 8, "group_size": 2}, "adversarial": GAME}
+    numbers, shown = [], []
+    for interval in (0, 2):
+        log = {"samples_interval": interval}
+        run, begun = start(stage, log=log, discriminator={"score": "sum"}, **sections)
+        results = [take_step(run, begun) for _ in range(4)]
+        for result in results:
+            del result.metrics["engine/tokens_per_s"]  # which depends on the clock
+        numbers.append([result.metrics for result in results])
+        shown.append(["teacher_tokens" in result.samples[0] for result in results])
+        run.close()
+    assert numbers[0] == numbers[1]
+    # In the steps that write samples alone: the first of a stage, and every other one.
+    assert shown == [[False] * 4, [True, True, False, True]]
