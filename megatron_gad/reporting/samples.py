@@ -1,6 +1,6 @@
 """Samples of steps all over the run: the teacher's text beside what the student said."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_gad.files import read_records
@@ -11,6 +11,8 @@ from megatron_gad.reporting.tokens import Scale, ShownToken, read_tokens, scale_
 STEPS_PER_STAGE = 12
 MAX_PROMPTS = 4
 MAX_ROLLOUTS = 4
+# Each takes some 40 bytes of the page.
+MAX_COLOURED_TOKENS = 100_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class SampledPrompt:
     rollouts: tuple[SampledRollout, ...]
     num_hidden: int
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that have a colour."""
+        return len(self.teacher_tokens) + sum(len(rollout.tokens) for rollout in self.rollouts)
+
+    def without_colours(self) -> "SampledPrompt":
+        """Return the same as plain text."""
+        rollouts = tuple(replace(rollout, tokens=()) for rollout in self.rollouts)
+        return replace(self, teacher_tokens=(), scale=None, rollouts=rollouts)
+
 
 @dataclass(frozen=True)
 class SampledStep:
@@ -64,6 +76,7 @@ def choose_samples(run: RunRecord) -> list[SampledStep]:
     """Read the first and last sampled step of every stage, and some evenly between them.
 
     Where prompts come back from step to step the same ones are shown, so that one sees the change.
+    If there are too many tokens to colour, the first and last steps of the stages come first.
     """
     by_stage: dict[str, list[int]] = {}
     for step in run.sample_files:
@@ -74,7 +87,23 @@ def choose_samples(run: RunRecord) -> list[SampledStep]:
     for rows in rows_of.values():
         for prompt in {str(row.get("prompt", "")) for row in rows}:
             counts[prompt] = counts.get(prompt, 0) + 1
-    return [_sampled_step(run, step, rows, counts) for step, rows in rows_of.items() if rows]
+    sampled = [_sampled_step(run, step, rows, counts) for step, rows in rows_of.items() if rows]
+    ends = {step for found in by_stage.values() for step in (found[0], found[-1])}
+    return _with_fewer_colours(sampled, ends)
+
+
+def _with_fewer_colours(sampled: list[SampledStep], first: set[int]) -> list[SampledStep]:
+    """Take the colours off beyond what a page may have; first: steps that keep theirs first."""
+    left = MAX_COLOURED_TOKENS
+    found: dict[int, SampledStep] = {}
+    for each in sorted(sampled, key=lambda each: each.step not in first):
+        prompts: list[SampledPrompt] = []
+        for prompt in each.prompts:
+            fits = prompt.num_tokens <= left
+            left -= prompt.num_tokens if fits else 0
+            prompts.append(prompt if fits else prompt.without_colours())
+        found[each.step] = replace(each, prompts=tuple(prompts))
+    return [found[each.step] for each in sampled]
 
 
 def _evenly_spread(steps: list[int]) -> list[int]:

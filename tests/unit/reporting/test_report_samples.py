@@ -148,6 +148,17 @@ def test_tokens_that_cannot_be_read_leave_the_text(tmp_path, tokens):
     assert prompt.scale is None
 
 
+def test_a_page_of_very_many_tokens_has_colours_at_the_ends_of_its_stages(tmp_path):
+    tokens = [["a", 1.0]] * 45_000
+    rollouts = [rollout("a" * 45_000, 1.0) | {"tokens": tokens}]
+    for step in (1, 2, 3):
+        write_samples(tmp_path, step, [{"prompt": "p", "teacher": "t", "rollouts": rollouts}])
+    shown = [sampled.prompts[0] for sampled in choose_samples(read_run(tmp_path))]
+    assert [len(prompt.rollouts[0].tokens) for prompt in shown] == [45_000, 0, 45_000]
+    assert [prompt.scale is None for prompt in shown] == [False, True, False]
+    assert shown[1].rollouts[0].text == "a" * 45_000
+
+
 def test_tokens_that_are_worth_nothing_have_no_colour(tmp_path):
     prompt = sampled_tokens(tmp_path, "a", [["a", 0.0]])
     assert [(each.value, each.level) for each in prompt.rollouts[0].tokens] == [("+0", "")]
