@@ -1,6 +1,6 @@
 """What training does to a model of transformers, written down plainly, to compare with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -50,21 +50,24 @@ class HfScorer:
     def read(self, batch: PairBatch, temperature: float = 1.0) -> ScorerOutput:
         """Scores, [R]; row by row, without padding."""
         scores = []
-        for values in self.response_values(batch):
-            kinds = {"last_token": values[-1], "sum": values.sum(), "mean": values.mean()}
+        for values, response in self._values(batch):
+            own = values[response]
+            # The last token of a row without response is its prompt's.
+            kinds = {"last_token": values[-1], "sum": own.sum(), "mean": own.mean()}
             scores.append(kinds[self.kind])
         return ScorerOutput(torch.stack(scores))
 
     def response_values(self, batch: PairBatch) -> list[torch.Tensor]:
         """What the head makes of every response token, of every row."""
-        found = []
+        return [values[response] for values, response in self._values(batch)]
+
+    def _values(self, batch: PairBatch) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the head makes of the tokens of every row, and which of them are its response."""
         for tokens, length, mask in zip(
             batch.tokens, batch.lengths, batch.response_mask, strict=True
         ):
             hidden = self.model(tokens[None, :length]).last_hidden_state[0]
-            values = hidden @ self.parameters["score.weight"][0]
-            found.append(values[mask[:length]])
-        return found
+            yield hidden @ self.parameters["score.weight"][0], mask[:length]
 
 
 def reference_gradients(
