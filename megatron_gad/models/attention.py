@@ -36,18 +36,23 @@ class PackedLengths(PackedSeqParams):
     lengths: tokens of each sequence.
     starts: position of each sequence's first token; so many tokens of another stand before it.
     sources: number of that other sequence, which begins at position 0; not read if starts is 0.
+    unread: tokens at each sequence's beginning of which the last layer computes keys and values
+        only, because nobody reads its result there; empty if it computes everything.
+    read: int64, the other tokens' places, on the device; None if unread is empty.
     """
 
     lengths: tuple[int, ...] = ()
     starts: tuple[int, ...] = ()
     sources: tuple[int, ...] = ()
+    unread: tuple[int, ...] = ()
+    read: Tensor | None = None
 
     @cached_property
     def seen(self) -> Tensor:
         """Which tokens each sequence attends to, one sequence behind the other, [keys] int64."""
         parts = [
             torch.arange(*bounds)
-            for begin, end, *before in spans_of(self.lengths, self.starts, self.sources)
+            for begin, end, *before, _, _ in spans_of(self.lengths, self.starts, self.sources)
             for bounds in (before, (begin, end))
         ]
         return torch.cat(parts).to(self.cu_seqlens_q.device)
@@ -58,10 +63,11 @@ def packed_lengths(
     device: torch.device,
     starts: Sequence[int] | None = None,
     sources: Sequence[int] | None = None,
+    unread: Sequence[int] = (),
 ) -> PackedLengths:
     """Describe sequences of these lengths, one behind the other, on a device.
 
-    starts, sources: see PackedLengths; None: every sequence stands for itself.
+    starts, sources: see PackedLengths; None: every sequence stands for itself. unread: see there.
     """
     alone = (0,) * len(lengths)
     starts = alone if starts is None else tuple(starts)
@@ -75,11 +81,19 @@ def packed_lengths(
         lengths=tuple(lengths),
         starts=starts,
         sources=alone if sources is None else tuple(sources),
+        unread=tuple(unread),
+        read=_read_places(lengths, unread).to(device) if unread else None,
     )
 
 
 def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
+def _read_places(lengths: Sequence[int], unread: Sequence[int]) -> Tensor:
+    """Return the places of all tokens but the first ``unread`` ones of each sequence."""
+    parts = torch.arange(sum(lengths)).split(list(lengths))
+    return torch.cat([part[skipped:] for part, skipped in zip(parts, unread, strict=True)])
 
 
 class RotaryTable:
@@ -145,13 +159,18 @@ class CoreAttention(MegatronModule):
         rotary: RotaryTable,
         config: TransformerConfig,
         *,
+        is_last: bool = False,
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
         **_unused: object,
     ) -> None:
-        """Build; all arguments but the first are those that Megatron's Attention passes."""
+        """Build; the arguments behind ``is_last`` are those that Megatron's Attention passes.
+
+        is_last: belongs to a LastLayer, and attends from the tokens that are read only.
+        """
         super().__init__(config=config)
         self.rotary = rotary
+        self.is_last = is_last
         self.softmax_scale = softmax_scale
         self.cp_group = None
         if config.context_parallel_size > 1:
@@ -181,7 +200,8 @@ class CoreAttention(MegatronModule):
             packed_seq_params: the PackedLengths of packed sequences.
 
         Returns:
-            [T, B, heads * head_dim], or packed [tokens, heads * head_dim].
+            [T, B, heads * head_dim], or packed [tokens, heads * head_dim]; of the last layer, only
+            those of the packed tokens that are read.
         """
         assert attention_bias is None, "attention_bias is not supported"
         if packed_seq_params is not None:
@@ -217,15 +237,19 @@ class CoreAttention(MegatronModule):
         query, key = _rotate(
             query.unsqueeze(1), key.unsqueeze(1), self.rotary.packed(packed, query)
         )
+        read = packed.read if self.is_last else None
         if any(packed.starts):
-            spans = spans_of(packed.lengths, packed.starts, packed.sources)
+            unread = () if read is None else packed.unread
+            spans = spans_of(packed.lengths, packed.starts, packed.sources, unread)
+            query = query if read is None else query[read]
             tensors = query.squeeze(1), key.squeeze(1), value
             return attend_shared(*tensors, spans, self.softmax_scale).flatten(start_dim=1)
         lengths = list(packed.lengths)
         parts = zip(
             query.split(lengths), key.split(lengths), value.unsqueeze(1).split(lengths), strict=True
         )
-        return torch.cat([self._attend(*part, allowed=None) for part in parts]).squeeze(1)
+        context = torch.cat([self._attend(*part, allowed=None) for part in parts]).squeeze(1)
+        return context if read is None else context[read]
 
     def _attend_context_parallel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend from this rank's two chunks of the sequence to the keys of all ranks."""

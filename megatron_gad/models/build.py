@@ -240,7 +240,7 @@ def _build_chunks(
             {
                 "config": config,
                 "transformer_layer_spec": _block_spec(
-                    config, hf_config, bool(compute.share_prompts), vp_stage
+                    config, hf_config, bool(compute.share_prompts), vp_stage, is_last
                 ),
                 "vocab_size": padded_vocab_size(hf_config, layout),
                 "max_sequence_length": hf_config.max_position_embeddings,
@@ -266,6 +266,7 @@ def _block_spec(
     hf_config: PretrainedConfig,
     shares_prompts: bool,
     vp_stage: int | None,
+    is_last: bool,
 ) -> TransformerBlockSubmodules:
     """Name the classes a stage is made of: Transformer Engine's, or the local ones."""
     if config.transformer_impl == "transformer_engine":
@@ -277,4 +278,4 @@ def _block_spec(
     dense = (False,) * config.num_layers
     sparse_layers = dense if mixture is None else mixture.sparse_layers
     here = sparse_layers[first : first + get_num_layers_to_build(config, vp_stage)]
-    return local_block_spec(config, here, inverse_frequencies(hf_config))
+    return local_block_spec(config, here, inverse_frequencies(hf_config), is_last)

@@ -71,6 +71,37 @@ class GatedMLP(MLP):
         return output, None
 
 
+class LastLayer(TransformerLayer):
+    """A model's last layer, without the tokens that nobody reads its result at.
+
+    It takes all packed tokens, [N, 1, H], and returns those that PackedLengths says are read.
+    """
+
+    def _forward_attention(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        packed_seq_params: Any = None,
+        **others: Any,
+    ) -> tuple[Tensor, Any]:
+        """Return what the MLP takes."""
+        if packed_seq_params is None or packed_seq_params.read is None:
+            return super()._forward_attention(
+                hidden_states, attention_mask, packed_seq_params=packed_seq_params, **others
+            )
+        attended, _ = self.self_attention(
+            self.input_layernorm(hidden_states), None, packed_seq_params=packed_seq_params
+        )
+        return hidden_states[packed_seq_params.read] + attended, None
+
+
+def ends_where_read(chunk: Any) -> bool:
+    """Return whether a model's chunk ends in a LastLayer, with attention that is made for it."""
+    attention = chunk.decoder.layers[-1].self_attention.core_attention
+    return isinstance(attention, CoreAttention) and attention.is_last
+
+
 class Router(TopKRouter):
     """Megatron's router with its one matrix product by torch.
 
@@ -83,7 +114,10 @@ class Router(TopKRouter):
 
 
 def local_block_spec(
-    config: TransformerConfig, sparse_layers: Sequence[bool], inverse_frequencies: Tensor
+    config: TransformerConfig,
+    sparse_layers: Sequence[bool],
+    inverse_frequencies: Tensor,
+    is_last: bool,
 ) -> TransformerBlockSubmodules:
     """Name the classes that the layers of one stage, and the final norm, are made of.
 
@@ -91,20 +125,26 @@ def local_block_spec(
         config: of the model.
         sparse_layers: for each layer of this stage, whether it is a mixture of experts.
         inverse_frequencies: of the rotary embedding, [head_dim / 2] float32.
+        is_last: whether the model ends with this stage.
     """
     norm: Any = RMSNorm
     rotary = RotaryTable(inverse_frequencies)
     layers = [_layer_spec(config, rotary, is_sparse) for is_sparse in sparse_layers]
+    # Tensor parallel ranks, and experts, would share out the tokens that are left once more.
+    if is_last and not sparse_layers[-1] and config.tensor_model_parallel_size == 1:
+        layers[-1] = _layer_spec(config, rotary, is_sparse=False, is_last=True)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
 
 
-def _layer_spec(config: TransformerConfig, rotary: RotaryTable, is_sparse: bool) -> ModuleSpec:
+def _layer_spec(
+    config: TransformerConfig, rotary: RotaryTable, is_sparse: bool, is_last: bool = False
+) -> ModuleSpec:
     """Name the classes of one layer."""
     head_norm: Any = RMSNorm if config.qk_layernorm else IdentityOp
     add_residual: Any = get_bias_dropout_add
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
-        core_attention=partial(CoreAttention, rotary),
+        core_attention=partial(CoreAttention, rotary, is_last=is_last),
         linear_proj=RowParallelLinear,
         q_layernorm=head_norm,
         k_layernorm=head_norm,
@@ -114,7 +154,7 @@ def _layer_spec(config: TransformerConfig, rotary: RotaryTable, is_sparse: bool)
     if not is_sparse:
         fused_names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     return ModuleSpec(
-        module=TransformerLayer,
+        module=LastLayer if is_last else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(

@@ -18,30 +18,46 @@ _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 
 class Span(NamedTuple):
-    """Adjacent tokens, and those that stand before all of them; begin equals end if none do."""
+    """A sequence among the keys, who of it attends, and what stands before all of it.
+
+    begin, end: of its tokens. before_begin, before_end: of those before it; equal if there are
+    none. first, last: of its queries, which are its last tokens', among all queries.
+    """
 
     begin: int
     end: int
-    before_begin: int = 0
-    before_end: int = 0
+    before_begin: int
+    before_end: int
+    first: int
+    last: int
 
 
-def spans_of(lengths: Sequence[int], starts: Sequence[int], sources: Sequence[int]) -> list[Span]:
+def spans_of(
+    lengths: Sequence[int],
+    starts: Sequence[int],
+    sources: Sequence[int],
+    unread: Sequence[int] = (),
+) -> list[Span]:
     """Return where each sequence is among the tokens; the arguments are those of PackedLengths."""
     ends = list(accumulate(lengths))
     begins = [end - length for end, length in zip(ends, lengths, strict=True)]
-    return [
-        Span(begin, end, begins[source], begins[source] + start)
-        for begin, end, start, source in zip(begins, ends, starts, sources, strict=True)
-    ]
+    skipped = unread or [0] * len(lengths)
+    lasts = list(accumulate(n - left for n, left in zip(lengths, skipped, strict=True)))
+    spans: list[Span] = []
+    for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        before = begins[sources[row]]
+        first = lasts[row - 1] if row else 0
+        spans.append(Span(begin, end, before, before + starts[row], first, lasts[row]))
+    return spans
 
 
 def attend_shared(
     query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float | None
 ) -> Tensor:
-    """Attend from every token to itself, to those before it in its sequence, and before that.
+    """Attend from tokens to themselves, to those before them in their sequence, and before that.
 
-    query: [N, heads, head_dim]. key, value: [N, groups, head_dim]. Returns a tensor like query.
+    query: [Q, heads, head_dim], of the tokens that attend. key, value: [N, groups, head_dim], of
+    all. Returns a tensor like query.
     scale: of the scores; None for 1 / sqrt(head_dim).
     """
     if query.device.type == "cpu":
@@ -60,13 +76,13 @@ def _by_gathering(
     num_heads = query.shape[1]
     key, value = (x.repeat_interleave(num_heads // x.shape[1], dim=1) for x in (key, value))
     parts = []
-    for begin, end, before_begin, before_end in spans:
+    for begin, end, before_begin, before_end, first, last in spans:
         seen = [torch.cat((x[before_begin:before_end], x[begin:end])) for x in (key, value)]
         parts.append(
             scaled_dot_product_attention(
-                _batched(query[begin:end]),
+                _batched(query[first:last]),
                 *map(_batched, seen),
-                attn_mask=causal_lower_right(end - begin, len(seen[0])),
+                attn_mask=causal_lower_right(last - first, len(seen[0])),
                 scale=scale,
             )
         )
@@ -94,21 +110,19 @@ class _InParts(torch.autograd.Function):
         log_sums = query.new_empty(
             query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32)
         )
-        for begin, end, before_begin, before_end in spans:
-            own, seen = slice(begin, end), [x[begin:end] for x in (key, value)]
-            mask = None
+        for begin, end, before_begin, before_end, first, last in spans:
+            rows, seen = slice(first, last), [x[begin:end] for x in (key, value)]
             if before_end > before_begin:
-                seen = [torch.cat((x[before_begin:before_end], x[own])) for x in (key, value)]
-                mask = query.new_full((end - begin, len(seen[0])), float("-inf"))
-                mask = mask.triu(before_end - before_begin + 1)
+                seen = [torch.cat((x[before_begin:before_end], x[begin:end])) for x in (key, value)]
+            mask = _causal_mask(last - first, len(seen[0]), query)
             found, log_sum = _attend(
-                _batched(query[own]),
+                _batched(query[rows]),
                 *map(_batched, seen),
                 is_causal=mask is None,
                 attn_mask=mask,
                 scale=scale,
             )
-            result[own], log_sums[own] = _unbatched(found), log_sum[0].t()
+            result[rows], log_sums[rows] = _unbatched(found), log_sum[0].t()
         ctx.save_for_backward(query, key, value, result, log_sums)
         ctx.spans, ctx.scale = spans, scale
         return result
@@ -118,40 +132,54 @@ class _InParts(torch.autograd.Function):
         query, key, value, result, log_sums = ctx.saved_tensors
         along = (gradients[0], query, key, value, result)
 
-        def part(rows: slice, seen: slice, is_causal: bool) -> list[Tensor]:
+        def part(
+            rows: slice, seen: slice, is_causal: bool, mask: Tensor | None = None
+        ) -> list[Tensor]:
             upstream, q, k, v, out = (
                 _batched(x[at]) for x, at in zip(along, (rows, rows, seen, seen, rows), strict=True)
             )
             log_sum = log_sums[rows].t()[None]
             found = _attend_backward(
-                upstream, q, k, v, out, log_sum, 0.0, is_causal, scale=ctx.scale
+                upstream, q, k, v, out, log_sum, 0.0, is_causal, attn_mask=mask, scale=ctx.scale
             )
             return [_unbatched(x) for x in found]
 
         d_query, d_key, d_value = (torch.empty_like(x) for x in (query, key, value))
-        for begin, end, *_ in ctx.spans:
-            own = slice(begin, end)
-            d_query[own], d_key[own], d_value[own] = part(own, own, is_causal=True)
-        for begin, end, before_begin, before_end in _behind_others(ctx.spans):
-            rows, seen = slice(begin, end), slice(before_begin, before_end)
+        for begin, end, _, _, first, last in ctx.spans:
+            rows, own = slice(first, last), slice(begin, end)
+            mask = _causal_mask(last - first, end - begin, query)
+            d_query[rows], d_key[own], d_value[own] = part(rows, own, mask is None, mask)
+        for _, _, before_begin, before_end, first, last in _behind_others(ctx.spans):
+            rows, seen = slice(first, last), slice(before_begin, before_end)
             for total, at, added in zip(
-                (d_query, d_key, d_value), (rows, seen, seen), part(rows, seen, False), strict=True
+                (d_query, d_key, d_value),
+                (rows, seen, seen),
+                part(rows, seen, is_causal=False),
+                strict=True,
             ):
                 total[at] += added
         return d_query, d_key, d_value, None, None
 
 
 def _behind_others(spans: Sequence[Span]) -> list[Span]:
-    """Return the spans with tokens before them; adjacent ones behind the same tokens are joined."""
+    """Return the spans with tokens before them; neighbours behind the same tokens are joined."""
     joined: list[Span] = []
     for span in spans:
         if span.before_begin == span.before_end:
             continue
-        if joined and (joined[-1].end, *joined[-1][2:]) == (span.begin, *span[2:]):
-            joined[-1] = joined[-1]._replace(end=span.end)
+        if joined and (*joined[-1][2:4], joined[-1].last) == (*span[2:4], span.first):
+            joined[-1] = joined[-1]._replace(end=span.end, last=span.last)
         else:
             joined.append(span)
     return joined
+
+
+def _causal_mask(num_queries: int, num_keys: int, like: Tensor) -> Tensor | None:
+    """Return what is added to the scores of a sequence's last tokens; None if they are all."""
+    if num_queries == num_keys:
+        return None
+    mask = like.new_full((num_queries, num_keys), float("-inf"))
+    return mask.triu(num_keys - num_queries + 1)
 
 
 def _batched(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_gad.data.batching import without_copies
+from megatron_gad.models.layers import ends_where_read
+from megatron_gad.models.slots import unwrapped
 from megatron_gad.training.context_parallel import context_group, own_tokens
 from megatron_gad.training.divergence import Taught
 from megatron_gad.training.heads import DivergenceHead, Head, LanguageHead
@@ -142,7 +144,10 @@ class ForwardBackward:
         finish = partial(self._finish, task, reading)
         if self._settings.is_packed:
             settings = self._settings
-            packed = pack_rows(on_host, settings.length_multiple(), device, settings.shares_prompts)
+            is_cut = ends_where_read(unwrapped(self._chunks[-1]))
+            reads = task.head.reads(on_host) if is_cut else None
+            multiple, shares = settings.length_multiple(), settings.shares_prompts
+            packed = pack_rows(on_host, multiple, device, shares, reads)
             return packed.forward(model), partial(finish, places=packed.places)
         width = piece.tokens.shape[1]
         positions = torch.arange(width, device=piece.tokens.device).expand_as(piece.tokens)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import one_hot, pad
 
 from megatron_gad.config.models import ScoreKind
 from megatron_gad.models.language_model import LanguageModel
@@ -13,6 +13,7 @@ from megatron_gad.training.context_parallel import context_group, own_tokens, wh
 from megatron_gad.training.divergence import Taught, compare_with_teacher
 from megatron_gad.training.packing import PackedOutput
 from megatron_gad.training.vocab_parallel import (
+    before_responses,
     by_row,
     predicted_places,
     response_logprobs,
@@ -23,6 +24,10 @@ from megatron_gad.types import Batch, LanguageOutput, PairBatch, ScorerOutput
 
 class Head(Protocol):
     """What the trainer asks of either head; the types follow from the kind of model."""
+
+    def reads(self, piece: Any) -> Tensor:
+        """Return [B, T] bool, at which positions of a microbatch's rows it reads the output."""
+        ...
 
     def read(self, output: Tensor | PackedOutput, piece: Any, temperature: float) -> Any:
         """Turn what the last stage returns for a microbatch into what its loss takes."""
@@ -43,6 +48,10 @@ class LanguageHead:
 
     model: LanguageModel
     chunk_size: int
+
+    def reads(self, piece: Batch) -> Tensor:
+        """Return where the next token is of a response."""
+        return before_responses(piece.response_mask)
 
     def read(
         self, output: Tensor | PackedOutput, piece: Batch, temperature: float
@@ -74,6 +83,10 @@ class DivergenceHead:
 
     student: LanguageHead
     taught: Taught
+
+    def reads(self, piece: Batch) -> Tensor:
+        """Return what the student's own head does."""
+        return self.student.reads(piece)
 
     def read(
         self, output: Tensor | PackedOutput, piece: Batch, temperature: float
@@ -109,6 +122,10 @@ class StatesHead:
 
     states: list[Tensor] = field(default_factory=list[Tensor])
 
+    def reads(self, piece: Batch) -> Tensor:
+        """Return where the next token is of a response."""
+        return before_responses(piece.response_mask)
+
     def read(self, output: Tensor | PackedOutput, piece: Batch, temperature: float) -> Tensor:
         """Return [B, T] int64, the number of the state that predicts each token; else 0."""
         group = context_group()
@@ -132,6 +149,12 @@ class ScoreHead:
 
     kind: ScoreKind
 
+    def reads(self, piece: PairBatch) -> Tensor:
+        """Return the response tokens, or the last token of each row."""
+        if self.kind != "last_token":
+            return piece.response_mask
+        return one_hot(piece.lengths - 1, piece.tokens.shape[1]).bool()
+
     def read(
         self, output: Tensor | PackedOutput, piece: PairBatch, temperature: float
     ) -> ScorerOutput:
@@ -152,6 +175,10 @@ class ScoreHead:
 @dataclass(frozen=True)
 class TokenValueHead:
     """Reads the values of response tokens, of which a score is the sum or mean."""
+
+    def reads(self, piece: PairBatch) -> Tensor:
+        """Return the response tokens."""
+        return piece.response_mask
 
     def read(self, output: Tensor | PackedOutput, piece: PairBatch, temperature: float) -> Tensor:
         """output: [R, T / CP] float32. Returns [R, T] float32, 0 where there is no response."""

@@ -18,8 +18,8 @@ class PackedRows:
 
     tokens: [1, N] int64. positions: [1, N] int64, of the tokens in their rows.
     lengths: of the sequences: one for each row that has tokens of its own, and one of padding.
-    places: [B, T] int64, which of the N tokens a row has at a position; 0 behind its end. Rows that
-        share their prompt name the same ones.
+    places: [B, T] int64, which of the results, of all N tokens or of those that are read, a row has
+        at a position; 0 where it has none. Rows that share their prompt name the same ones.
     """
 
     tokens: Tensor
@@ -31,8 +31,8 @@ class PackedRows:
         """Run a model over the tokens.
 
         A token attends to those before it in its row and has its position in it, so that it gets
-        what it gets in a padded batch. The last stage returns [1, N, ...], the others their hidden
-        states.
+        what it gets in a padded batch. The last stage returns [1, N, ...], or as much of it as is
+        read, the others their hidden states.
         """
         return model(self.tokens, self.positions, None, packed_seq_params=self.lengths)
 
@@ -41,7 +41,7 @@ class PackedRows:
 class PackedOutput:
     """What the last stage returned for packed rows, read by row and position.
 
-    values: [1, N, ...]. places: of PackedRows.
+    values: [1, N, ...], or as much of it as is read. places: of PackedRows.
     """
 
     values: Tensor
@@ -53,12 +53,18 @@ class PackedOutput:
 
 
 def pack_rows(
-    piece: Batch | PairBatch, multiple_of: int, device: torch.device, shares_prompts: bool = False
+    piece: Batch | PairBatch,
+    multiple_of: int,
+    device: torch.device,
+    shares_prompts: bool = False,
+    reads: Tensor | None = None,
 ) -> PackedRows:
     """Pack a microbatch that is still on the host, so that no length is asked of the device.
 
     multiple_of: N is rounded up to it by a sequence of padding, for sequence parallelism.
     shares_prompts: rows with equal prompts have it once, at the first of them.
+    reads: [B, T] bool, at which positions of the rows the last layer's result is read; None for all
+        of them.
     """
     row_lengths: list[int] = piece.lengths.tolist()
     num_rows, width = piece.tokens.shape
@@ -86,12 +92,29 @@ def pack_rows(
     positions = torch.cat([torch.arange(at, at + length) for at, length in spans])
     own = torch.arange(width) >= torch.tensor([start for _, start in shared])[:, None]
     tokens = pad(piece.tokens[own & real_tokens(piece)], (0, missing))
+    unread: list[int] = []
+    if reads is not None:
+        unread = _count_unread(places[reads], lengths)
+        kept = [torch.arange(n) >= skipped for n, skipped in zip(lengths, unread, strict=True)]
+        is_kept = torch.cat(kept)
+        places = torch.where(is_kept, is_kept.cumsum(0) - 1, 0)[places]
     return PackedRows(
         tokens=tokens[None].to(device),
         positions=positions[None].to(device),
-        lengths=packed_lengths(lengths, device, starts, sources),
+        lengths=packed_lengths(lengths, device, starts, sources, unread),
         places=places.to(device),
     )
+
+
+def _count_unread(read: Tensor, lengths: list[int]) -> list[int]:
+    """Return how many tokens each sequence begins with that are not among those read.
+
+    The last token of a sequence counts as read, so that no sequence is without any.
+    """
+    is_read = torch.zeros(sum(lengths), dtype=torch.bool)
+    is_read[read] = True
+    is_read[torch.tensor(lengths).cumsum(0) - 1] = True
+    return [int(part.int().argmax()) for part in is_read.split(lengths)]
 
 
 def _shared_tokens(piece: Batch | PairBatch) -> list[tuple[int, int]]:

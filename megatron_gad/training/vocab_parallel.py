@@ -92,8 +92,13 @@ def predicted_places(
     """
     # Shifted before they are shared: the token after a rank's last one may be another rank's.
     targets = own_tokens(pad(tokens[:, 1:], (0, 1)), group)
-    is_wanted = own_tokens(pad(response_mask[:, 1:], (0, 1)), group)
+    is_wanted = own_tokens(before_responses(response_mask), group)
     return is_wanted.nonzero(as_tuple=True), targets
+
+
+def before_responses(response_mask: Tensor) -> Tensor:
+    """Return the mask of the positions whose next token is in the response mask, [B, T] bool."""
+    return pad(response_mask[:, 1:], (0, 1))
 
 
 def by_row(

@@ -115,18 +115,25 @@ def whole_rows_of(tensor: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("attend", [attend_shared, _by_gathering])
-def test_a_sequence_attends_to_the_tokens_that_it_goes_on_from(attend: Any) -> None:
+@pytest.mark.parametrize("unread", [(), (4, 1, 0, 0), (0, 0, 2, 0)])
+def test_a_sequence_attends_to_the_tokens_that_it_goes_on_from(
+    attend: Any, unread: tuple[int, ...]
+) -> None:
     """By torch's kernels for the CPU, and the way that is taken elsewhere."""
     tensors = [x.squeeze(1).double() for x in random_qkv(sum(LENGTHS), 1)]
     together: Any = [x.clone().requires_grad_() for x in tensors]
     alone = [x.clone().requires_grad_() for x in tensors]
-    found = attend(*together, spans_of(LENGTHS, STARTS, SOURCES), None).flatten(1)
+    packed = packed_lengths(LENGTHS, torch.device("cpu"), STARTS, SOURCES, unread)
+    query, key, value = together
+    asking = query if packed.read is None else query[packed.read]
+    spans = spans_of(LENGTHS, STARTS, SOURCES, unread)
+    found = attend(asking, key, value, spans, None).flatten(1)
     expected = []
     for row, rows in enumerate(zip(*map(whole_rows_of, alone), strict=True)):
         allowed = torch.ones(len(rows[0]), len(rows[0])).tril().bool()
         query, key, value = (x.unsqueeze(1) for x in rows)
         attended = attend_in_words(query, key, value, allowed).squeeze(1)
-        expected.append(attended[STARTS[row] :])
+        expected.append(attended[STARTS[row] + (unread[row] if unread else 0) :])
     torch.testing.assert_close(found, torch.cat(expected))
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).double()
     (found * weights).sum().backward()
@@ -163,7 +170,7 @@ def test_the_keys_of_a_sequence_are_those_before_it_and_its_own() -> None:
 def test_every_layer_gets_its_attention_wrapped_once(attention: CoreAttention) -> None:
     """Megatron may give layers one specification, and models share it."""
     config, rotary = attention.config, attention.rotary
-    block = local_block_spec(config, (False, False), rotary.inverse_frequencies)
+    block = local_block_spec(config, (False, False), rotary.inverse_frequencies, is_last=False)
     assert block.layer_specs is not None
     block.layer_specs[1] = block.layer_specs[0]
     for _ in range(2):

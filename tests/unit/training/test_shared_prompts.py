@@ -211,6 +211,60 @@ def test_rows_with_equal_prompts_have_it_once_among_the_tokens() -> None:
     assert alone.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 1, 2, 1, 2, 7]]
 
 
+def test_results_have_places_among_those_that_are_read() -> None:
+    """Of rows ab|cd, e|f, ab|, ab|g, what predicts a response: b and c, e, nothing, b."""
+    tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [1, 2, 0, 0], [1, 2, 7, 0]])
+    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]).bool()
+    batch = Batch(tokens, torch.tensor([4, 2, 2, 3]), mask)
+    reads = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]).bool()
+    packed = pack_rows(batch, 4, torch.device("cpu"), shares_prompts=True, reads=reads)
+    assert packed.lengths.unread == (1, 0, 0, 0)
+    assert packed.lengths.read is not None
+    # All but a, with the g and the padding that are the only tokens of their sequences.
+    assert packed.lengths.read.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert packed.places[reads].tolist() == [0, 1, 3, 0]
+
+
+def tokens_of_layers(trainer: Trainer) -> list[list[int]]:
+    """For each layer a list that grows by the tokens that reach its MLP."""
+    layers: Any = trainer.modules_to_read()[0].decoder.layers
+    counts: list[list[int]] = [[] for _ in layers]
+    for layer, seen in zip(layers, counts, strict=True):
+        layer.mlp.register_forward_pre_hook(
+            lambda _module, arguments, seen=seen: seen.append(len(arguments[0]))
+        )
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("shares", "tokens", "of_student", "of_discriminator"),
+    [
+        # The last token of each prompt with all 34 of the responses. The discriminator's: one of
+        # a row, and two prompts' last token and what stands behind it, for rows without response.
+        (True, 63, 3 + 34, 5 + 1 + 1 + 4 + 1 + 1 + 4),
+        # Of two rows nothing is read, and one token is kept.
+        (False, 150, 10 + 34 + 2, 12),
+    ],
+)
+def test_the_last_layer_computes_what_is_read(
+    place: Parallel,
+    tmp_path: Path,
+    shares: bool,
+    tokens: int,
+    of_student: int,
+    of_discriminator: int,
+) -> None:
+    folder, compute = make_hf_folder(tmp_path), replace(SHARED, share_prompts=shares)
+    student = make_student(folder, place, compute=compute)
+    counts = tokens_of_layers(student)
+    student.train(groups(), POLICY)
+    assert counts == [[tokens], [of_student]]
+    discriminator = make_discriminator(folder, place, compute=compute)
+    counts = tokens_of_layers(discriminator)
+    judge(discriminator, pairs(), "bradley_terry", split_groups=False)
+    assert counts == [[tokens], [of_discriminator]]
+
+
 def test_the_bound_counts_a_shared_prompt_once(place: Parallel, tmp_path: Path) -> None:
     folder = make_hf_folder(tmp_path)
     bounded = replace(SHARED, max_tokens_per_microbatch=34)
@@ -251,7 +305,8 @@ def test_a_bound_by_rows_holds_as_many_tokens_as_whole_rows(
 def test_rows_that_are_left_out_of_the_loss_share_their_prompt_too(
     place: Parallel, tmp_path: Path
 ) -> None:
-    folder = make_hf_folder(tmp_path)
+    # Without a bias of keys: its gradient is what rounding leaves of sums that cancel.
+    folder = make_hf_folder(tmp_path, family="llama")
     batch = groups().without_rows(torch.tensor([False, False, False, True] * 3))
     shared = make_student(folder, place, compute=SHARED)
     whole = make_student(folder, place, compute=replace(SHARED, share_prompts=False))
