@@ -139,6 +139,8 @@ def _dress(axes: Axes, chart: Chart) -> None:
     # A logarithmic axis without one positive number has no limits.
     is_log = chart.is_log and axes.dataLim.y1 > 0
     if is_log:
+        if np.isclose(axes.dataLim.y0, axes.dataLim.y1, atol=0):  # smoothing rounds a constant
+            axes.set_ylim(axes.dataLim.y1 / 2, axes.dataLim.y1 * 2)
         axes.set_yscale("log")
     if chart.is_stacked or (chart.unit == "%" and not chart.guides):
         axes.set_ylim(bottom=0)

@@ -137,6 +137,13 @@ def test_a_logarithmic_chart_of_zeros_is_drawn(tmp_path):
     assert chart_of(folder, "Learning rates").legend[0].last == "0"
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_logarithmic_chart_of_a_constant_is_drawn_without_a_warning(tmp_path):
+    folder = write_metrics(tmp_path, "adversarial", [{"student/lr": 0.01}] * 160)
+    svg = chart_of(folder, "Learning rates").svg
+    assert len({y for line in path_points(svg, "student") for _, y in line}) == 1
+
+
 def test_times_stack_up_to_the_step(tmp_path):
     row = {"time/rollout_s": 3.0, "time/student_s": 1.0, "time/step_s": 6.0}
     chart = chart_of(write_metrics(tmp_path, "adversarial", [row]), "Where a step's time goes")
