@@ -6,7 +6,9 @@
 #
 # --out: for the log of each part and lines.txt, which gets each line as it comes (runs/gpu_visit).
 # --smollm2: what `python -m examples.smollm2.prepare` wrote (runs/smollm2/assets); left out if it is not there.
-# --wheels: of what the machine's python lacks, installed into --out and nowhere else, without a network.
+# --wheels: of what the machine's python lacks, installed into --out and nowhere else, without a network. If Transformer
+#   Engine's are among them with transformer_engine_torch-*.tar.gz, that is built at the end, for minutes, and tested.
+# CUDA_HOME: where nvcc is, for that (/usr/local/cuda).
 # PYTHON: the interpreter. It needs torch and transformers; megatron-core and tyro may be wheels.
 # Exit status: 0 if every part went well, 1 if one failed or took too long. The others run in any case.
 set -uo pipefail
@@ -90,6 +92,17 @@ if [ "$DEVICE" = cuda ]; then
   part quickstart 120 "$PYTHON" -m examples.quickstart --out "$OUT/quickstart"
 else
   say "== quickstart: left out on a CPU, where make quickstart plays it for minutes"
+fi
+
+SOURCES=("$WHEELS"/transformer_engine_torch-*.tar.gz)
+if [ -n "$WHEELS" ] && [ -e "${SOURCES[0]}" ]; then
+  NVIDIA=$("$PYTHON" -c 'import nvidia; print(list(nvidia.__path__)[0])')
+  part te_build 240 env CUDA_HOME="${CUDA_HOME:-/usr/local/cuda}" MAX_JOBS=16 NVTE_FRAMEWORK=pytorch \
+    NVTE_PYTORCH_FORCE_BUILD=TRUE CPLUS_INCLUDE_PATH="$NVIDIA/cu13/include:$NVIDIA/cudnn/include:$NVIDIA/nccl/include" \
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --no-build-isolation --target "$OUT/site" "${SOURCES[0]}"
+  part te_tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -p no:xdist -rs tests/gpu/test_parity.py
+else
+  say "== Transformer Engine: left out, no source of transformer_engine_torch was given"
 fi
 
 say "== all: $([ "$FAILED" -eq 0 ] && echo well || echo 'NOT well'), $SECONDS s"

@@ -32,6 +32,17 @@ def test_a_part_that_fails_keeps_no_other_from_its_turn(
     assert any(line.startswith("== smollm2: left out") for line in lines)
 
 
+def test_transformer_engine_is_built_last_and_then_tested(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "transformer_engine_torch-2.11.0.tar.gz").touch()
+    status, lines, _ = visit(tmp_path / "out", "true", "--device", "cpu", "--wheels", str(wheels))
+    assert status == 0
+    ends = [line.split(":")[0].removeprefix("== ") for line in lines if ": well" in line]
+    assert ends[0] == "wheels"
+    assert ends[-3:] == ["te_build", "te_tests", "all"]
+
+
 @pytest.mark.parametrize("options", [("--card", "h100"), ("--device", "tpu")])
 def test_what_it_does_not_know_is_refused(tmp_path: Path, options: tuple[str, str]) -> None:
     status, lines, errors = visit(tmp_path, "true", *options)
