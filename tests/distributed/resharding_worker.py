@@ -22,6 +22,7 @@ from megatron_gad.training.parallel import initialize
 from megatron_gad.training.trainer import Trainer
 from tests.distributed.training_cases import CASES, OPTIMIZER, TWO_ROWS, share_of
 from tests.distributed.workers import drop_groups, save
+from tests.memory import NewNumbers
 from tests.tiny_training import weights
 
 # Names of both the models and their folders in a checkpoint.
@@ -124,7 +125,10 @@ def come_back(
 
 
 def read_and_write(folder: Path) -> None:
-    """Save and load a larger model on four data ranks; note how many bytes each rank read."""
+    """Save and load a larger model on four data ranks.
+
+    Notes how many bytes each rank read, and how many of numbers it made to save them.
+    """
     torch.distributed.init_process_group("gloo")
     for distributed in (False, True):
         drop_groups()
@@ -133,12 +137,13 @@ def read_and_write(folder: Path) -> None:
         case = CASES["policy-tied"]
         trainer = case.make(folder / "larger", place, layout, TWO_ROWS, **OPTIMIZER)
         case.step(trainer, share_of(case.batch(), place))
-        run_folder = folder / f"bytes-{distributed}"
-        save_checkpoint(run_folder, 1, Residents({"student": trainer}), {}, place, 0)
+        run_folder, residents = folder / f"bytes-{distributed}", Residents({"student": trainer})
+        with NewNumbers() as made:
+            save_checkpoint(run_folder, 1, residents, {}, place, keep_last=0)
         before = bytes_read()
         load_model(iteration_folder(run_folder, 1) / "student", trainer)
-        read = place.gather_over_world(bytes_read() - before)
-        save(folder / f"bytes-{distributed}.pt", read)
+        counts = place.gather_over_world((bytes_read() - before, made.num_bytes))
+        save(folder / f"bytes-{distributed}.pt", [*zip(*counts, strict=True)])
     barrier()
     destroy_process_group()
 

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from megatron_gad.config.layout import ParallelConfig
 from megatron_gad.manifest import changed_files, names_in, read_manifest
+from megatron_gad.planning.layout import Layout
+from megatron_gad.planning.saving import saved_bytes
+from megatron_gad.planning.shapes import read_shape
 from megatron_gad.training.checkpoint_files import iteration_folder
 from megatron_gad.training.parallel import initialize, shut_down
 from tests.distributed import resharding_worker
 from tests.distributed.resharding_worker import MODELS
 from tests.distributed.training_cases import VOCAB_SIZE
+from tests.memory import WRITER
 from tests.ranks import run_on_ranks
 from tests.tiny import make_hf_folder
 
@@ -111,6 +115,12 @@ def test_four_data_ranks_write_and_read_a_quarter_each(tmp_path: Path, distribut
     lists = sum((student / name).stat().st_size for name in (".metadata", "common.pt"))
     assert sum(written) > 20 * lists
     assert max(written) < 0.3 * sum(written)
-    read = torch.load(tmp_path / f"bytes-{distributed}.pt")
+    read, made = torch.load(tmp_path / f"bytes-{distributed}.pt", weights_only=False)
     assert sum(read) < 1.2 * sum(written) + 4 * 4 * lists
     assert max(read) < 0.35 * sum(written) + 4 * lists
+    # What Megatron's writer makes is on the host. Nothing else has the size of what is saved.
+    layout = Layout(data=4, distributed_optimizer=distributed)
+    planned = saved_bytes(read_shape(tmp_path / "larger"), layout, bf16=False, is_scorer=False)
+    for each in made:
+        assert each.pop(WRITER) <= planned
+        assert each.total() < 0.01 * planned, each

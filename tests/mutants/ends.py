@@ -279,6 +279,12 @@ RESUME_MUTANTS = (
         ("tests/distributed/test_scale.py::test_load_sends_what_its_formula_says",),
     ),
     Mutant(
+        "a save copies the optimizer's states on the device",
+        "    values = values.detach().view(-1)\n",
+        "    values = values.detach().clone().view(-1)\n",
+        (f"{BACKGROUND}test_a_save_makes_no_numbers_on_the_device",),
+    ),
+    Mutant(
         "a save in the background is planned as if it kept one model at a time",
         "return sum(self.parts.values()) if self.in_background else max(self.parts.values())",
         "return max(self.parts.values())",

@@ -26,6 +26,7 @@ from megatron_gad.training.checkpoint import (
 from megatron_gad.training.checkpoint_files import STATE, iteration_folder, latest_iteration
 from megatron_gad.training.parallel import Parallel
 from megatron_gad.training.trainer import Trainer
+from tests.memory import WRITER, NewNumbers
 from tests.tiny_training import make_student, student_batch, training_state
 
 V = 97
@@ -129,3 +130,21 @@ def test_copies_take_what_the_planner_counts(
     layout = Layout(distributed_optimizer=distributed)
     assert unpublished.files.host_bytes == saved_bytes(shape, layout, bf16, is_scorer=False)
     unpublished.publish(place)
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_save_makes_no_numbers_on_the_device(
+    place: Parallel, qwen2: Path, tmp_path: Path, bf16: bool, distributed: bool
+) -> None:
+    """What Megatron's writer makes is on the host, also if the models are not."""
+    parallel = ParallelConfig(use_distributed_optimizer=distributed)
+    student = make_student(qwen2, place, parallel, ComputeConfig(bf16=bf16))
+    student.train(student_batch(V), supervised_loss)
+    with NewNumbers() as made:
+        save_checkpoint(tmp_path, 1, Residents({"student": student}), {}, place, keep_last=1)
+    shape = shape_from_config(student.hf_config.to_dict())
+    layout = Layout(distributed_optimizer=distributed)
+    planned = saved_bytes(shape, layout, bf16, is_scorer=False)
+    assert made.num_bytes.pop(WRITER) <= planned
+    assert made.num_bytes.total() < 0.01 * planned, made.num_bytes
