@@ -21,8 +21,8 @@ PACKED = (f"{GRADIENTS}test_packing_keeps_the_students_gradient",)
 NETWORK_MUTANTS = (
     Mutant(
         "packed rows attend to each other",
-        "return torch.cat([self._attend(*part, allowed=None) for part in parts]).squeeze(1)",
-        "del parts\n        return self._attend(query, key, value, allowed=None).squeeze(1)",
+        "context = torch.cat([self._attend(*part, allowed=None) for part in parts]).squeeze(1)",
+        "del parts\n        context = self._attend(query, key, value, allowed=None).squeeze(1)",
         ATTENTION,
     ),
     Mutant(
@@ -135,7 +135,7 @@ HEAD_MUTANTS = (
     ),
     Mutant(
         "the first response token has no log-probability",
-        "is_wanted = own_tokens(pad(response_mask[:, 1:], (0, 1)), group)",
+        "is_wanted = own_tokens(before_responses(response_mask), group)",
         "is_wanted = own_tokens(response_mask, group)",
         VOCABULARY,
     ),

@@ -99,6 +99,27 @@ STEP_MUTANTS = (
         "if span.begin >= 0:",
         (f"{SHARED}test_the_students_gradients_are_those_of_whole_rows",),
     ),
+    Mutant(
+        "the last layer leaves out what predicts a response's first token",
+        "is_read[read] = True",
+        "is_read[read + 1] = True",
+        (f"{SHARED}test_the_students_gradients_are_those_of_whole_rows",),
+    ),
+    Mutant(
+        "the last layer computes tokens that nobody reads",
+        "is_cut = ends_where_read(unwrapped(self._chunks[-1]))",
+        "is_cut = False",
+        (f"{SHARED}test_the_last_layer_computes_what_is_read",),
+    ),
+    Mutant(
+        "tokens of the last layer look past themselves",
+        "mask.triu(num_keys - num_queries + 1)",
+        "mask.triu(num_keys - num_queries + 2)",
+        (
+            "tests/unit/models/test_attention.py::"
+            "test_a_sequence_attends_to_the_tokens_that_it_goes_on_from",
+        ),
+    ),
 )
 
 SKIP_MUTANTS = (
