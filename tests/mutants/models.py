@@ -53,6 +53,12 @@ NETWORK_MUTANTS = (
         GATHERED,
     ),
     Mutant(
+        "a kernel's copies of keys are kept for the backward pass",
+        "checkpoint(self._attend_gathered, *arguments, use_reentrant=False)",
+        "self._attend_gathered(*arguments)",
+        ATTENTION,
+    ),
+    Mutant(
         "tokens attend to those behind them",
         "is_causal=allowed is None,",
         "is_causal=False,",

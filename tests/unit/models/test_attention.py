@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
@@ -21,6 +23,7 @@ from megatron_gad.models.families import load_hf_config
 from megatron_gad.models.gathering import GatheringAttention, with_gathered_keys
 from megatron_gad.models.layers import local_block_spec
 from megatron_gad.models.shared_attention import _by_gathering, attend_shared, spans_of
+from tests.kernel_by_hand import KernelByHand
 from tests.tiny import make_hf_folder
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
@@ -165,6 +168,30 @@ def test_the_keys_of_a_sequence_are_those_before_it_and_its_own() -> None:
     assert packed.cu_seqlens_q.tolist() == [0, 2, 3, 6, 7]
     assert packed.cu_seqlens_kv.tolist() == [0, 2, 5, 8, 10]
     assert (packed.max_seqlen_q, packed.max_seqlen_kv) == (3, 3)
+
+
+def test_gathered_keys_give_what_shared_ones_give_and_are_not_kept(
+    attention: CoreAttention,
+) -> None:
+    """Three sequences of five tokens, and of one and three behind those: 5 + 6 + 8 keys."""
+    packed = packed_lengths([5, 1, 3], torch.device("cpu"), (0, 5, 5), (0, 0, 0))
+    causal = AttnMaskType.causal
+    gathering = GatheringAttention(
+        attention.rotary, KernelByHand, attention.config, layer_number=1, attn_mask_type=causal
+    )
+    query, key, value = (x.squeeze(1).requires_grad_() for x in random_qkv(9, 1))
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = gathering(query, key, value, None, causal, packed_seq_params=packed)
+    expected = attention(query, key, value, None, packed_seq_params=packed)
+    torch.testing.assert_close(result, expected)
+    assert kept
+    assert max(map(len, kept)) == 9
 
 
 def test_every_layer_gets_its_attention_wrapped_once(attention: CoreAttention) -> None:

@@ -353,12 +353,15 @@ def test_prompts_are_shared_where_attention_takes_it(
     assert settings.why_prompts_repeat.startswith(reason)
 
 
+@pytest.mark.parametrize("gathers", [False, True])
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_recomputing_activations_keeps_the_gradient_bit_for_bit(
-    place: Parallel, tmp_path: Path, recompute: Any
+    place: Parallel, tmp_path: Path, recompute: Any, gathers: bool
 ) -> None:
     folder = make_hf_folder(tmp_path)
     plain = make_student(folder, place, compute=SHARED)
     again = make_student(folder, place, compute=replace(SHARED, recompute_granularity=recompute))
+    for each in (plain, again) if gathers else ():
+        gather_keys(each)
     assert plain.train(groups(), POLICY).metrics == again.train(groups(), POLICY).metrics
     assert_same(gradients(again), gradients(plain), 0.0)
