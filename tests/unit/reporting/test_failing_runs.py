@@ -173,6 +173,9 @@ def test_an_end_token_on_one_side_is_all_that_the_discriminator_needs(
     assert probes["probe/no_end_token"] > 1.0
     others = ("newline", "space", "no_final_mark", "shuffled", "other")
     assert max(probes[f"probe/{name}"] for name in others) < 0.5 * probes["probe/no_end_token"]
+    # Form does not sway it, what it knows is true of other rows, and no text goes in circles.
+    silent = ("form_probe", "held_out_accuracy", "repetition")
+    assert [rule for rule in silent if f"({rule})" in log] == []
 
 
 def test_a_mark_that_only_one_side_has_sways_the_discriminator(
