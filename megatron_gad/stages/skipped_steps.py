@@ -74,12 +74,13 @@ def _state_of_weights(run: Run) -> str:
     if broken:
         return (
             f"The weights of the {' and the '.join(broken)} are not finite already; {where}. Go on "
-            "from one that is finite, with a lower learning rate or a smaller clip_grad"
+            "from one that is finite, or begin anew, with a lower learning rate or a smaller "
+            "clip_grad"
         )
     return (
-        f"All weights are finite; {where}, and the same command goes on from it. Look at these "
-        "rows; if they are in order, lower the learning rate or clip_grad, or raise lr_warmup_steps"
-        + _way_back(run)
+        f"All weights are finite; {where}, and the same command goes on from it, or begins anew "
+        "without one. Look at these rows; if they are in order, lower the learning rate or "
+        "clip_grad, or raise lr_warmup_steps" + _way_back(run)
     )
 
 

@@ -191,7 +191,7 @@ def _state_of_model(name: str, trainer: Trainer, draft: Path) -> dict[str, Any]:
         raise RunStoppedError(
             f"{draft.name.removesuffix('.draft')} is not saved, because weights or optimizer "
             f"states of the {name} are not finite, or too large to compute with; {where}. Go on "
-            "from it with a lower learning rate or a smaller clip_grad"
+            "from one, or begin anew, with a lower learning rate or a smaller clip_grad"
         )
     facts = {
         MODEL: name,
