@@ -101,7 +101,8 @@ def activation_bytes(
 
     Full recompute keeps a layer's input, 2 s b h bytes, and one layer while it is computed again. A
     pipeline holds min(PP, microbatches) microbatches on its first stage, where it is interleaved
-    1 + (PP - 1) / (PP VPP) times as many. Context parallelism divides the tokens.
+    1 + (PP - 1) / (PP VPP) times as many. Context parallelism divides the tokens. The last layer
+    may keep less: of what is not read nothing but keys and values.
     """
     tokens = -(-microbatch.tokens // layout.context)
     pipeline, virtual = layout.pipeline, layout.virtual

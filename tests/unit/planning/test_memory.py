@@ -75,10 +75,10 @@ def live_bytes() -> int:
 def make_trainer(
     folder: Path, place: Parallel, settings: TrainerSettings, is_scorer: bool
 ) -> Trainer:
-    """Return a model with a folder's weights."""
+    """Return a model with a folder's weights; a scorer's last layer is read at all tokens."""
     shape = load_hf_config(folder)
     if is_scorer:
-        trainer = Trainer.scorer(shape, DiscriminatorConfig(), place, settings)
+        trainer = Trainer.scorer(shape, DiscriminatorConfig(score="sum"), place, settings)
     else:
         trainer = Trainer.language_model(shape, StudentConfig(), place, settings)
     trainer.load_hf_weights(folder)
