@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
+
+from megatron_gad.models.gathering import GatheringAttention
+from megatron_gad.training.trainer import Trainer
 
 
 def may_lack_state(_module: torch.nn.Module, keys: Any) -> None:
@@ -97,3 +101,24 @@ class KernelByHand(torch.nn.Module):
             scores = (query[:, head] @ key[:, group].t() * scale).masked_fill(~allowed, -torch.inf)
             results.append(scores.softmax(-1) @ value[:, group])
         return torch.stack(results, dim=1)
+
+
+def gather_keys(trainer: Trainer) -> list[list[str]]:
+    """Give every layer the attention that is put around Transformer Engine's.
+
+    Returns a list of each of this rank's layers that grows by the masks of its calls.
+    """
+    masks = []
+    for layer in (each for chunk in trainer.modules_to_read() for each in chunk.decoder.layers):
+        local = layer.self_attention.core_attention
+        layer.self_attention.core_attention = GatheringAttention(
+            local.rotary,
+            KernelByHand,
+            local.config,
+            layer_number=layer.layer_number,
+            attn_mask_type=AttnMaskType.causal,
+            attention_type="self",
+            softmax_scale=local.softmax_scale,
+        )
+        masks.append(layer.self_attention.core_attention.core_attention.masks)
+    return masks

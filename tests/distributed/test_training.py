@@ -19,6 +19,7 @@ from tests.distributed.training_cases import (
     BF16,
     CASES,
     COVERING,
+    GATHERED,
     LAYOUTS,
     OPTIMIZER,
     RESUMED,
@@ -110,13 +111,15 @@ def test_gradients_equal_those_of_one_rank(results, expected, case, layout) -> N
 
     Within 2e-6, and within a part of each tensor's largest entry: 2e-6 as well, where data ranks
     only put other rows together, as rows are sorted by length. Tensor and context parallel ranks
-    add up in another order, which shows more: see the next test.
+    add up in another order, and so does the kernel by hand, in float64. That shows more: see the
+    next test.
     """
     found: Trained = load(results / f"{case}-{layout}.pt")
     sizes = LAYOUTS[layout]
     is_cut = sizes.tensor_model_parallel_size * sizes.context_parallel_size > 1
     wanted = expected[case].gradients
-    assert_close(found.gradients, wanted, relative=1e-5 if is_cut else 2e-6)
+    adds_otherwise = is_cut or layout in GATHERED
+    assert_close(found.gradients, wanted, relative=1e-5 if adds_otherwise else 2e-6)
     assert max((found.gradients[n] - g).abs().max() for n, g in wanted.items()) < 2e-6
 
 

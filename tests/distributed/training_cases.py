@@ -21,6 +21,7 @@ from megatron_gad.training.teacher import Teacher
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, PairBatch
 from tests.distributed.covering import covering
+from tests.kernel_by_hand import gather_keys
 from tests.tiny_training import (
     GROUP_SIZE,
     PAIR_ROWS,
@@ -86,7 +87,10 @@ COVERING = covering(
         "tp2-sp-dp2-packed",
     ),
 )
-
+# Packed, with an attention kernel that takes every sequence's keys for itself.
+GATHERED = {f"{name}-gathered": LAYOUTS[name] for name in ("tp2-sp-dp2", "pp2-dp2", "tp2-sp-pp2")}
+LAYOUTS |= GATHERED
+COVERING += tuple(GATHERED)
 
 # Where a checkpoint is saved, and where else it is loaded.
 RESUMED = {
@@ -103,7 +107,8 @@ BF16 = "-bf16"
 
 def compute_of(layout: str) -> ComputeConfig:
     """How a layout of the table computes."""
-    return replace(TWO_ROWS, pack_sequences=layout.endswith("-packed"), bf16=layout.endswith(BF16))
+    is_packed = layout.endswith(("-packed", "-gathered"))
+    return replace(TWO_ROWS, pack_sequences=is_packed, bf16=layout.endswith(BF16))
 
 
 @dataclass(frozen=True)
@@ -228,10 +233,12 @@ def cases_of(layout: str) -> tuple[str, ...]:
     """Which cases run where: all at every layout, two again with another optimizer or packed.
 
     Those of another depth, with norms of heads, after a skipped step or of further stages run where
-    that makes a difference.
+    that makes a difference. Where keys are gathered, only those with shared prompts run.
     """
     if layout.startswith("pp4-vpp2"):
         return tuple(DEEP)
+    if layout in GATHERED:
+        return tuple(SHARED)
     is_variant = layout.endswith(("-distributed", "-packed"))
     cases = ("policy-tied", "cross-entropy-split") if is_variant else SHALLOW
     cases += tuple(SHARED) * layout.endswith("-packed")
@@ -253,8 +260,20 @@ class Trained:
 
 def run_case(name: str, folder: Path, layout_name: str, place: Parallel) -> Trained:
     """Train a case of the table at a layout of the table, or on one rank."""
-    layout = LAYOUTS.get(layout_name, ParallelConfig())
-    return train_case(CASES[name], folder, layout, place, compute_of(layout_name))
+    case, layout = CASES[name], LAYOUTS.get(layout_name, ParallelConfig())
+    if layout_name not in GATHERED:
+        return train_case(case, folder, layout, place, compute_of(layout_name))
+    masks: list[list[str]] = []
+
+    def make(*arguments: Any, **options: Any) -> Trainer:
+        trainer = case.make(*arguments, **options)
+        masks.extend(gather_keys(trainer))
+        return trainer
+
+    gathering = replace(case, make=make)
+    trained = train_case(gathering, folder, layout, place, compute_of(layout_name))
+    assert masks and all("padding_causal_bottom_right" in of_layer for of_layer in masks)
+    return trained
 
 
 def train_case(

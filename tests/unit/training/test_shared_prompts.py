@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from megatron_gad.algorithms.discriminator import discriminator_loss
 from megatron_gad.algorithms.policy import PolicyOptions, policy_loss
 from megatron_gad.config.compute import ComputeConfig
 from megatron_gad.config.layout import ParallelConfig
-from megatron_gad.models.gathering import GatheringAttention
 from megatron_gad.stages.discriminator_step import judge
 from megatron_gad.training.checkpoint import Residents, load_model, save_checkpoint
 from megatron_gad.training.checkpoint_files import iteration_folder
@@ -24,7 +22,7 @@ from megatron_gad.training.settings import TrainerSettings
 from megatron_gad.training.trainer import Trainer
 from megatron_gad.types import Batch, PairBatch
 from tests.hf_reference import HfScorer, HfStudent, reference_gradients
-from tests.kernel_by_hand import KernelByHand
+from tests.kernel_by_hand import gather_keys
 from tests.tiny import make_hf_folder
 from tests.tiny_training import (
     gradients,
@@ -78,27 +76,6 @@ def pairs() -> PairBatch:
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hf_folder(tmp_path_factory.mktemp("shared"), **FAMILIES[request.param])
-
-
-def gather_keys(trainer: Trainer) -> list[list[str]]:
-    """Give every layer the attention that is put around Transformer Engine's.
-
-    Returns a list of each layer that grows by the masks of its calls.
-    """
-    masks = []
-    for layer in trainer.modules_to_read()[0].decoder.layers:
-        local = layer.self_attention.core_attention
-        layer.self_attention.core_attention = GatheringAttention(
-            local.rotary,
-            KernelByHand,
-            local.config,
-            layer_number=layer.layer_number,
-            attn_mask_type=AttnMaskType.causal,
-            attention_type="self",
-            softmax_scale=local.softmax_scale,
-        )
-        masks.append(layer.self_attention.core_attention.core_attention.masks)
-    return masks
 
 
 def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
