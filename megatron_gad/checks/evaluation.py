@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.evaluation import PACKAGED, EvaluationConfig
 from megatron_gad.config.run import RunConfig
+from megatron_gad.environment import ENDPOINT_KEY
 
 
 def check_evaluation(config: RunConfig, num_data_ranks: int) -> Iterator[str]:
@@ -82,6 +83,13 @@ def _check_judge(own: EvaluationConfig) -> Iterator[str]:
     if own.judge_url and not _is_address(own.judge_url):
         yield (
             f"evaluation.judge_url = {own.judge_url!r} is no address; give one like https://host/v1"
+        )
+    elif mark := next((mark for mark in "?#" if mark in own.judge_url), ""):
+        # What follows is often a key, which no message shows.
+        yield (
+            f"evaluation.judge_url = {own.judge_url.partition(mark)[0]!r} and more from {mark!r} "
+            "on, to which no path of a call can be added, and which would be written into files; "
+            f"leave that out; the key is given in {ENDPOINT_KEY}"
         )
     if not _is_json_object(own.judge_extra_body):
         yield (

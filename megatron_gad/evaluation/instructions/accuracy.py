@@ -42,7 +42,9 @@ def read_instructions(source: str | Path = PACKAGED) -> list[Instructed]:
     """
     path = PACKAGED_FILE if source == PACKAGED else Path(source)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A line ends at a line feed alone: JSON may hold what else ends a line of text.
+        with path.open(encoding="utf-8") as file:
+            lines = [*file]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); name a file of instructions, or {PACKAGED!r}"
@@ -54,9 +56,10 @@ def read_instructions(source: str | Path = PACKAGED) -> list[Instructed]:
             read = Instructed(str(row["id"]), row["prompt"], tuple(row["checks"]))
             if not (isinstance(read.prompt, str) and read.prompt.strip() and read.checks):
                 raise ValueError("the prompt is no text, or nothing is checked")
+            (read.id + read.prompt).encode("utf-8")  # raises for half of a surrogate pair
             for check in read.checks:
                 _check_parameters(check)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}: {type(error).__name__}: {error}; a row has id, prompt and "
                 f"checks, each {{'check': name, ...}} with a name of {', '.join(CHECKERS)}"

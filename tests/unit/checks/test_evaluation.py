@@ -100,6 +100,10 @@ def test_a_judge_in_a_run_needs_an_endpoint_and_a_model(
         assert messages(judge_url=wrong, judge_model="m") == [
             f"evaluation.judge_url = '{wrong}' is no address; give one like https://host/v1"
         ]
+    for more in ("?api_key=hidden", "?", "#hidden"):  # a key there would be written into files
+        (problem,) = messages(judge_url=url + more, judge_model="m")
+        assert problem.startswith(f"evaluation.judge_url = '{url}' and more from '{more[0]}' on")
+        assert "hidden" not in problem
     assert messages(judge_url=url, judge_model="m", judge_extra_body="[1]") == [
         "evaluation.judge_extra_body = '[1]' is no JSON object; give one like "
         "'{\"max_tokens\": 4096}'"

@@ -109,8 +109,24 @@ def test_a_bad_set_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(row))
     with pytest.raises(ValueError, match="the prompt is no text"):
         read_instructions(path)
+    for key in ("id", "prompt"):
+        path.write_text(json.dumps(row | {"prompt": "?", key: "no \ud800"}))
+        with pytest.raises(ValueError, match=r"line 1: UnicodeEncodeError: .*surrogates"):
+            read_instructions(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="line 1: RecursionError"):
+        read_instructions(path)
     path.write_text("")
     with pytest.raises(ValueError, match="no instructions"):
         read_instructions(path)
     with pytest.raises(ValueError, match=r"nowhere.jsonl cannot be read"):
         read_instructions(tmp_path / "nowhere.jsonl")
+
+
+def test_a_prompt_may_hold_what_ends_a_line_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    prompts = ["one\u2028two", "three\x85four"]
+    rows = [{"id": p, "prompt": p, "checks": [{"check": "lowercase"}]} for p in prompts]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    assert [each.prompt for each in read_instructions(path)] == prompts
