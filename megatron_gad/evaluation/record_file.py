@@ -79,10 +79,10 @@ class RecordFile:
                 try:
                     record = json.loads(line)
                     self.records[record["key"]] = record
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise ValueError(
                         f"{self.path}, line {number}: no record of an evaluation "
-                        f"({type(error).__name__}: {error}); remove the line, or choose another "
-                        "--out"
+                        f"({type(error).__name__}: {error}); remove the line, or move the file "
+                        "away"
                     ) from error
                 offset += len(line)
