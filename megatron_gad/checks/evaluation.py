@@ -4,12 +4,11 @@ import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.evaluation import PACKAGED, EvaluationConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.environment import ENDPOINT_KEY
+from megatron_gad.engines.asking.address import address_problem
 
 
 def check_evaluation(config: RunConfig, num_data_ranks: int) -> Iterator[str]:
@@ -76,35 +75,18 @@ def _check_judge(own: EvaluationConfig) -> Iterator[str]:
             "choose by another metric"
         )
     if bool(own.judge_url) != bool(own.judge_model):
+        missing = "judge_model" if own.judge_url else "judge_url"
         yield (
-            f"evaluation.judge_url = {own.judge_url!r} with evaluation.judge_model = "
-            f"{own.judge_model!r}; a judge has both an endpoint and a model there"
+            f"evaluation.{missing} is not set; a judge has both an endpoint, judge_url, and a "
+            "model there, judge_model"
         )
-    if own.judge_url and not _is_address(own.judge_url):
-        yield (
-            f"evaluation.judge_url = {own.judge_url!r} is no address; give one like https://host/v1"
-        )
-    elif mark := next((mark for mark in "?#" if mark in own.judge_url), ""):
-        # What follows is often a key, which no message shows.
-        yield (
-            f"evaluation.judge_url = {own.judge_url.partition(mark)[0]!r} and more from {mark!r} "
-            "on, to which no path of a call can be added, and which would be written into files; "
-            f"leave that out; the key is given in {ENDPOINT_KEY}"
-        )
+    if own.judge_url and (problem := address_problem(own.judge_url)):
+        yield f"evaluation.judge_url = {problem}"
     if not _is_json_object(own.judge_extra_body):
         yield (
             f"evaluation.judge_extra_body = {own.judge_extra_body!r} is no JSON object; give one "
             "like '{\"max_tokens\": 4096}'"
         )
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _is_json_object(text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from megatron_gad.engines.asking.address import address_problem
 from megatron_gad.engines.asking.endpoint import Patience, Target
 from megatron_gad.engines.asking.pool import Limits
 from megatron_gad.environment import ENDPOINT_KEY
@@ -178,8 +179,8 @@ class EvaluateOptions:
         endpoint, wrong = self.endpoint, []
         if endpoint.judge_url and not endpoint.judge_model:
             wrong.append("judge_url without judge_model: name a model that the endpoint serves")
-        if endpoint.judge_url and not endpoint.judge_url.startswith(("http://", "https://")):
-            wrong.append(f"judge_url = {endpoint.judge_url!r}: use a URL like https://host/v1")
+        if endpoint.judge_url and (problem := address_problem(endpoint.judge_url)):
+            wrong.append(f"judge_url = {problem}")
         if endpoint.max_cost and not (endpoint.prompt_price or endpoint.completion_price):
             wrong.append(
                 f"max_cost = {endpoint.max_cost} without prices: give prompt_price and "

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from megatron_gad.engines.asking.address import address_problem
 from megatron_gad.engines.asking.endpoint import Patience, Target
 from megatron_gad.engines.asking.pool import Limits
 
@@ -14,8 +14,6 @@ Value = TypeVar("Value")
 
 # Fields of a request that the collector sets itself, and the setting that does so.
 OWN_FIELDS = {"model": "model", "messages": "prompts", "stream": "stream", "n": "num_answers"}
-# What the collector adds to a base URL.
-ROUTE = "/chat/completions"
 # The lists of a mixture, of which each has one value for all teachers or one for each.
 PER_TEACHER = ("base_url", "model", "weights", "prompt_price", "completion_price")
 
@@ -156,16 +154,8 @@ class CollectConfig:
                 wrong.append(f"{name} = {' '.join(map(str, values))}: use 0 or more")
         if not any(weight > 0 for weight in self.weights):
             wrong.append("weights are all 0: give one teacher more")
-        wrong += [
-            f"base_url = {url!r}: use a URL like https://host/v1"
-            for url in self.base_url
-            if not _is_url(url)
-        ]
-        wrong += [
-            f"base_url = {url!r}: leave out {ROUTE}, which is added to it"
-            for url in self.base_url
-            if url.rstrip("/").endswith(ROUTE)
-        ]
+        problems = [address_problem(url) for url in self.base_url]
+        wrong += [f"base_url = {problem}" for problem in problems if problem]
         if not all(self.model):
             wrong.append("model is empty: use a name that the endpoint serves")
         return wrong
@@ -187,11 +177,3 @@ class CollectConfig:
 def spread(values: Sequence[Value], count: int) -> Sequence[Value]:
     """Return one value for each of count teachers."""
     return values if len(values) == count else [values[0]] * count
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)

@@ -89,8 +89,8 @@ def test_a_judge_in_a_run_needs_an_endpoint_and_a_model(
         "leave judge_url out"
     ]
     assert messages(judge_url=url) == [
-        f"evaluation.judge_url = '{url}' with evaluation.judge_model = ''; a judge has both an "
-        "endpoint and a model there"
+        "evaluation.judge_model is not set; a judge has both an endpoint, judge_url, and a model "
+        "there, judge_model"
     ]
     assert messages(select="evaluation/judge_win_rate") == [
         "evaluation.select = 'evaluation/judge_win_rate', but evaluation.judge_url is not set; set "

@@ -273,7 +273,7 @@ def test_all_that_is_wrong_in_the_configuration_is_said_at_once(tmp_path: Path) 
 @pytest.mark.parametrize("end", ["", "/"])
 def test_a_base_url_is_without_the_route(tmp_path: Path, end: str) -> None:
     config = CollectConfig(base_url=(f"http://host/v1/chat/completions{end}",), model=(MODEL,))
-    with pytest.raises(ValueError, match="leave out /chat/completions, which is added to it"):
+    with pytest.raises(ValueError, match="ends in /chat/completions, which is added to it; leave"):
         collect(tmp_path / "none.jsonl", tmp_path / "out.jsonl", config)
 
 
