@@ -54,7 +54,8 @@ def make_flags(folder: Path, game: Game, rows: int) -> list[str]:
 def needed_flops(folder: Path, game: Game) -> float:
     """Return the operations of a step's training with every prompt read once.
 
-    Forward and backward of both models, and a forward pass of the reference.
+    Forward and backward of both models, and a forward pass of the reference; of whole layers,
+    though the last one is computed for the tokens that are read.
     """
     shape = shape_from_config(load_hf_config(folder / "model").to_dict())
     prompt, response = game.prompt_tokens, game.response_tokens
