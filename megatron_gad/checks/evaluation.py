@@ -1,6 +1,5 @@
 """Checks of what a run measures of its student while it goes on."""
 
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from megatron_gad.checks.values import NOT_NEGATIVE, POSITIVE, violations
 from megatron_gad.config.evaluation import PACKAGED, EvaluationConfig
 from megatron_gad.config.run import RunConfig
-from megatron_gad.engines.asking.address import address_problem
+from megatron_gad.engines.asking.settings import address_problem, is_json_object
 
 
 def check_evaluation(config: RunConfig, num_data_ranks: int) -> Iterator[str]:
@@ -82,15 +81,8 @@ def _check_judge(own: EvaluationConfig) -> Iterator[str]:
         )
     if own.judge_url and (problem := address_problem(own.judge_url)):
         yield f"evaluation.judge_url = {problem}"
-    if not _is_json_object(own.judge_extra_body):
+    if not is_json_object(own.judge_extra_body):
         yield (
             f"evaluation.judge_extra_body = {own.judge_extra_body!r} is no JSON object; give one "
             "like '{\"max_tokens\": 4096}'"
         )
-
-
-def _is_json_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from megatron_gad.engines.asking.address import address_problem
 from megatron_gad.engines.asking.endpoint import Patience, Target
 from megatron_gad.engines.asking.pool import Limits
+from megatron_gad.engines.asking.settings import address_problem, is_json_object
 from megatron_gad.environment import ENDPOINT_KEY
 
 TEACHER = "teacher"
@@ -150,7 +150,7 @@ class EvaluateOptions:
                 f"num_samples = {self.num_samples} at temperature 0: all would be the same; use a "
                 "temperature above 0"
             )
-        if not _is_json_object(self.chat_template_kwargs):
+        if not is_json_object(self.chat_template_kwargs):
             wrong.append(
                 f"chat_template_kwargs = {self.chat_template_kwargs!r}: no JSON object, such as "
                 """'{"enable_thinking": false}'"""
@@ -186,16 +186,9 @@ class EvaluateOptions:
                 f"max_cost = {endpoint.max_cost} without prices: give prompt_price and "
                 "completion_price"
             )
-        if not _is_json_object(endpoint.judge_extra_body):
+        if not is_json_object(endpoint.judge_extra_body):
             wrong.append(f"judge_extra_body = {endpoint.judge_extra_body!r}: no JSON object")
         return wrong
-
-
-def _is_json_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
 
 
 def _too_small(options: Any, least: Mapping[str, float]) -> Sequence[str]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from megatron_gad.engines.asking.address import address_problem
 from megatron_gad.engines.asking.endpoint import Patience, Target
 from megatron_gad.engines.asking.pool import Limits
+from megatron_gad.engines.asking.settings import address_problem
 
 Value = TypeVar("Value")
 

@@ -1,5 +1,6 @@
-"""What an endpoint's URL may be."""
+"""What a user may say of an endpoint: its URL, and JSON for its requests."""
 
+import json
 from urllib.parse import urlsplit
 
 from megatron_gad.environment import ENDPOINT_KEY
@@ -24,6 +25,14 @@ def address_problem(url: str) -> str:
     if url.rstrip("/").endswith(ROUTE):
         return f"{shown!r} ends in {ROUTE}, which is added to it; leave that out"
     return ""
+
+
+def is_json_object(text: str) -> bool:
+    """Return whether a text is JSON of an object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_address(url: str) -> bool:
