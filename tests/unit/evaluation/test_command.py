@@ -332,6 +332,11 @@ def test_seeds_of_an_arm_have_an_interval_of_their_own(tmp_path: Path) -> None:
         (["--students", "x=http://127.0.0.1/v1"], "names no model"),
         (["--max-cost", "1"], "max_cost = 1.0 without prices"),
         (["--judge-url", "http://127.0.0.1/v1"], "judge_url without judge_model"),
+        (
+            ["--judge-url", "http://127.0.0.1/v1?key=k"],
+            "'http://127.0.0.1/v1' and more from '?' on",
+        ),
+        (["--judge-extra-body", "[" * 100_000], "no JSON object"),
         (["--against", "nobody"], "against = 'nobody': use one of teacher, even, short"),
         (["--num-samples", "4"], "at temperature 0"),
         (["--max-tokens", "0"], "max_tokens = 0: use 1 or more"),
